@@ -1,0 +1,185 @@
+"""Runs the engine on the event loop: the thin concurrent wrapper round the pure core.
+
+While a model call runs, the steps that arrive gather; when it returns, they are the next
+batch. So batches grow with the load, and no step ever waits for company.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from recurra_server.engine.batch import Batch
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.errors import EngineError
+from recurra_server.engine.ports import Runtime
+from recurra_server.engine.served_model import Array, ServedModel
+from recurra_server.engine.sessions import Session
+from recurra_server.engine.steps import Buffer, Step
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+
+
+class BatchObserver(Protocol):
+    """Is told of every batch after it was committed."""
+
+    def __call__(self, model: ServedModel, batch: Batch, now: float) -> None:
+        """Record a batch; `now` is when its steps were answered."""
+        ...
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A model on the loop.
+
+    Attributes:
+        runtime: What runs it.
+        executor: Where it is run; None on the loop's own thread, which is quicker for small models.
+        awake: Whether a pump is scheduled or a batch is in flight.
+    """
+
+    model: ServedModel
+    runtime: Runtime
+    executor: ThreadPoolExecutor | None
+    awake: bool = False
+
+    def call(self, batch: Batch) -> "_Outcome":
+        """Call the model; perhaps on another thread, so it touches nothing but the batch's own arrays."""
+        started = time.perf_counter()
+        try:
+            results: Sequence[Array] | Exception = self.runtime.run(batch.feeds)
+        except Exception as error:
+            results = error
+        return _Outcome(results, time.perf_counter() - started)
+
+
+class _Outcome(NamedTuple):
+    """What a model call returned or raised, and the seconds it took."""
+
+    results: Sequence[Array] | Exception
+    seconds: float
+
+
+class Driver:
+    """Feeds the engine and runs its batches. All methods belong to the loop's thread."""
+
+    def __init__(
+        self, engine: Engine, *, clock: Callable[[], float] = time.monotonic, observe: BatchObserver | None = None
+    ) -> None:
+        self.engine = engine
+        self.clock = clock
+        self._observe = observe
+        self._lanes: dict[ServedModel, _Lane] = {}
+
+    def serve(self, model: ServedModel, runtime: Runtime, executor: ThreadPoolExecutor | None = None) -> None:
+        """Add a model and what runs it; with an executor it is run there, off the loop's thread."""
+        self.engine.add_model(model)
+        self._lanes[model] = _Lane(model, runtime, executor)
+
+    def submit(self, step: Step) -> None:
+        """Hand a step to the engine; it is answered through its `done`.
+
+        Raises:
+            EngineError: It was not accepted.
+        """
+        model = step.session.model
+        model.submit(step, step.arrived)
+        self._wake(model)
+
+    async def run_step(
+        self,
+        session: Session,
+        inputs: tuple[Buffer, ...],
+        count: int,
+        *,
+        number: int = 0,
+        deadline: float = float("inf"),
+    ) -> Step:
+        """Apply a step and wait for it; a caller who stops waiting cancels it.
+
+        Raises:
+            EngineError: It was not applied.
+        """
+        answered = asyncio.get_running_loop().create_future()
+
+        def done(_: Step) -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        step = Step(session, inputs, count, arrived=self.clock(), done=done, number=number, deadline=deadline)
+        self.submit(step)
+        try:
+            await answered
+        except asyncio.CancelledError:
+            step.cancel()
+            raise
+        if step.error is not None:
+            raise step.error
+        return step
+
+    async def at_rest(self, session: Session, operation: Callable[[], _T]) -> _T:
+        """Perform an operation on a session once the steps before it are done."""
+        finished: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+        def action() -> None:
+            try:
+                result = operation()
+            except EngineError as error:
+                if not finished.done():
+                    finished.set_exception(error)
+            else:
+                if not finished.done():
+                    finished.set_result(result)
+
+        session.model.at_rest(session, action)
+        return await finished
+
+    async def expire_forever(self, interval: float = 1.0) -> None:
+        """End sessions whose time is up, every `interval` seconds."""
+        while True:
+            await asyncio.sleep(interval)
+            self.engine.expire(self.clock())
+
+    def _wake(self, model: ServedModel) -> None:
+        lane = self._lanes[model]
+        if not lane.awake:
+            # Not at once: the other steps that came with this turn of the loop join the batch.
+            lane.awake = True
+            asyncio.get_running_loop().call_soon(self._pump, lane)
+
+    def _pump(self, lane: _Lane) -> None:
+        """Run the next batch; called again as long as there is one."""
+        loop = asyncio.get_running_loop()
+        batch = lane.model.next_batch(self.clock())
+        if batch is None:
+            lane.awake = False
+        elif lane.executor is None:
+            self._finish(lane, batch, lane.call(batch))
+            loop.call_soon(self._pump, lane)
+        else:
+            call = loop.run_in_executor(lane.executor, lane.call, batch)
+            call.add_done_callback(partial(self._returned, lane, batch))
+
+    def _returned(self, lane: _Lane, batch: Batch, call: "asyncio.Future[_Outcome]") -> None:
+        self._finish(lane, batch, call.result())
+        self._pump(lane)
+
+    def _finish(self, lane: _Lane, batch: Batch, outcome: "_Outcome") -> None:
+        """Take in what a model call returned."""
+        model, now = lane.model, self.clock()
+        if isinstance(outcome.results, Exception):
+            model.fail(batch, outcome.results, now)
+            return
+        try:
+            model.commit(batch, outcome.results, now, outcome.seconds)
+        except Exception:
+            _log.exception("batch_failed", model=model.name, version=model.version, size=len(batch.steps))
+            model.abandon(batch, now)
+        if self._observe is not None:
+            self._observe(model, batch, now)

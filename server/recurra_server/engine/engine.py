@@ -1,0 +1,282 @@
+"""The engine as a whole: which models are served, which sessions are open."""
+
+import re
+import secrets
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from recurra_server.engine.errors import (
+    CapacityError,
+    DrainingError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionIdError,
+)
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.served_model import Array, ServedModel
+from recurra_server.engine.sessions import Session, not_found
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is remembered of an expired session."""
+
+    expired_at: float
+    idle_timeout: float
+
+
+class Engine:
+    """Models and sessions; every method that needs the time takes it as `now`, in seconds.
+
+    Attributes:
+        limits: The bounds it keeps.
+        draining: While True, no session is opened.
+        ended: Sessions ended so far, by (model name, version, "closed" or "expired").
+        opened: Sessions opened so far, by (model name, version).
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.draining = False
+        self.opened: Counter[tuple[str, str]] = Counter()
+        self.ended: Counter[tuple[str, str, str]] = Counter()
+        self._models: dict[str, dict[str, ServedModel]] = {}
+        self._sessions: dict[str, Session] = {}
+        self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
+
+    # --- models --------------------------------------------------------------------------
+
+    def add_model(self, model: ServedModel) -> None:
+        """Serve a version of a model."""
+        self._models.setdefault(model.name, {})[model.version] = model
+
+    def models(self) -> list[ServedModel]:
+        """All served versions, by name, the newest version first."""
+        return [
+            versions[version]
+            for _, versions in sorted(self._models.items())
+            for version in sorted(versions, key=version_key, reverse=True)
+        ]
+
+    def model(self, name: str, version: str = "") -> ServedModel:
+        """Find a version of a model; without a version, the latest.
+
+        Raises:
+            ModelNotFoundError: It is not served.
+        """
+        versions = self._models.get(name)
+        if versions is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            raise ModelNotFoundError(
+                f"there is no model {name!r}; served are: {known}", model=name, version=version or "latest"
+            )
+        if not version:
+            return versions[max(versions, key=version_key)]
+        if version not in versions:
+            known = ", ".join(sorted(versions, key=version_key))
+            raise ModelNotFoundError(
+                f"model {name!r} has no version {version!r}; served are: {known}", model=name, version=version
+            )
+        return versions[version]
+
+    # --- sessions ------------------------------------------------------------------------
+
+    def open(
+        self,
+        model: ServedModel,
+        now: float,
+        *,
+        session_id: str = "",
+        idle_timeout: float | None = None,
+        initial_states: Mapping[str, Array] | None = None,
+    ) -> Session:
+        """Begin a session.
+
+        Args:
+            model: What it runs on until it ends.
+            now: The time in seconds.
+            session_id: Its id; empty to make an unguessable one.
+            idle_timeout: Seconds it may go unused; None for the default.
+            initial_states: States to begin from by their input name, each `[*dims]`; the others
+                begin at their declared value.
+
+        Raises:
+            SessionIdError, SessionExistsError, InvalidRequestError, CapacityError, DrainingError:
+                Nothing was opened.
+        """
+        if self.draining:
+            raise DrainingError("the server shuts down; open the session on another one", retry_after=1.0)
+        session_id = self._new_id(session_id)
+        timeout = self._idle_timeout(idle_timeout)
+        if len(self._sessions) >= self.limits.max_sessions:
+            raise CapacityError(
+                f"all {self.limits.max_sessions} sessions are in use; close some or try again later",
+                retry_after=1.0,
+                bound="max_sessions",
+                limit=self.limits.max_sessions,
+            )
+        session = self._begin(model, session_id, timeout, now)
+        if initial_states:
+            states = [initial_states.get(spec.input_name) for spec in model.signature.states]
+            model.slots.write(session.slot, states)
+        return session
+
+    def session(self, session_id: str, now: float) -> Session:
+        """Find an open session.
+
+        Raises:
+            SessionExpiredError: It has expired, and that is still remembered.
+            SessionNotFoundError: It is not open.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise self._missing(session_id, now)
+        if session.current is None and session.model.slots.expires_at[session.slot] <= now:
+            self._expire(session)
+            raise self._missing(session_id, now)
+        return session
+
+    def sessions(self, model: str, start: int, count: int) -> tuple[list[Session], int]:
+        """List open sessions in the order they were opened.
+
+        Returns:
+            The sessions from the `start`-th on, at most `count`, and how many there are in all.
+        """
+        if not model:
+            return list(islice(self._sessions.values(), start, start + count)), len(self._sessions)
+        chosen: Iterable[Session] = (session for session in self._sessions.values() if session.model.name == model)
+        total = sum(version.sessions for version in self._models.get(model, {}).values())
+        return list(islice(chosen, start, start + count)), total
+
+    def close(self, session: Session) -> None:
+        """End a session and free its memory; steps that wait fail.
+
+        Raises:
+            SessionNotFoundError: It has ended already.
+        """
+        if session.closed:
+            raise not_found(session.id)
+        self._end(session, "closed")
+
+    def reset(self, session: Session, now: float) -> None:
+        """Put a session at rest back to its beginning.
+
+        Raises:
+            SessionNotFoundError: It has ended.
+        """
+        if session.closed:
+            raise not_found(session.id)
+        session.model.slots.reset(session.slot)
+        session.model.slots.touch(session.slot, now)
+        session.applied = 0
+        session.kept = None
+
+    def fork(self, session: Session, now: float, *, session_id: str = "") -> Session:
+        """Open a copy of a session at rest.
+
+        Raises:
+            SessionNotFoundError: It has ended.
+            Exception: As `open`.
+        """
+        if session.closed:
+            raise not_found(session.id)
+        slots = session.model.slots
+        copy = self.open(
+            session.model, now, session_id=session_id, idle_timeout=float(slots.idle_timeout[session.slot])
+        )
+        slots.write(copy.slot, slots.read(session.slot))
+        copy.applied = session.applied
+        copy.kept = session.kept
+        slots.touch(session.slot, now)
+        return copy
+
+    def expire(self, now: float) -> int:
+        """End the sessions whose time is up and forget old tombstones.
+
+        Returns:
+            How many sessions were ended.
+        """
+        due = [
+            session
+            for model in self.models()
+            for session in model.slots.expired(now)
+            if session.current is None and session.id is not None
+        ]
+        for session in due:
+            self._expire(session)
+        oldest = now - self.limits.tombstone_seconds
+        while self._tombstones and next(iter(self._tombstones.values())).expired_at < oldest:
+            self._tombstones.popitem(last=False)
+        return len(due)
+
+    # --- inside --------------------------------------------------------------------------
+
+    def _new_id(self, wanted: str) -> str:
+        if not wanted:
+            return secrets.token_urlsafe(16)
+        if not _SESSION_ID.fullmatch(wanted):
+            raise SessionIdError(
+                f"session id {wanted[:40]!r} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -",
+                session_id=wanted[:40],
+            )
+        if wanted in self._sessions:
+            raise SessionExistsError(
+                f"session {wanted!r} is open already; use another id or go on with it", session_id=wanted
+            )
+        return wanted
+
+    def _idle_timeout(self, wanted: float | None) -> float:
+        if wanted is None:
+            return self.limits.default_idle_timeout
+        if not 0 < wanted <= self.limits.max_idle_timeout:
+            raise InvalidRequestError(
+                f"idle_timeout must be above 0 and at most {self.limits.max_idle_timeout:g} s, not {wanted:g} s",
+                field="idle_timeout",
+            )
+        return wanted
+
+    def _begin(self, model: ServedModel, session_id: str, idle_timeout: float, now: float) -> Session:
+        session = model.open(session_id, idle_timeout, now)
+        self._sessions[session_id] = session
+        self._tombstones.pop(session_id, None)
+        self.opened[model.name, model.version] += 1
+        return session
+
+    def _expire(self, session: Session) -> None:
+        assert session.id is not None  # noqa: S101 - only sessions with an id expire
+        slots = session.model.slots
+        tombstone = Tombstone(float(slots.expires_at[session.slot]), float(slots.idle_timeout[session.slot]))
+        self._end(session, "expired")
+        self._tombstones[session.id] = tombstone
+        if len(self._tombstones) > self.limits.max_tombstones:
+            self._tombstones.popitem(last=False)
+
+    def _end(self, session: Session, reason: str) -> None:
+        if session.id is not None:
+            del self._sessions[session.id]
+            self.ended[session.model.name, session.model.version, reason] += 1
+        session.model.close(session)
+
+    def _missing(self, session_id: str, now: float) -> Exception:
+        tombstone = self._tombstones.get(session_id)
+        if tombstone is None or now - tombstone.expired_at > self.limits.tombstone_seconds:
+            return not_found(session_id)
+        ago = now - tombstone.expired_at
+        return SessionExpiredError(
+            f"session {session_id!r} expired {ago:.1f} s ago, after {tombstone.idle_timeout:g} s without a step; "
+            "open a new one",
+            session_id=session_id,
+            idle_timeout_seconds=f"{tombstone.idle_timeout:g}",
+            expired_seconds_ago=f"{ago:.3f}",
+        )
+
+
+def version_key(version: str) -> list[tuple[int, str]]:
+    """Sort versions with runs of digits as numbers: "10" after "9"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", version)]

@@ -1,0 +1,29 @@
+"""The engine's bounds: nothing it holds can grow without end."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that the engine keeps; times are in seconds."""
+
+    max_sessions: int = 100_000
+    """Open sessions, of all models."""
+    max_queue: int = 10_000
+    """Steps and chunks of one model accepted and not yet answered."""
+    max_queue_per_session: int = 256
+    """Steps and chunks of one session accepted and not yet answered."""
+    max_chunk_steps: int = 4096
+    """Steps in one chunk."""
+    max_batch_size: int = 256
+    """Sessions in one model call."""
+    max_piece_steps: int = 64
+    """Time steps in one model call: a longer chunk is run in pieces, so that others get their turn."""
+    default_idle_timeout: float = 600.0
+    """How long a session may go unused before it expires."""
+    max_idle_timeout: float = 86_400.0
+    """The most a caller may ask for instead."""
+    tombstone_seconds: float = 3600.0
+    """How long it is remembered that a session has expired."""
+    max_tombstones: int = 100_000
+    """How many expired sessions are remembered; the oldest are forgotten first."""

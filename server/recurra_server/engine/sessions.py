@@ -1,0 +1,89 @@
+"""A session: one sequence in progress, and the rule by which its steps are numbered."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recurra_server.engine.errors import SessionNotFoundError, StepGapError, StepNotHeldError
+from recurra_server.engine.steps import Step
+
+if TYPE_CHECKING:
+    from recurra_server.engine.served_model import ServedModel
+
+Action = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReply:
+    """The last numbered step's reply, for a caller who asks again."""
+
+    number: int
+    count: int
+    outputs: tuple[bytes, ...]
+
+
+class Session:
+    """One sequence in progress. Its states live in its model's slot table.
+
+    Attributes:
+        id: The name callers know it by; None where nobody does (a `Predict`).
+        model: The version of the model that it began with and stays on.
+        slot: Its row in the model's slot table.
+        applied: Number of time steps applied.
+        current: The one step in flight, or None.
+        waiting: Steps, and actions that need the session at rest, in order of arrival.
+        kept: The last numbered reply.
+        closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
+    """
+
+    __slots__ = ("applied", "closed", "current", "id", "kept", "model", "slot", "waiting")
+
+    def __init__(self, session_id: str | None, model: ServedModel, slot: int) -> None:
+        self.id = session_id
+        self.model = model
+        self.slot = slot
+        self.applied = 0
+        self.current: Step | None = None
+        self.waiting: deque[Step | Action] | None = None
+        self.kept: KeptReply | None = None
+        self.closed = False
+
+    def admit(self, step: Step) -> bool:
+        """Decide by its number what becomes of a step: True to apply it, False where the kept reply answers it.
+
+        Raises:
+            StepGapError: The number is past the next one.
+            StepNotHeldError: It was applied before and its reply is not kept.
+        """
+        expected = self.applied + 1
+        if step.number in (0, expected):
+            return True
+        if step.number > expected:
+            raise StepGapError(
+                f"step {step.number} is ahead of its turn; the next one is {expected}",
+                session_id=self.id,
+                step=step.number,
+                expected_step=expected,
+            )
+        kept = self.kept
+        if kept is not None and (kept.number, kept.count) == (step.number, step.count):
+            step.outputs = kept.outputs
+            step.last_number = kept.number + kept.count - 1
+            step.replayed = True
+            return False
+        raise StepNotHeldError(
+            f"step {step.number} was applied before and its reply is not kept; go on with step {expected}",
+            session_id=self.id,
+            step=step.number,
+            expected_step=expected,
+        )
+
+
+def not_found(session_id: str | None) -> SessionNotFoundError:
+    """The error for a session that is not there."""
+    return SessionNotFoundError(
+        f"there is no session {session_id!r}; it was closed or never opened: open one first", session_id=session_id
+    )

@@ -1,0 +1,125 @@
+"""Where the sessions of a model live: one array per state tensor, a slot per session."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra_server.engine.signature import StateSpec
+
+if TYPE_CHECKING:
+    from recurra_server.engine.sessions import Session
+
+Array = NDArray[Any]
+Slots = NDArray[np.intp]
+
+
+def stack(rows: Array, spec: StateSpec) -> Array:
+    """Put rows `[B, *dims]` in the layout of the graph, with the batch at its axis."""
+    return np.ascontiguousarray(np.moveaxis(rows, 0, spec.batch_axis))
+
+
+def unstack(tensor: Array, spec: StateSpec) -> Array:
+    """Take the graph's tensor apart into rows `[B, *dims]`; the inverse of `stack`."""
+    return np.moveaxis(tensor, spec.batch_axis, 0)
+
+
+class SlotTable:
+    """State arrays `[capacity, *dims]`, grown by doubling; a batch is gathered and scattered by index.
+
+    The times of expiry are a column too, so that a batch touches all its sessions with one
+    operation and a sweep finds the expired ones with another: no session has a timer.
+    """
+
+    def __init__(self, specs: Sequence[StateSpec], capacity: int = 64) -> None:
+        self.specs = tuple(specs)
+        self.owners: list[Session | None] = [None] * capacity
+        self.idle_timeout = np.zeros(capacity)
+        self.expires_at = np.full(capacity, np.inf)
+        self._tables = [np.zeros((capacity, *spec.dims), spec.np_dtype) for spec in specs]
+        self._free: list[int] = []
+        self._used = 0  # slots below this were handed out at least once
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots that memory is set aside for."""
+        return len(self.owners)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes set aside for states."""
+        return sum(table.nbytes for table in self._tables)
+
+    def allocate(self) -> int:
+        """Hand out a slot. Its states are whatever its last owner left; nobody owns it and it does not expire."""
+        if self._free:
+            return self._free.pop()
+        if self._used == self.capacity:
+            self._grow()
+        self._used += 1
+        return self._used - 1
+
+    def release(self, slot: int) -> None:
+        """Take a slot back; whoever held it must not use it again."""
+        self.owners[slot] = None
+        self.expires_at[slot] = np.inf
+        self._free.append(slot)
+
+    def settle(self, slot: int, owner: "Session", idle_timeout: float, now: float) -> None:
+        """Make a slot the home of a session, which expires when it is not touched for `idle_timeout` seconds."""
+        self.owners[slot] = owner
+        self.idle_timeout[slot] = idle_timeout
+        self.expires_at[slot] = now + idle_timeout
+
+    def move(self, source: int, target: int) -> None:
+        """Make `target` the home of the session that lived in `source`, which is released."""
+        self.owners[target] = self.owners[source]
+        self.idle_timeout[target] = self.idle_timeout[source]
+        self.expires_at[target] = self.expires_at[source]
+        self.release(source)
+
+    def touch(self, slots: Slots | int, now: float) -> None:
+        """Note that the sessions in these slots are in use."""
+        self.expires_at[slots] = now + self.idle_timeout[slots]
+
+    def expired(self, now: float) -> list["Session"]:
+        """Find the sessions whose time is up."""
+        due = np.flatnonzero(self.expires_at <= now).tolist()
+        return [owner for slot in due if (owner := self.owners[slot]) is not None]
+
+    def reset(self, slot: int) -> None:
+        """Put a slot's states to their initial values."""
+        for spec, table in zip(self.specs, self._tables, strict=True):
+            table[slot] = spec.initial
+
+    def read(self, slot: int) -> list[Array]:
+        """Copy a slot's states, each `[*dims]`."""
+        return [table[slot].copy() for table in self._tables]
+
+    def write(self, slot: int, states: Sequence[Array | None]) -> None:
+        """Set a slot's states, each `[*dims]`; None leaves that state as it is."""
+        for table, state in zip(self._tables, states, strict=True):
+            if state is not None:
+                table[slot] = state
+
+    def gather(self, slots: Slots) -> list[Array]:
+        """Stack the states of these slots, laid out as the graph takes them."""
+        return [stack(table.take(slots, axis=0), spec) for table, spec in zip(self._tables, self.specs, strict=True)]
+
+    def scatter(self, slots: Slots, rows: Sequence[Array]) -> None:
+        """Set the states of these slots from rows `[B, *dims]`."""
+        for table, states in zip(self._tables, rows, strict=True):
+            table[slots] = states
+
+    def _grow(self) -> None:
+        # Zeroed pages are backed by memory only once they are written to, so doubling
+        # reserves more address space than memory.
+        old = self.capacity
+        for index, table in enumerate(self._tables):
+            larger = np.zeros((2 * old, *table.shape[1:]), table.dtype)
+            larger[:old] = table
+            self._tables[index] = larger
+        self.owners.extend([None] * old)
+        self.idle_timeout = np.concatenate([self.idle_timeout, np.zeros(old)])
+        self.expires_at = np.concatenate([self.expires_at, np.full(old, np.inf)])

@@ -1,0 +1,94 @@
+"""A step (or chunk of steps) on its way through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from recurra_server.engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from recurra_server.engine.sessions import Session
+
+Buffer = bytes | memoryview
+
+
+class Step:
+    """One request to advance a session by `count` >= 1 time steps, all or nothing.
+
+    Attributes:
+        session: Whose step it is.
+        inputs: For each input of the signature, its `count` steps as little-endian bytes.
+        number: Number of its first time step; 0 means "just the next one".
+        arrived, deadline: Times in seconds; the deadline may be infinite.
+        done: Called exactly once, when the step has succeeded or failed; must not raise.
+            Not called for a step that was cancelled.
+        error: Why it failed, or None.
+        outputs: For each output of the signature, its `count` steps as little-endian bytes.
+        last_number: Number of the session's last time step applied.
+        replayed: Whether this is the kept reply of a step that had been applied before.
+        started: When its first model call began.
+        compute: Seconds spent in its model calls.
+        batch_size: Number of sessions in its last model call.
+    """
+
+    __slots__ = (
+        "arrived",
+        "batch_size",
+        "cancelled",
+        "compute",
+        "count",
+        "deadline",
+        "done",
+        "error",
+        "inputs",
+        "last_number",
+        "number",
+        "outputs",
+        "pieces",
+        "position",
+        "ready_turn",
+        "replayed",
+        "session",
+        "slot",
+        "started",
+    )
+
+    outputs: tuple[bytes, ...]
+
+    def __init__(
+        self,
+        session: Session,
+        inputs: tuple[Buffer, ...],
+        count: int,
+        *,
+        arrived: float,
+        done: Callable[[Step], None],
+        number: int = 0,
+        deadline: float = float("inf"),
+    ) -> None:
+        self.session = session
+        self.inputs = inputs
+        self.count = count
+        self.number = number
+        self.arrived = arrived
+        self.deadline = deadline
+        self.done = done
+        self.error: EngineError | None = None
+        self.outputs = ()
+        self.last_number = 0
+        self.replayed = False
+        self.started = 0.0
+        self.compute = 0.0
+        self.batch_size = 0
+        self.cancelled = False
+        # How far it has come: time steps run, the slot that holds the states so far
+        # (the session's own only once all is done), and the outputs of each piece.
+        self.position = 0
+        self.slot = -1
+        self.pieces: list[tuple[bytes, ...]] | None = None
+        self.ready_turn = 0
+
+    def cancel(self) -> None:
+        """Nobody waits any more: if it has not been run, it will not be."""
+        self.cancelled = True

@@ -1,0 +1,79 @@
+"""ModelsService: what is served and how to call it."""
+
+from typing import Any
+
+import grpc
+from recurra.v1 import models_pb2, models_pb2_grpc
+
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.signature import TensorSpec
+from recurra_server.rpc.status import guarded
+from recurra_server.rpc.tensors import DTYPE_NUMBERS
+from recurra_server.telemetry.metrics import EdgeCounts
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
+    """Answers from the engine's list of models."""
+
+    def __init__(self, engine: Engine, edge: EdgeCounts) -> None:
+        self.edge = edge
+        self._engine = engine
+
+    @guarded
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: _Context
+    ) -> models_pb2.ListModelsResponse:
+        """List every served version."""
+        return models_pb2.ListModelsResponse(models=[self._describe(model) for model in self._engine.models()])
+
+    @guarded
+    async def GetModel(self, request: models_pb2.GetModelRequest, context: _Context) -> models_pb2.GetModelResponse:
+        """Describe one version."""
+        return models_pb2.GetModelResponse(model=self._describe(self._engine.model(request.name, request.version)))
+
+    def _describe(self, model: ServedModel) -> models_pb2.Model:
+        signature = model.signature
+        message = models_pb2.Model(
+            name=model.name,
+            version=model.version,
+            latest=self._engine.model(model.name) is model,
+            digest=model.digest,
+            description=signature.description,
+            inputs=[_tensor(spec) for spec in signature.inputs],
+            outputs=[_tensor(spec) for spec in signature.outputs],
+            states=[
+                models_pb2.StateSpec(
+                    input_name=state.input_name,
+                    output_name=state.output_name,
+                    dtype=DTYPE_NUMBERS[state.dtype],  # type: ignore[arg-type]
+                    dims=state.dims,
+                    initial=state.initial,
+                )
+                for state in signature.states
+            ],
+            state_bytes=signature.state_bytes,
+            metrics=model.metrics,
+            max_batch_size=model.max_batch_size,
+        )
+        if signature.step_seconds is not None:
+            message.step_period.FromNanoseconds(round(signature.step_seconds * 1e9))
+        if signature.feedback is not None:
+            feedback = signature.feedback
+            message.feedback.CopyFrom(
+                models_pb2.Feedback(output=feedback.output, input=feedback.input, sampled=feedback.sampled)
+            )
+        return message
+
+
+def _tensor(spec: TensorSpec) -> models_pb2.TensorSpec:
+    return models_pb2.TensorSpec(
+        name=spec.name,
+        dtype=DTYPE_NUMBERS[spec.dtype],  # type: ignore[arg-type]
+        dims=spec.dims,
+        labels=spec.labels,
+        units=spec.units,
+        kind=spec.kind,
+    )

@@ -1,0 +1,122 @@
+"""SessionsService: opening, looking at and ending sessions."""
+
+from functools import partial
+from typing import Any
+
+import grpc
+from recurra.v1 import sessions_pb2, sessions_pb2_grpc
+
+from recurra_server.driver import Driver
+from recurra_server.engine.errors import InvalidRequestError
+from recurra_server.engine.sessions import Session
+from recurra_server.rpc.status import guarded
+from recurra_server.rpc.tensors import decode_states
+from recurra_server.telemetry.metrics import EdgeCounts
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_DEFAULT_PAGE = 100
+_MAX_PAGE = 1000
+
+
+def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest) -> Session:
+    """Open the session that a request asks for.
+
+    Raises:
+        EngineError: Nothing was opened.
+    """
+    model = driver.engine.model(request.model, request.version)
+    states = decode_states(request.initial_states, model.signature.states) if request.initial_states else None
+    timeout = request.idle_timeout.ToNanoseconds() / 1e9 if request.HasField("idle_timeout") else None
+    return driver.engine.open(
+        model, driver.clock(), session_id=request.session_id, idle_timeout=timeout, initial_states=states
+    )
+
+
+def describe(session: Session, now: float) -> sessions_pb2.Session:
+    """Tell how a session stands."""
+    model, slot = session.model, session.slot
+    message = sessions_pb2.Session(
+        session_id=session.id or "",
+        model=model.name,
+        version=model.version,
+        steps=session.applied,
+        model_digest=model.digest,
+    )
+    timeout = float(model.slots.idle_timeout[slot])
+    message.idle_timeout.FromNanoseconds(round(timeout * 1e9))
+    idle = max(0.0, now - (float(model.slots.expires_at[slot]) - timeout))
+    message.idle.FromNanoseconds(round(idle * 1e9))
+    return message
+
+
+class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
+    """Sessions, one call each."""
+
+    def __init__(self, driver: Driver, edge: EdgeCounts) -> None:
+        self.edge = edge
+        self._driver = driver
+        self._engine = driver.engine
+
+    @guarded
+    async def OpenSession(
+        self, request: sessions_pb2.OpenSessionRequest, context: _Context
+    ) -> sessions_pb2.OpenSessionResponse:
+        """Begin a sequence."""
+        session = open_session(self._driver, request)
+        return sessions_pb2.OpenSessionResponse(session=describe(session, self._driver.clock()))
+
+    @guarded
+    async def GetSession(
+        self, request: sessions_pb2.GetSessionRequest, context: _Context
+    ) -> sessions_pb2.GetSessionResponse:
+        """Tell how a session stands."""
+        now = self._driver.clock()
+        return sessions_pb2.GetSessionResponse(session=describe(self._engine.session(request.session_id, now), now))
+
+    @guarded
+    async def ListSessions(
+        self, request: sessions_pb2.ListSessionsRequest, context: _Context
+    ) -> sessions_pb2.ListSessionsResponse:
+        """List open sessions page by page; the page token is the position in the order of opening."""
+        if request.page_token and not request.page_token.isdecimal():
+            raise InvalidRequestError("page_token must be the next_page_token of an earlier answer", field="page_token")
+        start = int(request.page_token or 0)
+        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        sessions, total = self._engine.sessions(request.model, start, size)
+        now = self._driver.clock()
+        following = start + len(sessions)
+        return sessions_pb2.ListSessionsResponse(
+            sessions=[describe(session, now) for session in sessions],
+            next_page_token=str(following) if following < total and sessions else "",
+            total=total,
+        )
+
+    @guarded
+    async def ResetSession(
+        self, request: sessions_pb2.ResetSessionRequest, context: _Context
+    ) -> sessions_pb2.ResetSessionResponse:
+        """Put a session back to its beginning."""
+        session = self._engine.session(request.session_id, self._driver.clock())
+        await self._driver.at_rest(session, lambda: self._engine.reset(session, self._driver.clock()))
+        return sessions_pb2.ResetSessionResponse(session=describe(session, self._driver.clock()))
+
+    @guarded
+    async def CloseSession(
+        self, request: sessions_pb2.CloseSessionRequest, context: _Context
+    ) -> sessions_pb2.CloseSessionResponse:
+        """End a session."""
+        now = self._driver.clock()
+        session = self._engine.session(request.session_id, now)
+        before = describe(session, now)
+        self._engine.close(session)
+        return sessions_pb2.CloseSessionResponse(session=before)
+
+    @guarded
+    async def ForkSession(
+        self, request: sessions_pb2.ForkSessionRequest, context: _Context
+    ) -> sessions_pb2.ForkSessionResponse:
+        """Open a copy of a session."""
+        session = self._engine.session(request.session_id, self._driver.clock())
+        fork = partial(self._engine.fork, session, self._driver.clock(), session_id=request.fork_session_id)
+        copy = await self._driver.at_rest(session, fork)
+        return sessions_pb2.ForkSessionResponse(session=describe(copy, self._driver.clock()))

@@ -1,0 +1,1 @@
+"""How a model runs and where its file comes from."""

@@ -1,0 +1,131 @@
+"""The server's Prometheus metrics (docs/metrics.md).
+
+Counters and gauges are the engine's own numbers, read when somebody scrapes; only the
+histograms are filled as batches are answered.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from recurra_server.engine.batch import Batch
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.telemetry.histograms import SECONDS, SIZES, BulkHistogram
+
+_MODEL = ("model", "version")
+
+
+@dataclass(slots=True)
+class _Timings:
+    total: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
+    queue: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
+    compute: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
+    batch_size: BulkHistogram = field(default_factory=lambda: BulkHistogram(SIZES))
+
+
+@dataclass(slots=True)
+class EdgeCounts:
+    """What only the edge knows: counted there, read here.
+
+    Attributes:
+        streams: Open `StreamSteps` streams.
+        refused: Calls and messages refused before they reached a model, by reason.
+    """
+
+    streams: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+    def refuse(self, reason: str) -> None:
+        """Count a refusal."""
+        key = reason.lower()
+        self.refused[key] = self.refused.get(key, 0) + 1
+
+
+class ServerMetrics(Collector):
+    """Everything about models, sessions and steps."""
+
+    def __init__(self, engine: Engine, edge: EdgeCounts, build: dict[str, str]) -> None:
+        self._engine = engine
+        self._edge = edge
+        self._build = build
+        self._timings: dict[ServedModel, _Timings] = {}
+
+    def observe_batch(self, model: ServedModel, batch: Batch, now: float) -> None:
+        """Record a batch whose steps were answered at `now`."""
+        timings = self._timings.get(model)
+        if timings is None:
+            timings = self._timings[model] = _Timings()
+        timings.batch_size.observe((len(batch.steps),))
+        applied = [step for step in batch.steps if step.position == step.count and step.error is None]
+        timings.total.observe([now - step.arrived for step in applied])
+        timings.queue.observe([step.started - step.arrived for step in applied])
+        timings.compute.observe([step.compute for step in applied])
+
+    def collect(self) -> Iterator[Metric]:
+        """Answer a scrape."""
+        yield from self._histograms()
+        yield from self._model_gauges()
+        yield from self._model_counters()
+        refused = CounterMetricFamily(
+            "recurra_refused", "Calls refused before they reached a model, by reason.", labels=["reason"]
+        )
+        for reason, count in sorted(self._edge.refused.items()):
+            refused.add_metric([reason], count)
+        yield refused
+        yield GaugeMetricFamily("recurra_streams", "Open StreamSteps streams.", value=self._edge.streams)
+        yield GaugeMetricFamily(
+            "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)
+        )
+        build = GaugeMetricFamily("recurra_build_info", "Always 1.", labels=list(self._build))
+        build.add_metric(list(self._build.values()), 1)
+        yield build
+
+    def _histograms(self) -> Iterator[Metric]:
+        for name, help_text, attribute in (
+            ("recurra_step_seconds", "Time of a step inside the server.", "total"),
+            ("recurra_step_queue_seconds", "Time a step waited for its first model call.", "queue"),
+            ("recurra_step_compute_seconds", "Time a step spent in model calls.", "compute"),
+            ("recurra_batch_size", "Sessions in one model call.", "batch_size"),
+        ):
+            family = HistogramMetricFamily(name, help_text, labels=_MODEL)
+            for model, timings in self._timings.items():
+                histogram: BulkHistogram = getattr(timings, attribute)
+                histogram.add_to(family, (model.name, model.version))
+            yield family
+
+    def _model_gauges(self) -> Iterator[Metric]:
+        sessions = GaugeMetricFamily("recurra_sessions", "Open sessions.", labels=_MODEL)
+        depth = GaugeMetricFamily("recurra_queue_depth", "Steps accepted and not yet answered.", labels=_MODEL)
+        used = GaugeMetricFamily("recurra_state_bytes", "Bytes of state that open sessions hold.", labels=_MODEL)
+        allocated = GaugeMetricFamily(
+            "recurra_state_allocated_bytes", "Bytes of memory set aside for states.", labels=_MODEL
+        )
+        info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "digest", "latest"])
+        for model in self._engine.models():
+            labels = (model.name, model.version)
+            sessions.add_metric(labels, model.sessions)
+            depth.add_metric(labels, model.depth)
+            used.add_metric(labels, model.sessions * model.signature.state_bytes)
+            allocated.add_metric(labels, model.slots.nbytes)
+            latest = self._engine.model(model.name) is model
+            info.add_metric([*labels, model.digest, str(latest).lower()], 1)
+        yield from (sessions, depth, used, allocated, info)
+
+    def _model_counters(self) -> Iterator[Metric]:
+        steps = CounterMetricFamily("recurra_steps", "Steps and chunks answered.", labels=[*_MODEL, "outcome"])
+        time_steps = CounterMetricFamily("recurra_timesteps", "Time steps applied.", labels=_MODEL)
+        opened = CounterMetricFamily("recurra_sessions_opened", "Sessions opened.", labels=_MODEL)
+        ended = CounterMetricFamily("recurra_sessions_ended", "Sessions ended.", labels=[*_MODEL, "reason"])
+        for model in self._engine.models():
+            labels = (model.name, model.version)
+            # From the start at 0, so that the first increase is seen as one.
+            for outcome, count in {"ok": 0, "replayed": 0, **model.outcomes}.items():
+                steps.add_metric([*labels, outcome], count)
+            time_steps.add_metric(labels, model.applied_steps)
+            opened.add_metric(labels, self._engine.opened[labels])
+            for reason in ("closed", "expired"):
+                ended.add_metric([*labels, reason], self._engine.ended[*labels, reason])
+        yield from (steps, time_steps, opened, ended)
