@@ -48,7 +48,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
                 models_pb2.StateSpec(
                     input_name=state.input_name,
                     output_name=state.output_name,
-                    dtype=DTYPE_NUMBERS[state.dtype],  # type: ignore[arg-type]
+                    dtype=DTYPE_NUMBERS[state.dtype],
                     dims=state.dims,
                     initial=state.initial,
                 )
@@ -71,7 +71,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
 def _tensor(spec: TensorSpec) -> models_pb2.TensorSpec:
     return models_pb2.TensorSpec(
         name=spec.name,
-        dtype=DTYPE_NUMBERS[spec.dtype],  # type: ignore[arg-type]
+        dtype=DTYPE_NUMBERS[spec.dtype],
         dims=spec.dims,
         labels=spec.labels,
         units=spec.units,

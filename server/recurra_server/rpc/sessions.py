@@ -1,5 +1,6 @@
 """SessionsService: opening, looking at and ending sessions."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from recurra_server.telemetry.metrics import EdgeCounts
 _Context = grpc.aio.ServicerContext[Any, Any]
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
+_PAGE_TOKEN = re.compile(r"[0-9]{0,12}")
 
 
 def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest) -> Session:
@@ -78,7 +80,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ListSessionsRequest, context: _Context
     ) -> sessions_pb2.ListSessionsResponse:
         """List open sessions page by page; the page token is the position in the order of opening."""
-        if request.page_token and not request.page_token.isdecimal():
+        if not _PAGE_TOKEN.fullmatch(request.page_token):
             raise InvalidRequestError("page_token must be the next_page_token of an earlier answer", field="page_token")
         start = int(request.page_token or 0)
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)

@@ -80,7 +80,7 @@ def guarded(
 ) -> Callable[[Any, Any, Any], Awaitable[_Response]]:
     """Answer what a servicer's method raises with a status.
 
-    The servicer must have an attribute `edge`, where refusals are counted.
+    The servicer must have an attribute `edge`, where errors are counted.
     """
 
     @functools.wraps(method)
@@ -92,7 +92,7 @@ def guarded(
         except Exception as error:
             known = to_engine_error(error)
             edge: EdgeCounts = servicer.edge
-            edge.refuse(known.reason)
+            edge.count_error(known.reason)
             await abort(context, known)
 
     return call

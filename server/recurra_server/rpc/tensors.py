@@ -4,6 +4,7 @@ Everything is checked here, before memory is spent on it: names, dtypes, shapes,
 """
 
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import numpy as np
 from recurra.v1 import tensor_pb2
@@ -16,16 +17,11 @@ from recurra_server.engine.errors import (
     InputShapeError,
 )
 from recurra_server.engine.served_model import Array
-from recurra_server.engine.signature import Signature, StateSpec, TensorSpec
+from recurra_server.engine.signature import Dtype, Signature, StateSpec, TensorSpec
 
 _MAX_AXES = 8
 
-DTYPE_NUMBERS = {
-    name: tensor_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}")
-    for name in (
-        "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "bool", "float16", "float64", "uint32", "uint64"
-    )
-}  # fmt: skip
+DTYPE_NUMBERS = {name: tensor_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in get_args(Dtype)}
 _DTYPE_NAMES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
 
@@ -151,7 +147,7 @@ def fill_tensors(
     """Write outputs into prepared messages: `lead` are the axes before each spec's dims."""
     for tensor, spec, blob in zip(tensors, specs, data, strict=True):
         tensor.name = spec.name
-        tensor.dtype = DTYPE_NUMBERS[spec.dtype]  # type: ignore[assignment]
+        tensor.dtype = DTYPE_NUMBERS[spec.dtype]
         tensor.shape[:] = [*lead, *spec.dims]
         tensor.data = blob
 

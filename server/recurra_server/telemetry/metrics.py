@@ -4,6 +4,7 @@ Counters and gauges are the engine's own numbers, read when somebody scrapes; on
 histograms are filled as batches are answered.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -32,16 +33,15 @@ class EdgeCounts:
 
     Attributes:
         streams: Open `StreamSteps` streams.
-        refused: Calls and messages refused before they reached a model, by reason.
+        errors: Calls, stream messages and rows answered with an error, by reason.
     """
 
     streams: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
 
-    def refuse(self, reason: str) -> None:
-        """Count a refusal."""
-        key = reason.lower()
-        self.refused[key] = self.refused.get(key, 0) + 1
+    def count_error(self, reason: str) -> None:
+        """Count an error that was answered."""
+        self.errors[reason.lower()] += 1
 
 
 class ServerMetrics(Collector):
@@ -69,12 +69,12 @@ class ServerMetrics(Collector):
         yield from self._histograms()
         yield from self._model_gauges()
         yield from self._model_counters()
-        refused = CounterMetricFamily(
-            "recurra_refused", "Calls refused before they reached a model, by reason.", labels=["reason"]
+        errors = CounterMetricFamily(
+            "recurra_errors", "Calls, stream messages and rows answered with an error.", labels=["reason"]
         )
-        for reason, count in sorted(self._edge.refused.items()):
-            refused.add_metric([reason], count)
-        yield refused
+        for reason, count in sorted(self._edge.errors.items()):
+            errors.add_metric([reason], count)
+        yield errors
         yield GaugeMetricFamily("recurra_streams", "Open StreamSteps streams.", value=self._edge.streams)
         yield GaugeMetricFamily(
             "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)

@@ -1,0 +1,202 @@
+"""The composition root: the one file that knows everybody."""
+
+import asyncio
+import platform
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from recurra.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    sessions_pb2,
+    sessions_pb2_grpc,
+)
+
+from recurra_server.driver import Driver
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc.inference import InferenceServicer
+from recurra_server.rpc.models import ModelsServicer
+from recurra_server.rpc.sessions import SessionsServicer
+from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.runtimes.probe import probe
+from recurra_server.runtimes.repository import ModelFile, find_models
+from recurra_server.settings import Settings
+from recurra_server.telemetry.exporter import MetricsExporter
+from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
+
+_log = structlog.get_logger(__name__)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_SERVICES = [
+    file.services_by_name[name].full_name
+    for file, name in (
+        (models_pb2.DESCRIPTOR, "ModelsService"),
+        (sessions_pb2.DESCRIPTOR, "SessionsService"),
+        (inference_pb2.DESCRIPTOR, "InferenceService"),
+    )
+]
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why in one line."""
+
+
+class App:
+    """A server, from loading its models to the end of its drain. Made on the event loop it runs on.
+
+    Raises:
+        StartError: No model can be loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine = Engine(settings.limits)
+        edge = EdgeCounts()
+        self.metrics = ServerMetrics(self.engine, edge, _build_info())
+        self.driver = Driver(self.engine, observe=self.metrics.observe_batch)
+        self._health = health.aio.HealthServicer()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._inference = InferenceServicer(self.driver, edge, stream_window=settings.stream_window)
+        self._load_models()
+        self._server = self._build_server(edge)
+
+    async def start(self) -> tuple[int, int]:
+        """Listen, and say so through the health service.
+
+        Returns:
+            The ports of gRPC and of the metrics.
+
+        Raises:
+            StartError: A port is taken or not allowed.
+        """
+        settings = self.settings
+        try:
+            port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
+        except RuntimeError:
+            raise StartError(
+                f"cannot listen on {settings.host}:{settings.port}: the port is in use, or not allowed; choose --port"
+            ) from None
+        try:
+            self._exporter = MetricsExporter(self.metrics, settings.host, settings.metrics_port)
+        except OSError as error:
+            where = f"{settings.host}:{settings.metrics_port}"
+            raise StartError(f"cannot serve metrics on {where}: {error.strerror}; choose --metrics-port") from None
+        self._expiry = asyncio.ensure_future(self.driver.expire_forever())
+        await self._server.start()
+        for service in ("", *_SERVICES):
+            await self._health.set(service, _SERVING)
+        for model in self.engine.models():
+            await self._health.set(f"{model.name}/{model.version}", _SERVING)
+            await self._health.set(model.name, _SERVING)
+        return port, self._exporter.port
+
+    async def run_until_signal(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the drain at once."""
+        loop = asyncio.get_running_loop()
+        told = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told.set)
+        await told.wait()
+        told.clear()
+        _log.info("draining", streams=len(self._inference.streams), grace_seconds=self.settings.drain_seconds)
+        drain = asyncio.ensure_future(self.drain())
+        hurry = asyncio.ensure_future(told.wait())
+        await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        drain.cancel()
+        await asyncio.gather(drain, hurry, return_exceptions=True)
+        await self.stop()
+        _log.info("stopped")
+
+    async def drain(self) -> None:
+        """Open nothing new, tell the streams, and wait until they have ended or their time is up."""
+        grace = self.settings.drain_seconds
+        self.engine.draining = True
+        await self._health.enter_graceful_shutdown()
+        await self._inference.drain(grace)
+
+    async def stop(self) -> None:
+        """Stop listening, and end what is left."""
+        await self._server.stop(grace=1.0)
+        self._expiry.cancel()
+        await asyncio.gather(self._expiry, return_exceptions=True)
+        await asyncio.to_thread(self._exporter.close)
+        self._executor.shutdown()
+
+    def _load_models(self) -> None:
+        files = find_models(self.settings.models)
+        for file in files:
+            try:
+                self._load(file)
+            except Exception as error:
+                _log.error("model_not_loaded", model=file.name, version=file.version, why=str(error).splitlines()[0])
+        if not self.engine.models():
+            where = self.settings.models
+            raise StartError(
+                f"none of the {len(files)} models in {where} can be served (the log says why)"
+                if files
+                else f"there is no {where}/<name>/<version>/model.onnx: train one (recurra train) or choose --models"
+            )
+
+    def _load(self, file: ModelFile) -> None:
+        runtime = OnnxRuntime(file.path, threads=self.settings.threads)
+        model = ServedModel(
+            file.name,
+            file.version,
+            file.digest(),
+            runtime.signature,
+            self.settings.limits,
+            max_batch_size=1 if runtime.fixed_batch else None,
+            metrics=runtime.metrics,
+        )
+        seconds = probe(runtime.signature, runtime, model.max_batch_size)
+        inline = seconds * 1e3 <= self.settings.inline_ms
+        self.driver.serve(model, runtime, None if inline else self._executor)
+        _log.info(
+            "model_loaded",
+            model=model.name,
+            version=model.version,
+            digest=model.digest[:19],
+            state_bytes=model.signature.state_bytes,
+            full_batch_ms=round(seconds * 1e3, 3),
+            runs="on the loop" if inline else "on a thread",
+        )
+
+    def _build_server(self, edge: EdgeCounts) -> grpc.aio.Server:
+        settings = self.settings
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_mb << 20),
+                ("grpc.max_send_message_length", -1),
+                # Without this a second server on the port would take half of the calls in silence.
+                ("grpc.so_reuseport", 0),
+                # Callers keep idle streams alive with pings.
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", 60_000),
+            ]
+        )
+        models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge), server)
+        sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.reflection:
+            names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, server)
+        return server
+
+
+def _build_info() -> dict[str, str]:
+    return {
+        "version": version("recurra"),
+        "python": platform.python_version(),
+        "onnxruntime": version("onnxruntime"),
+        "grpc": version("grpcio"),
+    }

@@ -1,0 +1,102 @@
+"""Generate: each output becomes the next input."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+from recurra.v1 import inference_pb2
+
+from recurra_server.driver import Driver
+from recurra_server.engine.errors import InvalidRequestError, NoFeedbackError
+from recurra_server.engine.feedback import Sampling
+from recurra_server.engine.sessions import Session
+from recurra_server.engine.signature import TensorSpec
+from recurra_server.engine.steps import Step
+from recurra_server.rpc.results import timing_of
+from recurra_server.rpc.tensors import decode_steps, encode
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+async def generate(
+    driver: Driver, request: inference_pb2.GenerateRequest
+) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    """Feed a model's output back to it, step by step.
+
+    Raises:
+        EngineError: The request does not fit the model, or a step failed; what was generated before stands.
+    """
+    start = request.WhichOneof("start")
+    if start == "session_id":
+        session = driver.engine.session(request.session_id, driver.clock())
+        async for response in _run(driver, request, session):
+            yield response
+    elif start == "model":
+        model = driver.engine.model(request.model.name, request.model.version)
+        session = model.open(None, float("inf"), driver.clock())
+        try:
+            async for response in _run(driver, request, session):
+                yield response
+        finally:
+            model.close(session)
+    else:
+        raise InvalidRequestError("either session_id or model must be set: where to begin", field="start")
+
+
+async def _run(
+    driver: Driver, request: inference_pb2.GenerateRequest, session: Session
+) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    signature, bound = session.model.signature, driver.engine.limits.max_chunk_steps
+    feedback = signature.feedback
+    if feedback is None:
+        raise NoFeedbackError(
+            f"model {session.model.name!r} does not say how an output becomes the next input; "
+            "export it with `feedback`",
+            model=session.model.name,
+        )
+    if not 1 <= request.max_steps <= bound:
+        raise InvalidRequestError(f"max_steps must be 1 to {bound}, not {request.max_steps}", field="max_steps")
+    draw = _Draw(request, signature.inputs[0], sampled=feedback.sampled)
+    index = next(i for i, spec in enumerate(signature.outputs) if spec.name == feedback.output)
+    spec = signature.outputs[index]
+    inputs, count, _ = decode_steps(request.inputs, signature, bound)
+    for _ in range(request.max_steps):
+        step = await driver.run_step(session, inputs, count)
+        last = [blob[-out.step_bytes :] for out, blob in zip(signature.outputs, step.outputs, strict=True)]
+        following = draw(np.frombuffer(last[index], spec.np_dtype)) if feedback.sampled else last[index]
+        yield _response(step, last, following)
+        if draw.stopped:
+            return
+        inputs, count = (following,), 1
+
+
+class _Draw:
+    """Draws the next input from logits."""
+
+    def __init__(self, request: inference_pb2.GenerateRequest, target: TensorSpec, *, sampled: bool) -> None:
+        if not sampled and (request.HasField("sampling") or request.HasField("stop_class")):
+            raise InvalidRequestError(
+                "sampling and stop_class are for models whose feedback is sampled", field="sampling"
+            )
+        sampling = request.sampling
+        self._sampling = Sampling(sampling.temperature, sampling.top_k)
+        self._rng = np.random.default_rng(sampling.seed if sampling.HasField("seed") else None)
+        self._stop = request.stop_class if request.HasField("stop_class") else None
+        self._dtype = target.np_dtype
+        self.stopped = False
+
+    def __call__(self, logits: "np.ndarray[Any, Any]") -> bytes:
+        drawn = self._sampling.draw(logits, self._rng)
+        self.stopped = drawn == self._stop
+        return np.array(drawn, self._dtype).tobytes()
+
+
+def _response(step: Step, outputs: list[bytes], following: bytes) -> inference_pb2.GenerateResponse:
+    signature = step.session.model.signature
+    return inference_pb2.GenerateResponse(
+        result=inference_pb2.StepResult(
+            step=step.last_number, outputs=encode(signature.outputs, outputs, ()), timing=timing_of(step)
+        ),
+        next_input=encode(signature.inputs, [following], ())[0],
+    )

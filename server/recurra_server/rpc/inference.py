@@ -1,0 +1,125 @@
+"""InferenceService: steps, one by one, streamed, in bulk, whole, or generated."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from recurra.v1 import inference_pb2, inference_pb2_grpc
+
+from recurra_server.driver import Driver
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc.batches import step_batch
+from recurra_server.rpc.generate import generate
+from recurra_server.rpc.results import StreamResultTemplate, result_of, timing_of
+from recurra_server.rpc.status import abort, guarded, to_engine_error
+from recurra_server.rpc.stream import StepStream
+from recurra_server.rpc.tensors import decode_states, decode_steps, encode
+from recurra_server.telemetry.metrics import EdgeCounts
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Decodes, awaits the engine, encodes.
+
+    Attributes:
+        streams: The open StreamSteps calls.
+    """
+
+    def __init__(self, driver: Driver, edge: EdgeCounts, *, stream_window: int) -> None:
+        self.edge = edge
+        self.streams: set[StepStream] = set()
+        self._driver = driver
+        self._engine = driver.engine
+        self._stream_window = stream_window
+        self._templates: dict[ServedModel, StreamResultTemplate] = {}
+        self._no_streams = asyncio.Event()
+        self._grace = 0.0
+
+    @guarded
+    async def Step(self, request: inference_pb2.StepRequest, context: _Context) -> inference_pb2.StepResponse:
+        """Apply one step or chunk."""
+        session = self._engine.session(request.session_id, self._driver.clock())
+        inputs, count, chunk = decode_steps(
+            request.inputs, session.model.signature, self._engine.limits.max_chunk_steps
+        )
+        step = await self._driver.run_step(
+            session, inputs, count, number=request.step, deadline=self._deadline(context)
+        )
+        return inference_pb2.StepResponse(result=result_of(step, chunk=chunk))
+
+    async def StreamSteps(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
+        """Apply steps as they come."""
+        stream = StepStream(self._driver, self.edge, self._templates, context, self._stream_window)
+        self.streams.add(stream)
+        self.edge.streams += 1
+        if self._engine.draining:
+            stream.announce(self._grace)
+        try:
+            await stream.run()
+        finally:
+            self.streams.discard(stream)
+            self.edge.streams -= 1
+            if not self.streams:
+                self._no_streams.set()
+
+    async def drain(self, grace: float) -> None:
+        """Tell all streams to move; return when they have ended, or have been ended after `grace` seconds."""
+        self._grace = grace
+        for stream in self.streams:
+            stream.announce(grace)
+        for patience in (grace, 1.0):
+            self._no_streams.clear()
+            if self.streams:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._no_streams.wait(), patience)
+            for stream in self.streams:
+                stream.expel()
+
+    @guarded
+    async def StepBatch(
+        self, request: inference_pb2.StepBatchRequest, context: _Context
+    ) -> inference_pb2.StepBatchResponse:
+        """Apply one step or chunk to each of many sessions."""
+        response = await step_batch(self._driver, request, self._deadline(context))
+        for row in response.errors:
+            self.edge.count_error(row.error.reason)
+        return response
+
+    @guarded
+    async def Predict(self, request: inference_pb2.PredictRequest, context: _Context) -> inference_pb2.PredictResponse:
+        """Run a whole sequence in a session that only this call knows."""
+        model = self._engine.model(request.model, request.version)
+        states = decode_states(request.initial_states, model.signature.states)
+        inputs, count, chunk = decode_steps(request.inputs, model.signature, self._engine.limits.max_chunk_steps)
+        session = model.open(None, float("inf"), self._driver.clock())
+        try:
+            model.slots.write(session.slot, [states.get(spec.input_name) for spec in model.signature.states])
+            step = await self._driver.run_step(session, inputs, count, deadline=self._deadline(context))
+        finally:
+            model.close(session)
+        specs, outputs = model.signature.outputs, step.outputs
+        lead = [count] if chunk and not request.last_only else []
+        if request.last_only:
+            outputs = tuple(blob[-spec.step_bytes :] for spec, blob in zip(specs, outputs, strict=True))
+        return inference_pb2.PredictResponse(outputs=encode(specs, outputs, lead), timing=timing_of(step))
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: _Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """Feed each output back as the next input."""
+        try:
+            async for response in generate(self._driver, request):
+                yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            known = to_engine_error(error)
+            self.edge.count_error(known.reason)
+            await abort(context, known)
+
+    def _deadline(self, context: _Context) -> float:
+        left = context.time_remaining()
+        return float("inf") if left is None else self._driver.clock() + left

@@ -1,0 +1,58 @@
+"""Makes the answer to a step."""
+
+from recurra.v1 import inference_pb2
+
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.steps import Step
+from recurra_server.rpc.tensors import encode, fill_tensors
+
+
+def micros(seconds: float) -> int:
+    """Seconds as whole microseconds, as StepTiming has them."""
+    return min(int(seconds * 1e6), 0xFFFFFFFF)
+
+
+def timing_of(step: Step) -> inference_pb2.StepTiming:
+    """Tell where the time of a step went."""
+    return inference_pb2.StepTiming(
+        queue_us=micros(step.started - step.arrived), compute_us=micros(step.compute), batch_size=step.batch_size
+    )
+
+
+def result_of(step: Step, *, chunk: bool) -> inference_pb2.StepResult:
+    """The answer to a step that was applied, or to a chunk."""
+    specs = step.session.model.signature.outputs
+    return inference_pb2.StepResult(
+        step=step.last_number,
+        outputs=encode(specs, step.outputs, [step.count] if chunk else []),
+        timing=None if step.replayed else timing_of(step),
+        replayed=step.replayed,
+    )
+
+
+class StreamResultTemplate:
+    """A prepared StreamStepsResponse for single steps of one model: most of it never changes.
+
+    Filling it in takes a quarter of the time of building a message. It is overwritten by the
+    next step, so it must be serialised at once.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        self._specs = model.signature.outputs
+        self._response = inference_pb2.StreamStepsResponse()
+        self._result = self._response.result
+        self._outputs = [self._result.outputs.add() for _ in self._specs]
+        fill_tensors(self._outputs, self._specs, [b""] * len(self._specs), ())
+        self._timing = self._result.timing
+
+    def fill(self, step: Step) -> inference_pb2.StreamStepsResponse:
+        """The response to a single step that was applied now."""
+        self._response.session_id = step.session.id or ""
+        self._result.step = step.last_number
+        for tensor, blob in zip(self._outputs, step.outputs, strict=True):
+            tensor.data = blob
+        timing = self._timing
+        timing.queue_us = micros(step.started - step.arrived)
+        timing.compute_us = micros(step.compute)
+        timing.batch_size = step.batch_size
+        return self._response

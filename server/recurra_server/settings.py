@@ -1,0 +1,45 @@
+"""The server's settings. Each is a flag, an environment variable and a key of recurra.toml."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter, validators
+
+from recurra_server.engine.limits import Limits
+
+_Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))]
+_Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+_Seconds = Annotated[float, Parameter(validator=validators.Number(gte=0))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to serve."""
+
+    models: Path = Path("models")
+    """Model repository: a folder of <name>/<version>/model.onnx."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+    port: _Port = 50051
+    """Port for gRPC; 0 takes a free one."""
+    metrics_port: _Port = 9464
+    """Port for Prometheus metrics over HTTP; 0 takes a free one."""
+    threads: _Positive = 1
+    """Threads inside one model call."""
+    inline_ms: _Seconds = 1.0
+    """A model whose full batch takes no longer than this many milliseconds runs on the event loop's thread."""
+    drain_seconds: _Seconds = 10.0
+    """On SIGTERM, how long open streams may go on before they are ended."""
+    max_message_mb: _Positive = 16
+    """Largest message that is taken in, in MiB."""
+    stream_window: _Positive = 256
+    """Messages of one stream that may be read and not yet answered."""
+    reflection: bool = True
+    """Describe the API to tools such as grpcurl."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log that is written."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """JSON lines or columns for people; auto: columns on a terminal."""
+    limits: Annotated[Limits, Parameter(name="*")] = field(default_factory=Limits)
