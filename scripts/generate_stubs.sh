@@ -1,11 +1,17 @@
 #!/bin/sh
-# Generates the Python stubs beside the protos. CI runs it and fails if git sees a difference.
+# Generates the Python stubs of the protos, beside them or into the folder given.
 set -eu
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-.venv/bin/python}
-PATH="$(dirname "$PYTHON"):$PATH" "$PYTHON" -m grpc_tools.protoc --proto_path=proto \
-    --python_out=proto --grpc_python_out=proto \
-    --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto \
+VENV=${VENV:-.venv}
+out=${1:-proto}
+
+# protoc looks for the mypy plug-ins on the PATH.
+PATH="$VENV/bin:$PATH" "$VENV/bin/python" -m grpc_tools.protoc --proto_path=proto \
+    --python_out="$out" --grpc_python_out="$out" \
+    --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out" \
     proto/recurra/v1/*.proto
+
 # A file without services needs no gRPC stub.
-rm -f proto/recurra/v1/tensor_pb2_grpc.py* proto/recurra/v1/error_pb2_grpc.py*
+for proto in proto/recurra/v1/*.proto; do
+    grep -q '^service ' "$proto" || rm -f "$out/recurra/v1/$(basename "$proto" .proto)"_pb2_grpc.py*
+done

@@ -1,0 +1,78 @@
+# `make` lists what there is. Everything runs in .venv, which `make setup` makes and every target keeps current.
+
+# The Python that makes the venv: 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+export VENV
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run train test unit lint format proto dashboards bench docker clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=python3.12 chooses the Python that .venv is made with."
+	@echo "  On Linux without a GPU, a smaller PyTorch:"
+	@echo "    make setup PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+
+setup: $(INSTALLED) ## Make .venv and install everything into it
+
+# PyTorch goes first and alone: its version is fixed, and what comes after finds it there. The stamp is written
+# last, so an interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Recurra needs Python 3.11 or newer. Name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch into $(VENV) (a few minutes the first time) ..."
+	@$(PIP) torch==2.13.0
+	@echo "Installing Recurra and the tools ..."
+	@$(PIP) --editable '.[server,training,dev]'
+	@touch $@
+
+run: $(INSTALLED) ## Train a model if there is none, serve it, stream held-out recordings through it; Ctrl-C ends it
+	@exec $(BIN)/python scripts/run.py
+
+train: $(INSTALLED) ## Train the model of the tour
+	$(BIN)/recurra train exercise
+
+test: lint unit ## All checks and all tests
+
+unit: $(INSTALLED) ## All tests, without the checks
+	$(BIN)/pytest
+
+# Nothing here writes into the tree.
+lint: $(INSTALLED) ## Check style, types, imports, the protos and their stubs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	scripts/check_breaking.sh
+	scripts/check_stubs.sh
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+format: $(INSTALLED) ## Mend style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+proto: $(INSTALLED) ## Generate the stubs after a change of a proto
+	scripts/generate_stubs.sh
+
+dashboards: $(INSTALLED) ## Generate the Grafana dashboards after a change of their code
+	$(BIN)/python deploy/grafana/build_dashboards.py
+
+bench: $(INSTALLED) ## Load a running server and print throughput and latency
+	$(BIN)/recurra bench
+
+docker: ## Build the server's image
+	docker build --file deploy/docker/Dockerfile --tag recurra .
+
+clean: ## Remove .venv and caches; models, runs and data stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
