@@ -1,0 +1,59 @@
+"""The Python client of Recurra: `Client` for asyncio, `connect` for code that blocks.
+
+async with Client("localhost:50051") as client, client.session("exercise") as s:
+y = await s.step(x)
+
+with connect("localhost:50051") as client, client.session("exercise") as s:
+y = s.step(x)
+"""
+
+from recurra_client.blocking import BlockingClient, BlockingSession, connect
+from recurra_client.client import Client
+from recurra_client.errors import (
+    CapacityError,
+    DeadlineExceededError,
+    DrainingError,
+    InputError,
+    InternalError,
+    ModelNotFoundError,
+    NoFeedbackError,
+    RecurraError,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    StateNotFiniteError,
+    StepGapError,
+    StepNotHeldError,
+    UnavailableError,
+)
+from recurra_client.results import BatchResult, Generated, StepInfo
+from recurra_client.session import Session
+from recurra_client.tensors import to_array, to_tensor
+
+__all__ = [
+    "BatchResult",
+    "BlockingClient",
+    "BlockingSession",
+    "CapacityError",
+    "Client",
+    "DeadlineExceededError",
+    "DrainingError",
+    "Generated",
+    "InputError",
+    "InternalError",
+    "ModelNotFoundError",
+    "NoFeedbackError",
+    "RecurraError",
+    "Session",
+    "SessionExistsError",
+    "SessionExpiredError",
+    "SessionNotFoundError",
+    "StateNotFiniteError",
+    "StepGapError",
+    "StepInfo",
+    "StepNotHeldError",
+    "UnavailableError",
+    "connect",
+    "to_array",
+    "to_tensor",
+]

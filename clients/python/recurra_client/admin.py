@@ -1,0 +1,82 @@
+"""Sessions by their id, without stepping them: what an operator or a gateway needs."""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from recurra.v1 import sessions_pb2
+
+from recurra_client.connection import Connection
+from recurra_client.session import get_session
+
+PAGE_SIZE: Final = 1000
+
+
+class Sessions:
+    """`client.sessions`: list, get, reset, close and fork sessions by id. Answers `recurra.v1.Session` messages."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def list(self, model: str = "", *, limit: int | None = None) -> AsyncIterator[sessions_pb2.Session]:
+        """Yield the open sessions, in the order they were opened.
+
+        Args:
+            model: Only those of this model. Empty: of all.
+            limit: At most so many.
+        """
+        left = PAGE_SIZE if limit is None else limit
+        request = sessions_pb2.ListSessionsRequest(model=model)
+        while left > 0:
+            request.page_size = min(left, PAGE_SIZE)
+            answer = await self._connection.call(self._connection.sessions.ListSessions, request)
+            for session in answer.sessions:
+                yield session
+            if limit is not None:
+                left -= len(answer.sessions)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def count(self, model: str = "") -> int:
+        """Number of open sessions, of one model or of all."""
+        request = sessions_pb2.ListSessionsRequest(model=model, page_size=1)
+        return (await self._connection.call(self._connection.sessions.ListSessions, request)).total
+
+    async def get(self, session_id: str) -> sessions_pb2.Session:
+        """How a session stands; does not count as use.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError
+        """
+        return await get_session(self._connection, session_id)
+
+    async def reset(self, session_id: str) -> sessions_pb2.Session:
+        """Put a session back to its initial states and step number 0.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError
+        """
+        request = sessions_pb2.ResetSessionRequest(session_id=session_id)
+        return (await self._connection.call(self._connection.sessions.ResetSession, request)).session
+
+    async def close(self, session_id: str) -> sessions_pb2.Session:
+        """Close a session; answers how it stood.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError
+        """
+        request = sessions_pb2.CloseSessionRequest(session_id=session_id)
+        return (await self._connection.call(self._connection.sessions.CloseSession, request)).session
+
+    async def fork(self, session_id: str, fork_session_id: str = "") -> sessions_pb2.Session:
+        """Open a new session with the states and step number of another; an unguessable id is made if none is given.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError, SessionExistsError, CapacityError, DrainingError
+        """
+        request = sessions_pb2.ForkSessionRequest(session_id=session_id, fork_session_id=fork_session_id)
+        # Asked for twice, a copy without an id of its own would be made twice.
+        answer = await self._connection.call(
+            self._connection.sessions.ForkSession, request, repeatable=bool(fork_session_id)
+        )
+        return answer.session

@@ -1,0 +1,302 @@
+"""The asyncio client."""
+
+import datetime
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, overload
+
+import grpc
+from google.protobuf import duration_pb2
+from grpc import aio
+from numpy.typing import ArrayLike, NDArray
+from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
+
+from recurra_client.admin import Sessions
+from recurra_client.codec import Inputs
+from recurra_client.connection import Connection
+from recurra_client.errors import SessionExistsError, from_message, from_rpc
+from recurra_client.results import BatchResult, Generated
+from recurra_client.session import Session, get_session
+from recurra_client.tensors import to_array
+
+
+class Client:
+    """A client of one Recurra server (or of several behind one address); use it with `async with`.
+
+    Args:
+        target: "host:port", or any target that gRPC can resolve.
+        timeout: Seconds that a call or a step may take in all, reconnecting included. None: no bound.
+        reconnect: Seconds to go on trying, with growing random pauses, when the server cannot be reached. 0: none.
+        keepalive: Seconds between signs of life on the connection. None: none are sent.
+        credentials: For TLS, such as `grpc.ssl_channel_credentials()`. None: no encryption.
+    """
+
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        timeout: float | None = 30.0,
+        reconnect: float = 20.0,
+        keepalive: float | None = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._connection = Connection(
+            target, timeout=timeout, reconnect=reconnect, keepalive=keepalive, credentials=credentials
+        )
+        self.sessions = Sessions(self._connection)
+
+    async def __aenter__(self) -> Self:
+        """Nothing is sent yet: the first call connects."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Sessions that are still open stay so on the server, until they expire."""
+        await self._connection.close()
+
+    def session(
+        self,
+        model: str,
+        *,
+        version: str = "",
+        session_id: str = "",
+        idle_timeout: float | datetime.timedelta | None = None,
+        initial_states: Mapping[str, ArrayLike] | None = None,
+        keep: bool = False,
+    ) -> Session:
+        """A new session; `async with` (or `open`) opens it on the server, and closes it there.
+
+        Args:
+            model: The model's name.
+            version: Empty: the latest.
+            session_id: 1 to 128 characters of A-Z a-z 0-9 . _ : - . Empty: an unguessable one is made.
+            idle_timeout: Seconds it may go unused before it expires. None: the server's default.
+            initial_states: States to begin from, by the model's input_name. Those not given begin as the model says.
+            keep: Leave it open on the server when the `async with` ends, to be gone on with by `resume`.
+        """
+        request = sessions_pb2.OpenSessionRequest(
+            model=model, version=version, session_id=session_id or secrets.token_hex(16)
+        )
+        if idle_timeout is not None:
+            request.idle_timeout.CopyFrom(_duration(idle_timeout))
+
+        async def begin() -> sessions_pb2.Session:
+            if initial_states:
+                codec = await self._connection.codec(model, version)
+                request.initial_states.extend(codec.states(initial_states))
+            try:
+                return (await self._connection.call(self._connection.sessions.OpenSession, request)).session
+            except SessionExistsError:
+                if session_id:
+                    raise
+                # Nobody else can have made this id: the answer to the first attempt was lost.
+                return await get_session(self._connection, request.session_id)
+
+        return Session(self._connection, begin, keep=keep)
+
+    def resume(self, session_id: str, *, keep: bool = True) -> Session:
+        """A session that is open on the server, to go on with; only one client at a time may step it.
+
+        Args:
+            session_id: Its id.
+            keep: Leave it open on the server when the `async with` ends.
+        """
+        return Session(self._connection, lambda: get_session(self._connection, session_id), keep=keep)
+
+    async def models(self) -> list[models_pb2.Model]:
+        """Every loaded version of every model, by name, newest version first."""
+        answer = await self._connection.call(self._connection.models.ListModels, models_pb2.ListModelsRequest())
+        return list(answer.models)
+
+    async def model(self, name: str, version: str = "") -> models_pb2.Model:
+        """One version of a model (the latest, if none is named), described.
+
+        Raises:
+            ModelNotFoundError: It is not loaded.
+        """
+        request = models_pb2.GetModelRequest(name=name, version=version)
+        return (await self._connection.call(self._connection.models.GetModel, request)).model
+
+    @overload
+    async def predict(
+        self,
+        model: str,
+        xs: Mapping[str, ArrayLike],
+        *,
+        version: str = ...,
+        last_only: bool = ...,
+        initial_states: Mapping[str, ArrayLike] | None = ...,
+    ) -> dict[str, NDArray[Any]]: ...
+    @overload
+    async def predict(
+        self,
+        model: str,
+        xs: ArrayLike,
+        *,
+        version: str = ...,
+        last_only: bool = ...,
+        initial_states: Mapping[str, ArrayLike] | None = ...,
+    ) -> NDArray[Any]: ...
+    async def predict(
+        self,
+        model: str,
+        xs: Inputs,
+        *,
+        version: str = "",
+        last_only: bool = False,
+        initial_states: Mapping[str, ArrayLike] | None = None,
+    ) -> NDArray[Any] | dict[str, NDArray[Any]]:
+        """Run a whole sequence from its beginning, without a session.
+
+        Args:
+            model: As in `session`.
+            version: As in `session`.
+            xs: As in `Session.steps`: [T, dims], or a dict by name.
+            last_only: Answer only the last step's output (many-to-one).
+            initial_states: As in `session`.
+
+        Returns:
+            The outputs, [T, dims], or [dims] with `last_only`.
+
+        Raises:
+            ModelNotFoundError, InputError, CapacityError, UnavailableError, DeadlineExceededError
+        """
+        codec = await self._connection.codec(model, version)
+        tensors, _ = codec.sequence(xs)
+        request = inference_pb2.PredictRequest(
+            model=model,
+            version=version,
+            inputs=tensors,
+            initial_states=codec.states(initial_states),
+            last_only=last_only,
+        )
+        answer = await self._connection.call(self._connection.inference.Predict, request)
+        return codec.outputs(answer.outputs, named=isinstance(xs, Mapping))
+
+    @overload
+    async def step_batch(
+        self,
+        model: str,
+        session_ids: Sequence[str],
+        x: Mapping[str, ArrayLike],
+        *,
+        version: str = ...,
+        steps: Sequence[int] = ...,
+        chunks: bool = ...,
+    ) -> BatchResult[dict[str, NDArray[Any]]]: ...
+    @overload
+    async def step_batch(
+        self,
+        model: str,
+        session_ids: Sequence[str],
+        x: ArrayLike,
+        *,
+        version: str = ...,
+        steps: Sequence[int] = ...,
+        chunks: bool = ...,
+    ) -> BatchResult[NDArray[Any]]: ...
+    async def step_batch(
+        self,
+        model: str,
+        session_ids: Sequence[str],
+        x: Inputs,
+        *,
+        version: str = "",
+        steps: Sequence[int] = (),
+        chunks: bool = False,
+    ) -> BatchResult[Any]:
+        """Apply one step (or chunk) to each of many sessions of one model, in one message: for gateways.
+
+        Args:
+            model: The model of all of the sessions.
+            version: And its version. Empty: the latest.
+            session_ids: The session of each of the B rows.
+            x: [B, dims], or with `chunks` [B, T, dims]; or a dict of such by name.
+            steps: The number of each row's (first) step, so that a row sent again is not applied twice. Empty: just
+                the next one, whatever it is; then nothing is sent again if the connection breaks.
+            chunks: Each row is a chunk of T steps.
+
+        Raises:
+            RecurraError: The call failed as a whole. A row that failed alone is in the result's `errors`.
+        """
+        codec = await self._connection.codec(model, version)
+        tensors, rows = codec.sequence(x, ("B", "T") if chunks else ("B",))
+        if rows != len(session_ids) or (steps and rows != len(steps)):
+            raise ValueError(f"{rows} rows of input for {len(session_ids)} session_ids and {len(steps)} steps")
+        request = inference_pb2.StepBatchRequest(session_ids=session_ids, steps=steps, inputs=tensors)
+        answer = await self._connection.call(self._connection.inference.StepBatch, request, repeatable=bool(steps))
+        return BatchResult(
+            outputs=codec.outputs(answer.outputs, named=isinstance(x, Mapping)),
+            steps=list(answer.steps),
+            errors={row.row: from_message(row.error) for row in answer.errors},
+            replayed=frozenset(answer.replayed_rows),
+        )
+
+    async def generate(
+        self,
+        start: str | Session,
+        x: Inputs,
+        *,
+        max_steps: int,
+        version: str = "",
+        temperature: float | None = None,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop_class: int | None = None,
+    ) -> AsyncIterator[Generated]:
+        """Feed each output back as the next input (one-to-many), and yield it.
+
+        Args:
+            start: A model's name, to begin at its beginning without a session; or an open session, which goes on
+                from where it stands and is advanced. It cannot be stepped until the generation has ended.
+            x: What is fed in first: a chunk [T, dims], of which the last step's output is the first yielded.
+            max_steps: The most steps to yield.
+            version: Of the model; with a session, ignored.
+            temperature: Divides the logits before a class is drawn. None or 0: the most likely class.
+            top_k: Draw only from the k most likely classes. 0: from all.
+            seed: The same seed gives the same draw. None: a random one.
+            stop_class: Stop after this class.
+
+        Raises:
+            NoFeedbackError: The model does not say how an output becomes an input.
+            ModelNotFoundError, SessionNotFoundError, InputError, UnavailableError, DeadlineExceededError
+        """
+        request = inference_pb2.GenerateRequest(max_steps=max_steps, stop_class=stop_class)
+        if temperature is not None:
+            request.sampling.CopyFrom(inference_pb2.Sampling(temperature=temperature, top_k=top_k, seed=seed))
+        if isinstance(start, Session):
+            async with start.exclusively() as codec:
+                request.session_id = start.id
+                request.inputs.extend(codec.sequence(x)[0])
+                async for generated in self._generate(request, named=isinstance(x, Mapping)):
+                    yield generated
+        else:
+            codec = await self._connection.codec(start, version)
+            request.model.CopyFrom(inference_pb2.ModelVersion(name=start, version=version))
+            request.inputs.extend(codec.sequence(x)[0])
+            async for generated in self._generate(request, named=isinstance(x, Mapping)):
+                yield generated
+
+    async def _generate(self, request: inference_pb2.GenerateRequest, *, named: bool) -> AsyncIterator[Generated]:
+        call = self._connection.inference.Generate(request, timeout=self._connection.timeout)
+        try:
+            async for answer in call:
+                outputs = {tensor.name: to_array(tensor) for tensor in answer.result.outputs}
+                output = outputs if named else next(iter(outputs.values()))
+                yield Generated(output, to_array(answer.next_input), answer.result.step)
+        except aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        finally:
+            call.cancel()  # the caller may have had enough
+
+
+def _duration(value: float | datetime.timedelta) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromTimedelta(value if isinstance(value, datetime.timedelta) else datetime.timedelta(seconds=value))
+    return duration

@@ -1,0 +1,199 @@
+"""What the calls of one client share: the channel, the time limits, and trying again when the connection breaks."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import cached_property
+from typing import Final, TypeVar
+
+import grpc
+from grpc import aio
+from recurra.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2_grpc
+
+from recurra_client.codec import Codec
+from recurra_client.errors import DeadlineExceededError, DrainingError, RecurraError, UnavailableError, from_rpc
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Result = TypeVar("Result")
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 2.0
+
+
+def pauses(uniform: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
+    """Seconds to wait before each new attempt: exponential back-off with full jitter.
+
+    The jitter keeps the clients of a server that went down from coming back all at once
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    """
+    ceiling = FIRST_PAUSE
+    while True:
+        yield uniform(0, ceiling)
+        ceiling = min(2 * ceiling, LONGEST_PAUSE)
+
+
+def channel_options(keepalive: float | None) -> list[tuple[str, int]]:
+    """GRPC channel options: keep-alive, quick reconnects, and answers of any size."""
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # also how long one attempt to connect may take
+        ("grpc.max_reconnect_backoff_ms", int(LONGEST_PAUSE * 1000)),
+    ]
+    if keepalive is not None:
+        options += [("grpc.keepalive_time_ms", int(keepalive * 1000)), ("grpc.keepalive_timeout_ms", 10_000)]
+    return options
+
+
+class Connection:
+    """A channel to one server, and how patient to be with it."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None,
+        reconnect: float,
+        keepalive: float | None,
+        credentials: grpc.ChannelCredentials | None,
+    ) -> None:
+        self.target = target
+        self.timeout = timeout
+        self.reconnect = reconnect
+        self._options = channel_options(keepalive)
+        self._credentials = credentials
+        self._codecs: dict[tuple[str, str], Codec] = {}
+
+    # The channel belongs to the event loop that runs when it is made, so it is made by the first call.
+    @cached_property
+    def _channel(self) -> aio.Channel:
+        if self._credentials is None:
+            return aio.insecure_channel(self.target, options=self._options)
+        return aio.secure_channel(self.target, self._credentials, options=self._options)
+
+    @cached_property
+    def inference(self) -> inference_pb2_grpc.InferenceServiceAsyncStub:
+        """Stub of the InferenceService."""
+        return inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    @cached_property
+    def sessions(self) -> sessions_pb2_grpc.SessionsServiceAsyncStub:
+        """Stub of the SessionsService."""
+        return sessions_pb2_grpc.SessionsServiceStub(self._channel)
+
+    @cached_property
+    def models(self) -> models_pb2_grpc.ModelsServiceAsyncStub:
+        """Stub of the ModelsService."""
+        return models_pb2_grpc.ModelsServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel; calls in progress are cancelled."""
+        await self._channel.close()
+
+    async def call(
+        self,
+        method: aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        repeatable: bool = True,
+    ) -> Response:
+        """Make a unary call; one that may safely be `repeatable` is repeated if the connection breaks.
+
+        Raises:
+            RecurraError: Or one of its subclasses.
+        """
+
+        async def attempt() -> Response:
+            try:
+                return await method(request, timeout=self.timeout)
+            except aio.AioRpcError as error:
+                raise from_rpc(error) from None
+
+        return await (self.in_time(self.persist(attempt)) if repeatable else attempt())
+
+    async def persist(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        """Await `attempt()`, again and again with growing pauses while the server cannot be reached.
+
+        Raises:
+            UnavailableError: It could not be reached for `reconnect` seconds.
+            RecurraError: Whatever else `attempt` raised.
+        """
+        try:
+            return await attempt()
+        except DrainingError:
+            raise
+        except UnavailableError as error:
+            trouble = error
+        began = time.monotonic()
+        for pause in pauses():
+            if time.monotonic() + pause > began + self.reconnect:
+                break
+            try:
+                await asyncio.sleep(pause)
+                return await attempt()
+            except DrainingError:
+                raise
+            except UnavailableError as error:
+                trouble = error
+            except asyncio.CancelledError as cancelled:
+                cancelled.__cause__ = trouble  # what was waited for, if this is a timeout
+                raise
+        raise self._unreachable(trouble, time.monotonic() - began) from None
+
+    async def in_time(self, work: Awaitable[Result]) -> Result:
+        """Await `work`, for at most `timeout` seconds.
+
+        Raises:
+            UnavailableError: The time went by while the server could not be reached.
+            DeadlineExceededError: The server was reached, but did not answer in time.
+        """
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await work
+        except RecurraError:  # some are TimeoutErrors too
+            raise
+        except TimeoutError as error:
+            assert self.timeout is not None  # noqa: S101 - for the type checker
+            trouble = error.__cause__.__cause__ if error.__cause__ else None
+            if isinstance(trouble, RecurraError):
+                raise self._unreachable(trouble, self.timeout) from None
+            raise DeadlineExceededError(
+                f"{self.target} did not answer within {self.timeout:g} s",
+                reason="DEADLINE",
+                code=grpc.StatusCode.DEADLINE_EXCEEDED,
+            ) from None
+
+    async def codec(self, model: str, version: str = "", digest: str = "") -> Codec:
+        """The codec of a model, asked for once; of its latest version if none is named.
+
+        Args:
+            model: Its name.
+            version: Its version. Empty: the latest.
+            digest: The model's, if known: a codec kept of another file is dropped.
+
+        Raises:
+            ModelNotFoundError: No such model or version is loaded.
+        """
+        kept = self._codecs.get((model, version))
+        if kept is not None and (not digest or kept.model.digest == digest):
+            return kept
+        request = models_pb2.GetModelRequest(name=model, version=version)
+        codec = Codec((await self.call(self.models.GetModel, request)).model)
+        if version:  # which one is the latest may change
+            self._codecs[model, version] = codec
+        return codec
+
+    def _unreachable(self, trouble: RecurraError, seconds: float) -> UnavailableError:
+        waited = f" (tried for {seconds:.3g} s)" if self.reconnect and seconds >= FIRST_PAUSE else ""
+        return UnavailableError(
+            f"cannot reach {self.target}: {_plain(trouble.message)}{waited}",
+            reason="UNAVAILABLE",
+            code=grpc.StatusCode.UNAVAILABLE,
+        )
+
+
+def _plain(message: str) -> str:
+    """GRPC's message without its repetition of addresses: only the last cause is of interest."""
+    return message.rsplit(": ", 1)[-1].rstrip(".")

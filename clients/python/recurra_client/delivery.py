@@ -1,0 +1,153 @@
+"""Getting a session's steps to the server in order, each applied exactly once, whatever the connection does."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple, cast
+
+import grpc
+from grpc import aio
+from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
+
+from recurra_client.connection import Connection
+from recurra_client.errors import CapacityError, RecurraError, UnavailableError, from_message, from_rpc
+
+MAX_UNANSWERED: Final = 1024
+"""Steps kept to be sent again, when the server cannot be reached and the caller goes on."""
+
+_Stream = aio.StreamStreamCall[inference_pb2.StreamStepsRequest, inference_pb2.StreamStepsResponse]
+
+
+class Delivered(NamedTuple):
+    """A step that was applied."""
+
+    result: inference_pb2.StepResult
+    latency: float
+    """Seconds from the call to the answer."""
+
+
+class _Step:
+    """A step on its way: its message, and then what became of it."""
+
+    __slots__ = ("outcome", "request")
+
+    def __init__(self, request: inference_pb2.StreamStepsRequest) -> None:
+        self.request = request
+        self.outcome: inference_pb2.StepResult | RecurraError | None = None
+
+
+class Delivery:
+    """The steps of one session on their way.
+
+    At most one message is under way at a time, as the server keeps only its last reply for a session: were there
+    more, a broken connection could lose an output for good. A step that nobody waits for any more stays in line.
+    """
+
+    def __init__(self, connection: Connection, session_id: str, applied: int) -> None:
+        self.session_id = session_id
+        self._connection = connection
+        self._applied: int | None = applied  # None: it must be asked for
+        self._line: deque[_Step] = deque()
+        self._turn = asyncio.Lock()
+        self._stream: _Stream | None = None
+
+    async def deliver(self, inputs: list[tensor_pb2.Tensor]) -> Delivered:
+        """Apply one step or chunk, after all that stand in line before it.
+
+        Raises:
+            UnavailableError, DeadlineExceededError: No answer; it stays in line.
+            CapacityError: Too many stand in line.
+            RecurraError: The server refused it; it was not applied.
+        """
+        began = time.perf_counter()
+        if len(self._line) >= MAX_UNANSWERED:
+            raise CapacityError(
+                f"{MAX_UNANSWERED} steps of session {self.session_id} wait for an answer already",
+                reason="CAPACITY",
+                code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+                metadata={"bound": "unanswered_steps", "limit": str(MAX_UNANSWERED)},
+            )
+        step = _Step(inference_pb2.StreamStepsRequest(session_id=self.session_id, inputs=inputs))
+        self._line.append(step)
+        await self._connection.in_time(self._answer(step))
+        if isinstance(step.outcome, RecurraError):
+            raise step.outcome
+        return Delivered(cast("inference_pb2.StepResult", step.outcome), time.perf_counter() - began)
+
+    @contextlib.asynccontextmanager
+    async def standstill(self) -> AsyncIterator[None]:
+        """Have what stands in line applied, then hold the line while the session is changed by another call."""
+        async with self._turn:
+            await self._connection.in_time(self._answer_all())
+            self._applied = None
+            yield
+
+    async def end(self) -> None:
+        """End the stream; the session stays open on the server."""
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        try:
+            async with asyncio.timeout(1):
+                await stream.done_writing()
+                while await stream.read() is not aio.EOF:
+                    pass
+        except (TimeoutError, aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        finally:
+            stream.cancel()
+
+    async def _answer(self, step: _Step) -> None:
+        async with self._turn:
+            while step.outcome is None:
+                await self._answer_first()
+
+    async def _answer_all(self) -> None:
+        while self._line:
+            await self._answer_first()
+
+    async def _answer_first(self) -> None:
+        step = self._line[0]
+        if not step.request.step:
+            # Numbered only now: had one before it failed, it would have left a gap.
+            step.request.step = await self._next_number()
+        try:
+            step.outcome = await self._connection.persist(lambda: self._exchange(step.request))
+            self._applied = step.outcome.step
+        except UnavailableError:
+            raise  # it stays the first in line, and keeps its number
+        except RecurraError as error:
+            step.outcome = error
+        self._line.popleft()
+
+    async def _next_number(self) -> int:
+        if self._applied is None:
+            request = sessions_pb2.GetSessionRequest(session_id=self.session_id)
+            self._applied = (await self._connection.call(self._connection.sessions.GetSession, request)).session.steps
+        return self._applied + 1
+
+    async def _exchange(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
+        """Send one message on the session's stream, and wait for its answer."""
+        # A stream for each session, not one for all: no session waits for another's message, and
+        # a proxy can send each one to the server that owns it.
+        stream = self._stream or self._connection.inference.StreamSteps()
+        self._stream = None  # put back once it has answered: a read that was cancelled ends it
+        try:
+            await stream.write(request)
+            while isinstance(reply := await stream.read(), inference_pb2.StreamStepsResponse):
+                # A notice that the server is `moving` needs nothing done: the step is still answered.
+                if not reply.HasField("moving"):
+                    self._stream = stream
+                    if reply.HasField("error"):
+                        raise from_message(reply.error)
+                    return reply.result
+        except aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        except asyncio.InvalidStateError:  # it ended since the step before
+            pass
+        finally:
+            if self._stream is None:
+                stream.cancel()
+        raise UnavailableError("the server ended the stream", reason="UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE)

@@ -1,0 +1,172 @@
+"""What can go wrong, as exceptions. Each carries the stable `reason` of docs/errors.md.
+
+Catch `RecurraError` for all of them, or the class of what you can do something about.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from recurra.v1 import error_pb2
+
+_DOMAIN: Final = "recurra"
+_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class RecurraError(Exception):
+    """A call failed.
+
+    Attributes:
+        reason: Stable name of the cause, such as ``SESSION_EXPIRED``; the gRPC status code's name where
+            the failure did not come from a Recurra server.
+        code: The gRPC status code.
+        message: For people: what was wrong, what was expected, what to do.
+        metadata: For programs: the facts in the message, such as ``{"expected_step": "12"}``.
+        retry_after: Seconds after which the same call may succeed; None where it will not.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        code: grpc.StatusCode,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.code = code
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.reason}]"
+
+
+class SessionNotFoundError(RecurraError):
+    """No session has this id: it was closed, it expired, or its server is gone. Open a new one."""
+
+
+class SessionExpiredError(SessionNotFoundError):
+    """The session went unused for longer than its idle timeout."""
+
+
+class SessionExistsError(RecurraError):
+    """A session with this id is already open."""
+
+
+class StepGapError(RecurraError):
+    """The step's number is past the next one: somebody else's steps are missing, or the session was reset."""
+
+
+class StepNotHeldError(RecurraError):
+    """The step was applied before, by somebody else, and its reply is not kept any more."""
+
+
+class InputError(RecurraError, ValueError):
+    """The input does not fit the model, or a value is not allowed: the same call will fail again."""
+
+
+class StateNotFiniteError(RecurraError):
+    """The step would have made the session's memory NaN or infinite. Leave it out, or reset the session."""
+
+
+class ModelNotFoundError(RecurraError):
+    """No such model or version is loaded."""
+
+
+class NoFeedbackError(RecurraError):
+    """The model does not say how an output becomes an input, so it cannot generate."""
+
+
+class CapacityError(RecurraError):
+    """A bound of the server is reached. Try again after `retry_after` seconds."""
+
+
+class UnavailableError(RecurraError, ConnectionError):
+    """The server cannot be reached."""
+
+
+class DrainingError(UnavailableError):
+    """The server shuts down and opens no new sessions."""
+
+
+class DeadlineExceededError(RecurraError, TimeoutError):
+    """No answer came in time."""
+
+
+class InternalError(RecurraError):
+    """A bug in the server, or a broken machine; the server's log has the trace."""
+
+
+_BY_REASON: Final[dict[str, type[RecurraError]]] = {
+    "SESSION_NOT_FOUND": SessionNotFoundError,
+    "SESSION_EXPIRED": SessionExpiredError,
+    "SESSION_EXISTS": SessionExistsError,
+    "SESSION_ID": InputError,
+    "STEP_GAP": StepGapError,
+    "STEP_NOT_HELD": StepNotHeldError,
+    "INPUT_NAME": InputError,
+    "INPUT_DTYPE": InputError,
+    "INPUT_SHAPE": InputError,
+    "INPUT_NOT_FINITE": InputError,
+    "INPUT_REFUSED": InputError,
+    "STATE_NOT_FINITE": StateNotFiniteError,
+    "CHUNK_LENGTH": InputError,
+    "MODEL_NOT_FOUND": ModelNotFoundError,
+    "NO_FEEDBACK": NoFeedbackError,
+    "INVALID_REQUEST": InputError,
+    "CAPACITY": CapacityError,
+    "DRAINING": DrainingError,
+    "DEADLINE": DeadlineExceededError,
+    "INTERNAL": InternalError,
+}
+# For failures without a reason of ours: the network, a proxy, or a server that is not Recurra.
+# CANCELLED is what a stream gets whose server or proxy drops it; that we cancelled ourselves is no error.
+_BY_CODE: Final[dict[grpc.StatusCode, type[RecurraError]]] = {
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.CANCELLED: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+}
+
+
+def from_message(error: error_pb2.Error) -> RecurraError:
+    """The exception for a failure that came inside a message: a step of a stream, a row of a batch."""
+    code = _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
+    retry_after = error.retry_after.ToTimedelta().total_seconds() if error.HasField("retry_after") else None
+    return _make(error.message, error.reason, code, error.metadata, retry_after)
+
+
+def from_rpc(error: grpc.aio.AioRpcError) -> RecurraError:
+    """The exception for a call that failed as a whole, from its status and google.rpc details."""
+    reason, metadata, retry_after = "", dict[str, str](), None
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status: not from a server of ours
+        status = None
+    for detail in status.details if status is not None else ():
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info) and info.domain == _DOMAIN:
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    return _make(error.details() or "no details were given", reason, error.code(), metadata, retry_after)
+
+
+def invalid_input(message: str, reason: str, **metadata: object) -> InputError:
+    """An input that is refused here already, as the server would have."""
+    facts = {key: str(value) for key, value in metadata.items()}
+    return InputError(message, reason=reason, code=grpc.StatusCode.INVALID_ARGUMENT, metadata=facts)
+
+
+def _make(
+    message: str, reason: str, code: grpc.StatusCode, metadata: Mapping[str, str], retry_after: float | None
+) -> RecurraError:
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, RecurraError)
+    if not reason and "RST_STREAM" in message:  # the connection broke in the middle of a call
+        kind = UnavailableError
+    return kind(message, reason=reason or code.name, code=code, metadata=metadata, retry_after=retry_after)

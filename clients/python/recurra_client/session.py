@@ -1,0 +1,232 @@
+"""A session: one sequence in progress on the server, stepped with asyncio."""
+
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, overload
+
+from numpy.typing import ArrayLike, NDArray
+from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
+
+from recurra_client.codec import Codec, Inputs
+from recurra_client.connection import Connection
+from recurra_client.delivery import Delivered, Delivery
+from recurra_client.errors import RecurraError, SessionNotFoundError
+from recurra_client.feed import run_feed
+from recurra_client.results import StepInfo
+
+
+class Session:
+    """One sequence in progress. Made by `Client.session`, `Client.resume` or `fork`; use it with `async with`.
+
+    Every step is numbered, so that a step whose connection broke is sent again and yet applied once. At most
+    one message is on its way at a time: the server keeps the reply to the last one only.
+
+    A step that was called stays in the sequence even if the caller stops waiting for it (by cancelling it, or by
+    `UnavailableError` or `DeadlineExceededError`): it is applied before the next one, and its output is dropped. So
+    go on with the next reading; do not send the same one again. A step that fails otherwise was not applied.
+    """
+
+    def __init__(
+        self, connection: Connection, begin: Callable[[], Awaitable[sessions_pb2.Session]], *, keep: bool
+    ) -> None:
+        self._connection = connection
+        self._begin = begin
+        self._keep = keep
+        self._info = sessions_pb2.Session()
+        self._codec: Codec | None = None
+        self._delivery: Delivery | None = None
+        self._last = Delivered(inference_pb2.StepResult(), 0.0)
+
+    @property
+    def id(self) -> str:
+        """The session's id: any client may go on with it, by `Client.resume`."""
+        return self._info.session_id
+
+    @property
+    def model(self) -> models_pb2.Model:
+        """The description of the model that it steps."""
+        return self._opened()[0].model
+
+    @property
+    def last(self) -> StepInfo:
+        """How the last answered step went."""
+        result, latency = self._last
+        timing = result.timing
+        return StepInfo(
+            step=result.step,
+            replayed=result.replayed,
+            latency=latency,
+            queue=timing.queue_us * 1e-6,
+            compute=timing.compute_us * 1e-6,
+            batch_size=timing.batch_size,
+        )
+
+    async def open(self) -> Self:
+        """Open the session on the server, as `async with` does.
+
+        Raises:
+            ModelNotFoundError, CapacityError, DrainingError, SessionExistsError, InputError, UnavailableError
+        """
+        if self._delivery is None:
+            self._info = info = await self._begin()
+            self._codec = await self._connection.codec(info.model, info.version, info.model_digest)
+            self._delivery = Delivery(self._connection, info.session_id, info.steps)
+        return self
+
+    async def close(self) -> None:
+        """Close the session on the server and free its memory there. No error if it is gone already."""
+        await self._close(repeatable=True)
+
+    async def __aenter__(self) -> Self:
+        """Open the session."""
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the session (unless it is to be kept); if the server cannot be reached, it will expire there."""
+        if self._keep:
+            if self._delivery is not None:
+                await self._delivery.end()
+        else:
+            with contextlib.suppress(RecurraError):
+                await self._close(repeatable=False)
+
+    @overload
+    async def step(self, x: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]: ...
+    @overload
+    async def step(self, x: ArrayLike) -> NDArray[Any]: ...
+    async def step(self, x: Inputs) -> Any:
+        """Apply one step.
+
+        Args:
+            x: The model's input, of its [dims]; converted to its dtype. For a model with several inputs
+                or outputs: a dict by name.
+
+        Returns:
+            The output, of its [dims]; for a dict, a dict by name. Read-only views: `.copy()` to change one.
+
+        Raises:
+            InputError: It does not fit the model, or holds NaN or infinity. It was not applied.
+            StateNotFiniteError: It would have spoilt the session's memory. It was not applied.
+            SessionNotFoundError, SessionExpiredError: The session is gone.
+            UnavailableError, DeadlineExceededError: No answer; the step stays in the sequence.
+        """
+        codec, delivery = self._opened()
+        self._last = done = await delivery.deliver(codec.step(x))
+        return codec.outputs(done.result.outputs, named=isinstance(x, Mapping))
+
+    @overload
+    async def steps(self, xs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]: ...
+    @overload
+    async def steps(self, xs: ArrayLike) -> NDArray[Any]: ...
+    async def steps(self, xs: Inputs) -> Any:
+        """Apply a chunk of T consecutive steps in one message: all of them, or on an error none.
+
+        Args:
+            xs: As for `step`, but of shape [T, dims]; T is bounded by the server and by the size of a message.
+
+        Returns:
+            As `step`, but of shape [T, dims].
+
+        Raises:
+            As `step`.
+        """
+        codec, delivery = self._opened()
+        tensors, _ = codec.sequence(xs)
+        self._last = done = await delivery.deliver(tensors)
+        return codec.outputs(done.result.outputs, named=isinstance(xs, Mapping))
+
+    @overload  # a mapping is an iterable too, but the first that fits counts
+    def stream(  # type: ignore[overload-overlap]
+        self, xs: Mapping[str, ArrayLike], *, window: int = ...
+    ) -> AsyncIterator[dict[str, NDArray[Any]]]: ...
+    @overload
+    def stream(
+        self, xs: Iterable[Mapping[str, ArrayLike]] | AsyncIterable[Mapping[str, ArrayLike]], *, window: int = ...
+    ) -> AsyncIterator[dict[str, NDArray[Any]]]: ...
+    @overload
+    def stream(
+        self, xs: ArrayLike | Iterable[ArrayLike] | AsyncIterable[ArrayLike], *, window: int = ...
+    ) -> AsyncIterator[NDArray[Any]]: ...
+    async def stream(self, xs: Any, *, window: int = 32) -> AsyncIterator[Any]:
+        """Apply a sequence of any length, step by step, and yield each step's output in order.
+
+        An array of shape [T, dims] (or a dict of them, or a list) is sent in chunks of `window` steps. Of an
+        (async) iterable, each step is sent as soon as it comes; what an async iterable brings while the server
+        works on a step travels together as the next chunk, so that a slow network does not hold the sequence up.
+
+        Args:
+            xs: The steps.
+            window: The most steps in one message; up to so many are applied ahead of those yielded.
+
+        Yields:
+            What `step` would return for each of them.
+
+        Raises:
+            As `step`, after the outputs of all steps before the one that failed.
+        """
+        async for outputs, error in run_feed(self.step, self.steps, xs, window):
+            for output in outputs:
+                yield output
+            if error is not None:
+                raise error
+
+    async def info(self) -> sessions_pb2.Session:
+        """How the session stands on the server; does not count as use."""
+        return await get_session(self._connection, self.id)
+
+    async def reset(self) -> None:
+        """Put the session back to its initial states and step number 0."""
+        request = sessions_pb2.ResetSessionRequest(session_id=self.id)
+        async with self._opened()[1].standstill():
+            await self._connection.call(self._connection.sessions.ResetSession, request)
+
+    async def fork(self, session_id: str = "", *, keep: bool = False) -> "Session":
+        """Open a new session that begins where this one stands; this one is left as it is.
+
+        Args:
+            session_id: The id of the new one. Empty: an unguessable one is made.
+            keep: Leave the new one open on the server when its `async with` ends.
+
+        Returns:
+            The new session, open: use it with `async with`, or `close` it.
+        """
+        async with self._opened()[1].standstill():
+            request = sessions_pb2.ForkSessionRequest(session_id=self.id, fork_session_id=session_id)
+
+            async def begin() -> sessions_pb2.Session:
+                answer = await self._connection.call(
+                    self._connection.sessions.ForkSession, request, repeatable=bool(session_id)
+                )
+                return answer.session
+
+            return await Session(self._connection, begin, keep=keep).open()
+
+    @contextlib.asynccontextmanager
+    async def exclusively(self) -> AsyncIterator[Codec]:
+        """Hold the session while another call advances it on the server: `Client.generate`."""
+        codec, delivery = self._opened()
+        async with delivery.standstill():
+            yield codec
+
+    def _opened(self) -> tuple[Codec, Delivery]:
+        if self._codec is None or self._delivery is None:
+            raise RuntimeError("the session is not open: use `async with`, or call `open()` first")
+        return self._codec, self._delivery
+
+    async def _close(self, *, repeatable: bool) -> None:
+        if self._delivery is None:
+            return
+        delivery, self._delivery = self._delivery, None
+        await delivery.end()
+        request = sessions_pb2.CloseSessionRequest(session_id=self.id)
+        with contextlib.suppress(SessionNotFoundError):
+            await self._connection.call(self._connection.sessions.CloseSession, request, repeatable=repeatable)
+
+
+async def get_session(connection: Connection, session_id: str) -> sessions_pb2.Session:
+    """How a session stands; SessionNotFoundError if it is gone."""
+    request = sessions_pb2.GetSessionRequest(session_id=session_id)
+    return (await connection.call(connection.sessions.GetSession, request)).session
