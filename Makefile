@@ -65,7 +65,7 @@ proto: $(INSTALLED) ## Generate the stubs after a change of a proto
 	scripts/generate_stubs.sh
 
 dashboards: $(INSTALLED) ## Generate the Grafana dashboards after a change of their code
-	$(BIN)/python deploy/grafana/build_dashboards.py
+	$(BIN)/python -m deploy.grafana.build
 
 bench: $(INSTALLED) ## Load a running server and print throughput and latency
 	$(BIN)/recurra bench
@@ -74,5 +74,5 @@ docker: ## Build the server's image
 	docker build --file deploy/docker/Dockerfile --tag recurra .
 
 clean: ## Remove .venv and caches; models, runs and data stay
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
