@@ -12,7 +12,7 @@ from recurra_server.telemetry.logs import configure_logs
 _DEFAULTS = Settings()
 
 
-def serve(settings: Settings = _DEFAULTS) -> None:
+def serve(*, settings: Settings = _DEFAULTS) -> None:
     """Serve the models of a repository over gRPC until SIGTERM or Ctrl-C, then drain.
 
     Parameters

@@ -31,7 +31,7 @@ class Settings:
     inline_ms: _Seconds = 1.0
     """A model whose full batch takes no longer than this many milliseconds runs on the event loop's thread."""
     drain_seconds: _Seconds = 10.0
-    """On SIGTERM, how long open streams may go on before they are ended."""
+    """On SIGTERM, seconds for which open streams may go on before they are ended."""
     max_message_mb: _Positive = 16
     """Largest message that is taken in, in MiB."""
     stream_window: _Positive = 256
@@ -42,4 +42,4 @@ class Settings:
     """Least severe log that is written."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """JSON lines or columns for people; auto: columns on a terminal."""
-    limits: Annotated[Limits, Parameter(name="*")] = field(default_factory=Limits)
+    limits: Annotated[Limits, Parameter(name="*", group="Bounds")] = field(default_factory=Limits)

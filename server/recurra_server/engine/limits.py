@@ -20,10 +20,10 @@ class Limits:
     max_piece_steps: int = 64
     """Time steps in one model call: a longer chunk is run in pieces, so that others get their turn."""
     default_idle_timeout: float = 600.0
-    """How long a session may go unused before it expires."""
+    """Seconds a session may go unused before it expires."""
     max_idle_timeout: float = 86_400.0
-    """The most a caller may ask for instead."""
+    """The most seconds a caller may ask for instead."""
     tombstone_seconds: float = 3600.0
-    """How long it is remembered that a session has expired."""
+    """Seconds for which it is remembered that a session has expired."""
     max_tombstones: int = 100_000
     """How many expired sessions are remembered; the oldest are forgotten first."""

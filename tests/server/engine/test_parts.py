@@ -1,0 +1,104 @@
+"""The engine's parts: slots, scheduling, signatures, sampling."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recurra_server.engine.engine import version_key
+from recurra_server.engine.errors import InvalidRequestError
+from recurra_server.engine.feedback import Sampling
+from recurra_server.engine.signature import Feedback, Signature, SignatureError, StateSpec, TensorSpec
+from recurra_server.engine.slots import SlotTable, stack, unstack
+
+dims = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+
+
+@given(dims=dims, batch=st.integers(1, 4), data=st.data())
+def test_stack_and_unstack_are_inverses(dims: tuple[int, ...], batch: int, data: st.DataObject) -> None:
+    spec = StateSpec("in", "out", "float32", dims, batch_axis=data.draw(st.integers(0, len(dims))))
+    rows = np.random.default_rng(0).normal(size=(batch, *dims)).astype(np.float32)
+    tensor = stack(rows, spec)
+    assert tensor.shape[spec.batch_axis] == batch
+    assert tensor.flags.c_contiguous
+    np.testing.assert_array_equal(unstack(tensor, spec), rows)
+
+
+@given(dims=dims, batch=st.integers(1, 4), steps=st.integers(1, 4), data=st.data())
+def test_to_graph_and_from_graph_are_inverses(
+    dims: tuple[int, ...], batch: int, steps: int, data: st.DataObject
+) -> None:
+    rank = len(dims) + 2
+    batch_axis, time_axis = data.draw(st.permutations(range(rank)))[:2]
+    spec = TensorSpec("x", "float32", dims, batch_axis, time_axis)
+    rows = np.random.default_rng(0).normal(size=(batch, steps, *dims)).astype(np.float32)
+    tensor = spec.to_graph(rows)
+    assert (tensor.shape[batch_axis], tensor.shape[time_axis]) == (batch, steps)
+    np.testing.assert_array_equal(spec.from_graph(tensor), rows)
+
+
+@given(dims=dims, batch=st.integers(1, 4), data=st.data())
+def test_a_graph_without_a_time_axis_takes_single_steps(dims: tuple[int, ...], batch: int, data: st.DataObject) -> None:
+    spec = TensorSpec("x", "float32", dims, data.draw(st.integers(0, len(dims))), None)
+    rows = np.random.default_rng(0).normal(size=(batch, 1, *dims)).astype(np.float32)
+    assert spec.to_graph(rows).ndim == len(dims) + 1
+    np.testing.assert_array_equal(spec.from_graph(spec.to_graph(rows)), rows)
+
+
+def test_slots_keep_their_states_when_the_table_grows() -> None:
+    table = SlotTable([StateSpec("h", "h2", "float32", (3,)), StateSpec("n", "n2", "int64", ())], capacity=2)
+    slots = []
+    for value in range(40):
+        slot = table.allocate()
+        table.write(slot, [np.full(3, value, np.float32), np.array(value)])
+        slots.append(slot)
+    assert len(set(slots)) == 40
+    for value, slot in enumerate(slots):
+        h, n = table.read(slot)
+        assert h.tolist() == [value] * 3
+        assert n == value
+
+
+def signature(**changes: object) -> Signature:
+    """A valid signature with changes."""
+    fields: dict[str, object] = {
+        "inputs": (TensorSpec("x", "float32", (2,)),),
+        "outputs": (TensorSpec("y", "float32", (2,)),),
+        "states": (StateSpec("h", "h2", "float32", (3,)),),
+    }
+    return Signature(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": ()}, "at least one input"),
+        ({"inputs": (TensorSpec("h", "float32", (2,)),)}, "'h' stands twice"),
+        ({"outputs": (TensorSpec("y", "float32", (0,)),)}, "must all be above 0"),
+        ({"outputs": (TensorSpec("y", "float32", (2,), 0, 0),)}, "two different axes"),
+        ({"outputs": (TensorSpec("y", "float32", (2,), labels=("a",)),)}, "1 labels for 2 entries"),
+        ({"outputs": (TensorSpec("y", "float32", (2,), units=("a", "b", "c")),)}, "3 units for 2 entries"),
+        ({"states": (StateSpec("h", "h2", "float32", (3,), batch_axis=2),)}, "batch_axis 2"),
+        ({"feedback": Feedback("y", "z")}, "feedback must name"),
+        ({"feedback": Feedback("y", "x", sampled=True)}, "integer input"),
+    ],
+)
+def test_a_signature_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:
+    assert signature().state_bytes == 12
+    with pytest.raises(SignatureError, match=message):
+        signature(**changes)
+
+
+def test_versions_sort_as_numbers() -> None:
+    versions = ["10", "9", "2024-01-02", "1.2", "1.10", "v2", "v10", "latest"]
+    assert sorted(versions, key=version_key) == ["latest", "v2", "v10", "1.2", "1.10", "9", "10", "2024-01-02"]
+
+
+def test_sampling_draws_what_softmax_says() -> None:
+    logits = np.log([0.5, 0.3, 0.2])
+    rng = np.random.default_rng(0)
+    counts = np.bincount([Sampling(1.0).draw(logits, rng) for _ in range(20_000)], minlength=3) / 20_000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.2], atol=0.02)
+    assert {Sampling(1.0, top_k=2).draw(logits, rng) for _ in range(500)} == {0, 1}
+    assert Sampling().draw(logits, rng) == 0
+    with pytest.raises(InvalidRequestError):
+        Sampling(float("nan"))

@@ -1,0 +1,187 @@
+"""The engine's promises, for random interleavings of sessions, cuts and batches."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recurra_server.engine.errors import EngineError
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.sessions import Session
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+from tests.support.harness import Array, Harness, outputs_of, whole
+
+# One tolerance for all: ONNX Runtime may sum in another order for another batch size.
+TOLERANCE = 1e-5
+
+recurrent = st.sampled_from(["counter", "lstm", "gru", "rnn"])
+limits = st.builds(Limits, max_batch_size=st.integers(1, 5), max_piece_steps=st.sampled_from([1, 2, 8, 64]))
+
+
+def sequence(model: str, seed: int, steps: int) -> Array:
+    """A sequence `[T, *dims]` for a model."""
+    rng = np.random.default_rng(seed)
+    if model == "counter":
+        return rng.integers(-9, 10, (steps, 1)).astype(np.float32)
+    return rng.normal(size=(steps, 4)).astype(np.float32)
+
+
+def chunks_of(x: Array, data: st.DataObject) -> list[Array]:
+    """Cut a sequence at random places."""
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(x) - 1), max_size=6))) if len(x) > 1 else []
+    return np.split(x, cuts)
+
+
+@settings(max_examples=150)
+@given(data=st.data(), model=recurrent, limits=limits, lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_alone_together_in_chunks_and_whole_are_the_same(
+    runtimes: dict[str, OnnxRuntime], data: st.DataObject, model: str, limits: Limits, lengths: list[int]
+) -> None:
+    harness = Harness(runtimes, limits)
+    sequences = [sequence(model, seed, steps) for seed, steps in enumerate(lengths)]
+    sessions = [harness.open(model) for _ in sequences]
+    to_send = [chunks_of(x, data) for x in sequences]
+    sent: list[list[Array]] = [[] for _ in sequences]
+    steps = [[] for _ in sequences]  # type: ignore[var-annotated]
+    while any(to_send):
+        if data.draw(st.booleans()):
+            harness.run_batch()
+        which = data.draw(st.sampled_from([row for row, chunks in enumerate(to_send) if chunks]))
+        chunk = to_send[which].pop(0)
+        sent[which].append(chunk)
+        steps[which].append(harness.submit(sessions[which], chunk))
+    harness.run()
+    for x, answers in zip(sequences, steps, strict=True):
+        together = np.concatenate([outputs_of(step) for step in answers])
+        np.testing.assert_allclose(together, whole(runtimes[model], x), atol=TOLERANCE, rtol=0)
+
+
+@settings(max_examples=100)
+@given(data=st.data(), model=st.sampled_from(["counter", "lstm"]), limits=limits, sessions=st.integers(2, 5))
+def test_a_failing_row_changes_nothing_and_hurts_no_batch_mate(
+    runtimes: dict[str, OnnxRuntime], data: st.DataObject, model: str, limits: Limits, sessions: int
+) -> None:
+    harness = Harness(runtimes, limits)
+    opened = [harness.open(model) for _ in range(sessions)]
+    good: list[list[Array]] = [[] for _ in opened]
+    answers = []
+    for turn in range(data.draw(st.integers(1, 8))):
+        for row, session in enumerate(opened):
+            chunk = sequence(model, 100 * turn + row, data.draw(st.integers(1, 10)))
+            if broken := data.draw(st.booleans()):
+                chunk[data.draw(st.integers(0, len(chunk) - 1))] = data.draw(st.sampled_from([np.nan, np.inf]))
+            else:
+                good[row].append(chunk)
+            answers.append((row, broken, harness.submit(session, chunk)))
+        harness.run()
+    outputs: list[list[Array]] = [[] for _ in opened]
+    for row, broken, step in answers:
+        if broken:
+            assert step.error is not None
+            assert step.error.reason == "INPUT_NOT_FINITE"
+        else:
+            outputs[row].append(outputs_of(step))
+    for row, session in enumerate(opened):
+        assert session.applied == sum(map(len, good[row]))
+        if good[row]:
+            expected = whole(runtimes[model], np.concatenate(good[row]))
+            np.testing.assert_allclose(np.concatenate(outputs[row]), expected, atol=TOLERANCE, rtol=0)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), sessions=st.integers(2, 6), length=st.integers(1, 20))
+def test_a_row_that_the_model_refuses_hurts_no_batch_mate(
+    runtimes: dict[str, OnnxRuntime], data: st.DataObject, sessions: int, length: int
+) -> None:
+    """ONNX Runtime fails the whole call for one bad class index; only that row may feel it."""
+    harness = Harness(runtimes, Limits(max_piece_steps=4))
+    opened = [harness.open("letters") for _ in range(sessions)]
+    tokens = [np.array(data.draw(st.lists(st.integers(0, 5), min_size=length, max_size=length))) for _ in opened]
+    steps = [harness.submit(session, row) for session, row in zip(opened, tokens, strict=True)]
+    harness.run()
+    for row, step, session in zip(tokens, steps, opened, strict=True):
+        if 5 in row:  # the model knows 0 to 4
+            assert step.error is not None
+            assert step.error.reason == "INPUT_REFUSED"
+            assert session.applied == 0
+            known = np.minimum(row, 4)
+            answer = harness.ask(session, known)  # its states were left alone
+        else:
+            known = row
+            answer = outputs_of(step)
+        np.testing.assert_allclose(answer, whole(runtimes["letters"], known), atol=TOLERANCE, rtol=0)
+
+
+def test_a_step_that_would_poison_the_memory_is_not_applied(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes)
+    mate, session = harness.open("counter"), harness.open("counter")
+    largest = np.full((1, 1), np.finfo(np.float32).max)
+    harness.ask(session, largest)
+    overflow, fine = harness.submit(session, largest), harness.submit(mate, np.ones((1, 1)))
+    harness.run()
+    assert overflow.error is not None
+    assert overflow.error.reason == "STATE_NOT_FINITE"
+    assert session.applied == 1
+    assert outputs_of(fine).tolist() == [[1.0]]
+    assert harness.ask(session, -largest).tolist() == [[0.0]]
+
+
+def test_feed_forward_models_need_no_states(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes)
+    x = sequence("feed_forward", 0, 9)
+    first, second = harness.open("feed_forward"), harness.open("feed_forward")
+    steps = [harness.submit(first, x[:4]), harness.submit(second, x), harness.submit(first, x[4:])]
+    harness.run()
+    alone = whole(runtimes["feed_forward"], x)
+    np.testing.assert_allclose(outputs_of(steps[1]), alone, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(
+        np.concatenate([outputs_of(steps[0]), outputs_of(steps[2])]), alone, atol=TOLERANCE, rtol=0
+    )
+
+
+def test_one_step_of_a_session_is_in_flight_at_a_time(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("counter")
+    steps = [harness.submit(session, np.ones((1, 1))) for _ in range(3)]
+    sizes = [harness.run_batch() for _ in range(4)]
+    assert sizes == [1, 1, 1, 0]
+    assert [step.last_number for step in steps] == [1, 2, 3]
+
+
+def test_a_long_chunk_lets_single_steps_through(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes, Limits(max_piece_steps=8))
+    slow, quick = harness.open("counter"), harness.open("counter")
+    long = harness.submit(slow, np.ones((800, 1)))
+    harness.run_batch()
+    short = harness.submit(quick, np.ones((1, 1)))
+    batches = 0
+    while short not in harness.answered:
+        batches += 1
+        harness.run_batch()
+    assert batches <= 2
+    assert long not in harness.answered
+    harness.run()
+    assert outputs_of(long)[-1] == 800
+
+
+def test_a_chunk_that_fails_late_leaves_no_trace(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes, Limits(max_piece_steps=4))
+    session = harness.open("counter")
+    harness.ask(session, np.full((3, 1), 5.0))
+    chunk = np.ones((20, 1))
+    chunk[18] = np.nan
+    with pytest.raises(EngineError, match="NaN"):
+        harness.ask(session, chunk)
+    assert session.applied == 3
+    assert harness.ask(session, np.ones((1, 1))).tolist() == [[16.0]]
+
+
+def test_sessions_do_not_share_what_a_slot_held(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes)
+    first = harness.open("counter")
+    harness.ask(first, np.full((1, 1), 7.0))
+    slot = first.slot
+    harness.engine.close(first)
+    second: Session = harness.open("counter")
+    assert second.slot == slot
+    assert harness.ask(second, np.ones((1, 1))).tolist() == [[1.0]]

@@ -1,0 +1,116 @@
+"""The engine without a server: real models in ONNX Runtime, a clock that is an argument."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.sessions import Session
+from recurra_server.engine.steps import Step
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+Array = NDArray[Any]
+
+
+class Harness:
+    """An engine whose batches are run when the test says so.
+
+    Attributes:
+        now: The time, in seconds; set it to let time pass.
+        answered: Steps in the order they were answered.
+    """
+
+    def __init__(self, models: Mapping[str, OnnxRuntime], limits: Limits | None = None) -> None:
+        self.now = 0.0
+        self.answered: list[Step] = []
+        self.engine = Engine(limits or Limits())
+        self.runtimes: dict[ServedModel, OnnxRuntime] = {}
+        for name, runtime in models.items():
+            model = ServedModel(name, "1", f"sha256:{name}", runtime.signature, self.engine.limits)
+            self.engine.add_model(model)
+            self.runtimes[model] = runtime
+
+    def open(self, model: str, **options: Any) -> Session:
+        """Open a session."""
+        return self.engine.open(self.engine.model(model), self.now, **options)
+
+    def submit(self, session: Session, x: Array, *, number: int = 0, deadline: float = float("inf")) -> Step:
+        """Send a chunk `[T, *dims]` of a model with one input."""
+        spec = session.model.signature.inputs[0]
+        chunk = np.ascontiguousarray(x, spec.np_dtype)
+        step = Step(
+            session,
+            (chunk.tobytes(),),
+            len(chunk),
+            arrived=self.now,
+            done=self.answered.append,
+            number=number,
+            deadline=deadline,
+        )
+        session.model.submit(step, self.now)
+        return step
+
+    def run_batch(self) -> int:
+        """Run one batch of any model that has one; return its number of steps, 0 where nothing was ready."""
+        for model, runtime in self.runtimes.items():
+            batch = model.next_batch(self.now)
+            if batch is not None:
+                try:
+                    results = runtime.run(batch.feeds)
+                except Exception as error:
+                    model.fail(batch, error, self.now)
+                else:
+                    model.commit(batch, results, self.now, 0.0)
+                return len(batch.steps)
+        return 0
+
+    def run(self) -> None:
+        """Run until nothing is ready."""
+        while self.run_batch():
+            pass
+
+    def ask(self, session: Session, x: Array, **options: Any) -> Array:
+        """Send a chunk, run everything, and return its outputs `[T, *dims]`.
+
+        Raises:
+            EngineError: It failed.
+        """
+        step = self.submit(session, x, **options)
+        self.run()
+        return outputs_of(step)
+
+
+def outputs_of(step: Step) -> Array:
+    """The outputs `[T, *dims]` of a model with one output.
+
+    Raises:
+        EngineError: The step failed.
+    """
+    if step.error is not None:
+        raise step.error
+    spec = step.session.model.signature.outputs[0]
+    return np.frombuffer(step.outputs[0], spec.np_dtype).reshape(step.count, *spec.dims)
+
+
+def whole(runtime: OnnxRuntime, x: Array) -> Array:
+    """The outputs `[T, *dims]` of a whole sequence `[T, *dims]` run at once, alone, from the initial states."""
+    signature = runtime.signature
+    spec = signature.inputs[0]
+    feeds = {spec.name: spec.to_graph(np.ascontiguousarray(x, spec.np_dtype)[np.newaxis])}
+    for state in signature.states:
+        shape = [*state.dims[: state.batch_axis], 1, *state.dims[state.batch_axis :]]
+        feeds[state.input_name] = np.full(shape, state.initial, state.np_dtype)
+    output: Array = signature.outputs[0].from_graph(np.asarray(runtime.run(feeds)[0]))[0]
+    return output
+
+
+def load(folder: Path, model: onnx.ModelProto) -> OnnxRuntime:
+    """Run a model without a repository."""
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return OnnxRuntime(path)

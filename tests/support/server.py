@@ -1,0 +1,116 @@
+"""A real server process for tests: started, found ready, and stopped."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+_START_SECONDS = 60.0
+
+
+class Samples:
+    """What a scrape found."""
+
+    def __init__(self, text: str) -> None:
+        self._values = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        self.names = {name for name, _ in self._values}
+
+    def get(self, name: str, **labels: str) -> float | None:
+        """The value of a sample with exactly these labels, or None."""
+        return self._values.get((name, frozenset(labels.items())))
+
+
+class ServerProcess:
+    """`recurra serve` on free ports.
+
+    Attributes:
+        target: Address of the gRPC port.
+        metrics_url: Where the metrics are.
+        output: What it has printed so far.
+    """
+
+    def __init__(self, models: Path, *options: str) -> None:
+        command = [str(Path(sys.executable).with_name("recurra")), "serve", "--models", str(models)]
+        self._process = subprocess.Popen(
+            [*command, "--port", "0", "--metrics-port", "0", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.output = ""
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(_START_SECONDS) or "metrics on " not in self.output:
+            self.kill()
+            raise RuntimeError(f"the server did not start:\n{self.output}")
+        self.target = self._find(r"gRPC on (\S+)")
+        self.metrics_url = self._find(r"metrics on (\S+)")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def terminate(self) -> None:
+        """Ask it to drain."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._process.kill()
+        self.wait()
+
+    def wait(self, timeout: float = 30.0) -> int:
+        """Wait for its end and return its exit status."""
+        status = self._process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+    def stop(self) -> None:
+        """End it in order, if it still runs."""
+        if self._process.poll() is None:
+            self.terminate()
+            try:
+                self.wait()
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def metrics(self) -> "Samples":
+        """Scrape it."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:  # noqa: S310
+            return Samples(answer.read().decode())
+
+    def _find(self, pattern: str) -> str:
+        found = re.search(pattern, self.output)
+        assert found is not None, self.output
+        return found[1]
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.output += line
+            if line.startswith("metrics on "):
+                self._ready.set()
+        self._ready.set()
+
+
+@contextmanager
+def running_server(models: Path, *options: str) -> Iterator[ServerProcess]:
+    """A server for the length of a `with` block."""
+    server = ServerProcess(models, *options)
+    try:
+        yield server
+    finally:
+        server.stop()
