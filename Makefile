@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 export VENV
+# ONNX Runtime would report models to its makers.
+export ORT_DISABLE_TELEMETRY = 1
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
