@@ -74,17 +74,17 @@ class Connection:
         return aio.secure_channel(self.target, self._credentials, options=self._options)
 
     @cached_property
-    def inference(self) -> inference_pb2_grpc.InferenceServiceAsyncStub:
+    def inference(self) -> "inference_pb2_grpc.InferenceServiceAsyncStub":
         """Stub of the InferenceService."""
         return inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     @cached_property
-    def sessions(self) -> sessions_pb2_grpc.SessionsServiceAsyncStub:
+    def sessions(self) -> "sessions_pb2_grpc.SessionsServiceAsyncStub":
         """Stub of the SessionsService."""
         return sessions_pb2_grpc.SessionsServiceStub(self._channel)
 
     @cached_property
-    def models(self) -> models_pb2_grpc.ModelsServiceAsyncStub:
+    def models(self) -> "models_pb2_grpc.ModelsServiceAsyncStub":
         """Stub of the ModelsService."""
         return models_pb2_grpc.ModelsServiceStub(self._channel)
 

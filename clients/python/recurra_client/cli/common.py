@@ -1,0 +1,79 @@
+"""What the commands that talk to a server share."""
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # failures are reported by us, in one line; set before grpc is imported
+
+import datetime
+import json
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from recurra.v1 import tensor_pb2
+from rich.console import Console
+
+Server = Annotated[str, Parameter(name="--server", help="Address of the server, HOST:PORT.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+
+DEFAULT_SERVER: Final = "localhost:50051"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """The terminal; where there is none (a pipe, a file), lines are not cut."""
+    out = Console(stderr=stderr, highlight=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = 160
+    return out
+
+
+def print_json(messages: Message | Sequence[Message]) -> None:
+    """Print a message, or several as a list, with the field names of the proto."""
+    if isinstance(messages, Message):
+        print(json.dumps(_as_dict(messages), indent=2))
+    else:
+        print(json.dumps([_as_dict(message) for message in messages], indent=2))
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def dtype_name(dtype: int) -> str:
+    """Such as "float32"."""
+    return tensor_pb2.DataType.Name(tensor_pb2.DataType.ValueType(dtype)).removeprefix("DATA_TYPE_").lower()
+
+
+def shape_text(dtype: int, dims: Sequence[int]) -> str:
+    """Such as "float32[6]"."""
+    return dtype_name(dtype) + (f"[{', '.join(map(str, dims))}]" if dims else "")
+
+
+def seconds(duration: Duration) -> float:
+    """A duration in seconds."""
+    return duration.ToTimedelta().total_seconds()
+
+
+def span(value: float) -> str:
+    """Seconds for people: "850 ms", "12.5 s", "0:10:00"."""
+    if value < 1:
+        return f"{value * 1e3:.3g} ms"
+    return f"{value:.3g} s" if value < 100 else str(datetime.timedelta(seconds=round(value)))
+
+
+def size(value: float) -> str:
+    """Bytes for people: "1 KiB"."""
+    if value < 1024:
+        return f"{value:.0f} B"
+    power = min(int(math.log(value, 1024)), 4)
+    return f"{value / 1024**power:.4g} {' KMGT'[power]}iB"
+
+
+def milliseconds(value: float) -> str:
+    """Seconds as milliseconds, to three digits: "0.042 ms", "1.31 ms", "215 ms"."""
+    ms = value * 1e3
+    return f"{ms:.{3 if ms < 1 else 2 if ms < 10 else 1 if ms < 100 else 0}f} ms"

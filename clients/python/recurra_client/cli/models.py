@@ -1,0 +1,103 @@
+"""The command `recurra models`."""
+
+import json as json_module
+from collections.abc import Iterable
+from typing import Annotated
+
+from cyclopts import Parameter
+from recurra.v1 import models_pb2
+from rich.table import Table
+
+from recurra_client.cli.common import (
+    DEFAULT_SERVER,
+    AsJson,
+    Server,
+    console,
+    print_json,
+    seconds,
+    shape_text,
+    size,
+    span,
+)
+from recurra_client.client import Client
+
+
+async def models(  # noqa: D417 - the others are described by their types
+    name: Annotated[str, Parameter(show_default=False)] = "",
+    /,
+    *,
+    version: str = "",
+    server: Server = DEFAULT_SERVER,
+    json: AsJson = False,
+) -> None:
+    """List the models of a server, or describe one: its inputs, outputs, memory and figures.
+
+    Parameters
+    ----------
+    name
+        The model to describe.
+    version
+        Its version. Empty: the latest.
+    """
+    async with Client(server, reconnect=0) as client:
+        if name:
+            model = await client.model(name, version)
+            print_json(model) if json else _describe(model)
+        else:
+            listed = await client.models()
+            print_json(listed) if json else _list(listed)
+
+
+def _list(models: list[models_pb2.Model]) -> None:
+    table = Table(title=None, box=None, header_style="bold", pad_edge=False)
+    for column in ("MODEL", "VERSION", "INPUTS", "OUTPUTS", "STATE", "STEP", "DESCRIPTION"):
+        table.add_column(column, justify="right" if column in ("STATE", "STEP") else "left", no_wrap=column == "MODEL")
+    for model in models:
+        table.add_row(
+            f"[bold cyan]{model.name}[/]",
+            model.version + (" [dim](latest)[/]" if model.latest else ""),
+            _tensors(model.inputs),
+            _tensors(model.outputs),
+            size(model.state_bytes) if model.states else "none",
+            span(seconds(model.step_period)) if model.HasField("step_period") else "",
+            model.description,
+        )
+    console().print(table if models else "no models are loaded")
+
+
+def _tensors(specs: Iterable[models_pb2.TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {shape_text(spec.dtype, spec.dims)}".replace("[", r"\[") for spec in specs)
+
+
+def _describe(model: models_pb2.Model) -> None:
+    out = console()
+    out.print(f"[bold cyan]{model.name}[/] version [bold]{model.version}[/]" + (" (latest)" if model.latest else ""))
+    if model.description:
+        out.print(model.description)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("", "")
+    for kind, specs in (("input", model.inputs), ("output", model.outputs)):
+        for spec in specs:
+            facts = f" [dim]{spec.kind}[/]" if spec.kind else ""
+            table.add_row(kind, _tensors([spec]) + facts)
+            units = list(spec.units) * (len(spec.labels) if len(spec.units) == 1 else 1)
+            for index, label in enumerate(spec.labels):
+                unit = f" [dim]{units[index]}[/]" if index < len(units) else ""
+                table.add_row("", f"  [dim]{index}[/] {label}{unit}")
+    for state in model.states:
+        names = f"{state.input_name} -> {state.output_name}"
+        shape = shape_text(state.dtype, state.dims).replace("[", r"\[")
+        table.add_row("state", f"{names} {shape} [dim]from {state.initial:g}[/]")
+    table.add_row("memory", f"{size(model.state_bytes)} a session" if model.states else "none: a feed-forward network")
+    if model.HasField("step_period"):
+        table.add_row("step", f"every {span(seconds(model.step_period))}")
+    if model.HasField("feedback"):
+        drawn = ", a class drawn from logits" if model.feedback.sampled else ""
+        table.add_row("generates", f"{model.feedback.output} -> {model.feedback.input}{drawn}")
+    table.add_row("batch", f"up to {model.max_batch_size} sessions in one call")
+    for name, value in sorted(model.metrics.items()):
+        table.add_row("metric", f"{name} {json_module.dumps(round(value, 6))}")
+    table.add_row("digest", model.digest)
+    out.print(table)

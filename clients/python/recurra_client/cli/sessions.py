@@ -1,0 +1,143 @@
+"""The commands `recurra sessions …`."""
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from recurra.v1 import sessions_pb2
+from rich.table import Table
+
+from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Server, console, print_json, seconds, span
+from recurra_client.client import Client
+
+app = App(name="sessions", help="List, open, reset, close and fork the sessions of a server.")
+
+SessionId = Annotated[str, Parameter(help="The session's id.")]
+
+
+@app.command(name="list")
+async def list_(  # noqa: D417 - the others are described by their types
+    *,
+    model: str = "",
+    limit: int = 100,
+    server: Server = DEFAULT_SERVER,
+    json: AsJson = False,
+) -> None:
+    """List the open sessions, in the order they were opened.
+
+    Parameters
+    ----------
+    model
+        Only those of this model.
+    limit
+        The most to list.
+    """
+    async with Client(server, reconnect=0) as client:
+        sessions = [session async for session in client.sessions.list(model, limit=limit)]
+        if json:
+            print_json(sessions)
+            return
+        total = await client.sessions.count(model)
+        if sessions:
+            _print(sessions)
+        if len(sessions) < total or not sessions:
+            console(stderr=True).print(f"{len(sessions)} of {total:,} open sessions")
+
+
+@app.command
+async def get(session_id: SessionId, /, *, server: Server = DEFAULT_SERVER, json: AsJson = False) -> None:
+    """Tell how a session stands; this does not count as use."""
+    async with Client(server, reconnect=0) as client:
+        _answer(await client.sessions.get(session_id), json=json)
+
+
+@app.command(name="open")
+async def open_(  # noqa: D417 - the others are described by their types
+    model: str,
+    /,
+    *,
+    version: str = "",
+    id: str = "",  # noqa: A002 - the flag's name
+    idle_timeout: float | None = None,
+    server: Server = DEFAULT_SERVER,
+    json: AsJson = False,
+) -> None:
+    """Open a session.
+
+    Parameters
+    ----------
+    model
+        Name of the model.
+    version
+        Its version. Empty: the latest.
+    id
+        The id. Empty: an unguessable one is made.
+    idle_timeout
+        Seconds it may go unused before it expires. Unset: the server's default.
+    """
+    async with (
+        Client(server, reconnect=0) as client,
+        client.session(model, version=version, session_id=id, idle_timeout=idle_timeout, keep=True) as session,
+    ):
+        _answer(await session.info(), json=json)
+
+
+@app.command
+async def reset(session_id: SessionId, /, *, server: Server = DEFAULT_SERVER, json: AsJson = False) -> None:
+    """Put a session back to its initial states and step number 0."""
+    async with Client(server, reconnect=0) as client:
+        _answer(await client.sessions.reset(session_id), json=json)
+
+
+@app.command
+async def close(
+    session_ids: Annotated[list[str], Parameter(help="The sessions' ids.", negative="")],
+    /,
+    *,
+    server: Server = DEFAULT_SERVER,
+    json: AsJson = False,
+) -> None:
+    """Close sessions and free their memory; tells how they stood."""
+    async with Client(server, reconnect=0) as client:
+        closed = [await client.sessions.close(session_id) for session_id in session_ids]
+        print_json(closed) if json else _print(closed)
+
+
+@app.command
+async def fork(  # noqa: D417 - the others are described by their types
+    session_id: SessionId,
+    /,
+    *,
+    id: str = "",  # noqa: A002 - the flag's name
+    server: Server = DEFAULT_SERVER,
+    json: AsJson = False,
+) -> None:
+    """Open a new session that begins where another stands.
+
+    Parameters
+    ----------
+    id
+        The new one's id. Empty: an unguessable one is made.
+    """
+    async with Client(server, reconnect=0) as client:
+        _answer(await client.sessions.fork(session_id, id), json=json)
+
+
+def _answer(session: sessions_pb2.Session, *, json: bool) -> None:
+    print_json(session) if json else _print([session])
+
+
+def _print(sessions: list[sessions_pb2.Session]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("SESSION", "MODEL", "VERSION", "STEPS", "IDLE", "EXPIRES IN"):
+        table.add_column(column, justify="right" if column in ("STEPS", "IDLE", "EXPIRES IN") else "left", no_wrap=True)
+    for session in sessions:
+        idle, timeout = seconds(session.idle), seconds(session.idle_timeout)
+        table.add_row(
+            session.session_id,
+            session.model,
+            session.version,
+            f"{session.steps:,}",
+            span(idle),
+            span(max(0.0, timeout - idle)),
+        )
+    console().print(table)

@@ -1,0 +1,110 @@
+"""The command `recurra stream`."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated, TextIO
+
+from cyclopts import Parameter, validators
+from cyclopts.exceptions import CycloptsError
+from recurra.v1 import models_pb2
+
+from recurra_client.cli.common import DEFAULT_SERVER, Server, console, seconds
+from recurra_client.cli.feeds import open_feed
+from recurra_client.cli.follow import Follower, Pace
+from recurra_client.cli.plot import require_matplotlib, save_plot
+from recurra_client.cli.predictions import PredictionsWriter
+from recurra_client.cli.track import Reading
+from recurra_client.cli.usererror import UserError
+from recurra_client.client import Client
+
+_Positive = validators.Number(gte=1)
+
+
+async def stream(  # noqa: D417 - `server` is described by its type
+    model: str,
+    /,
+    *files: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    truth: str = "",
+    rate: str = "",
+    chunk: Annotated[int, Parameter(validator=_Positive)] = 1,
+    limit: Annotated[int | None, Parameter(validator=_Positive)] = None,
+    parallel: Annotated[bool, Parameter(negative="")] = False,
+    output: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
+    plot: Path | None = None,
+    version: str = "",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Feed steps through a model, each file a session, and watch what it predicts.
+
+    A CSV file's columns are picked by the model's input labels if its header has them all; else all columns of
+    numbers are taken, in their order. An NPY file holds an array [T, dims].
+
+    Parameters
+    ----------
+    model
+        Name of the model.
+    files
+        CSV or NPY files; "-" or none reads CSV lines from stdin, and steps as they come.
+    truth
+        CSV column with the true class (its label or index) or value, to compare with.
+    rate
+        Steps a second, or "real" for the model's own step period. Empty: as fast as answers come.
+    chunk
+        Steps sent together in one message.
+    limit
+        At most so many steps of each file.
+    parallel
+        Stream all files at once, instead of one after another.
+    output
+        CSV file for the predictions; "-" for stdout.
+    plot
+        PNG, SVG or PDF file for a picture of the predictions. Needs matplotlib.
+    version
+        Version of the model. Empty: the latest.
+    """
+    mistyped = [path for path in files if path.startswith("-") and path != "-"]
+    if mistyped:
+        raise CycloptsError(f"Unknown option: {mistyped[0]}.")
+    if plot is not None:
+        require_matplotlib()
+    paths = files or ("-",)
+    if "-" in paths and sys.stdin.isatty():
+        raise UserError(f"give files to stream, or pipe CSV lines in: recurra stream {model} < readings.csv")
+    async with Client(server, reconnect=0) as client:  # tells at once if no server is there
+        described = await client.model(model, version)
+    feeds = [open_feed(path, described, truth) for path in paths]
+    pace = Pace(chunk, _period(rate, described), limit, parallel)
+    out = console(stderr=output == "-")
+    with _open_output(output) as file:
+        writer = PredictionsWriter(file, Reading(described)) if file else None
+        async with Client(server) as client:
+            follower = Follower(client, described, feeds, pace, out, writer)
+            await follower.run()
+    if plot is not None:
+        save_plot(plot, f"{described.name} version {described.version}", follower.tracks)
+        out.print(f"drawn into {plot}")
+
+
+def _open_output(path: str) -> contextlib.AbstractContextManager[TextIO | None]:
+    if path in ("", "-"):
+        return contextlib.nullcontext(sys.stdout if path else None)
+    try:
+        return Path(path).open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _period(rate: str, model: models_pb2.Model) -> float:
+    """Seconds from one step to the next; 0: none to keep."""
+    if rate == "real":
+        if not model.HasField("step_period"):
+            raise UserError(f"model {model.name} does not say its step period; give --rate in steps a second")
+        return seconds(model.step_period)
+    try:
+        value = float(rate or "inf")
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise UserError(f"--rate is {rate!r}, expected steps a second, or 'real'")
+    return 1 / value
