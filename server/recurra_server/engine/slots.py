@@ -47,6 +47,11 @@ class SlotTable:
         return len(self.owners)
 
     @property
+    def in_use(self) -> int:
+        """Number of slots handed out."""
+        return self._used - len(self._free)
+
+    @property
     def nbytes(self) -> int:
         """Bytes set aside for states."""
         return sum(table.nbytes for table in self._tables)

@@ -70,10 +70,10 @@ class EngineMachine(RuleBasedStateMachine):
         one.total, one.steps = sums[-1], one.steps + len(values)
         one.answers.append((step, sums))
 
-    @rule(one=sessions)
-    def send_nonsense(self, one: Expected) -> None:
+    @rule(one=sessions, before=st.integers(0, 6))
+    def send_nonsense(self, one: Expected, before: int) -> None:
         if not one.session.closed:
-            step = self.harness.submit(one.session, np.array([[np.nan]]))
+            step = self.harness.submit(one.session, np.array([[1.0]] * before + [[np.nan]]))
             one.answers.append((step, "INPUT_NOT_FINITE"))
 
     @rule(one=sessions, ahead=st.integers(2, 9))
@@ -100,7 +100,9 @@ class EngineMachine(RuleBasedStateMachine):
                 else:
                     assert outputs_of(step).ravel().tolist() == expected
             one.answers.clear()
-        assert self.engine.model("counter").depth == 0
+        model = self.engine.model("counter")
+        assert model.depth == 0
+        assert model.slots.in_use == len(self.open_sessions), "a slot was not given back"
 
     @rule(one=consumes(sessions))
     def close(self, one: Expected) -> None:

@@ -164,6 +164,28 @@ def test_a_long_chunk_lets_single_steps_through(runtimes: dict[str, OnnxRuntime]
     assert outputs_of(long)[-1] == 800
 
 
+def test_single_steps_do_not_starve_a_chunk(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes, Limits(max_piece_steps=8))
+    slow, quick = harness.open("counter"), harness.open("counter")
+    long = harness.submit(slow, np.ones((80, 1)))
+    for _ in range(25):
+        harness.submit(quick, np.ones((1, 1)))
+        harness.run_batch()
+    assert long in harness.answered
+
+
+def test_one_batch_of_a_model_is_in_flight_at_a_time(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness(runtimes)
+    first, second = harness.open("counter"), harness.open("counter")
+    harness.submit(first, np.ones((1, 1)))
+    batch = first.model.next_batch(0.0)
+    assert batch is not None
+    harness.submit(second, np.ones((1, 1)))
+    assert first.model.next_batch(0.0) is None
+    first.model.commit(batch, harness.runtimes[first.model].run(batch.feeds), 0.0, 0.0)
+    assert harness.run_batch() == 1
+
+
 def test_a_chunk_that_fails_late_leaves_no_trace(runtimes: dict[str, OnnxRuntime]) -> None:
     harness = Harness(runtimes, Limits(max_piece_steps=4))
     session = harness.open("counter")

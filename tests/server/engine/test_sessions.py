@@ -60,6 +60,14 @@ def test_only_the_last_reply_is_kept(runtimes: Runtimes) -> None:
     assert caught.value.metadata["expected_step"] == "3"
 
 
+def test_a_number_sent_again_with_another_chunk_length_is_no_retry(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("counter")
+    harness.ask(session, np.ones((3, 1)), number=1)
+    with pytest.raises(errors.StepNotHeldError):
+        harness.ask(session, ONE, number=1)
+
+
 def test_after_a_failed_step_the_ones_sent_behind_it_are_a_gap(runtimes: Runtimes) -> None:
     harness = Harness(runtimes)
     session = harness.open("counter")
@@ -142,6 +150,7 @@ def test_a_session_does_not_expire_while_a_step_waits(runtimes: Runtimes) -> Non
     step = harness.submit(session, ONE)
     harness.now = 5.0
     assert harness.engine.expire(harness.now) == 0
+    assert harness.engine.session("a", harness.now) is session
     harness.run()
     assert outputs_of(step).tolist() == [[1.0]]
     assert harness.engine.session("a", 5.9) is session

@@ -6,6 +6,7 @@ import grpc
 import numpy as np
 from recurra.v1 import inference_pb2, sessions_pb2
 
+from tests.support.server import ServerProcess
 from tests.support.wire import Stream, Stubs, array_of, tensor
 
 Request = inference_pb2.StreamStepsRequest
@@ -115,6 +116,24 @@ def test_replies_come_in_order_however_fast_the_caller_sends(stubs: Stubs) -> No
     assert values(responses[-1]) == [2000.0]
 
 
+def test_a_caller_who_does_not_read_is_made_to_wait(server: ServerProcess, stubs: Stubs) -> None:
+    """What is sent but not read must not pile up in the server, and waits instead of being refused."""
+    refused, applied = refusals(server), [timesteps(server)]
+    stream = Stream(stubs)
+    stream.ask(open=opening())
+    for _ in range(20_000):
+        stream.send(inputs=[tensor(np.ones((500, 1)))])
+    other = Stubs(server.target)
+    session_id = other.sessions.OpenSession(opening()).session.session_id
+    while len(applied) < 3 or applied[-1] > applied[-2]:  # until it goes no further
+        for _ in range(200):  # gives the server time, by its own clock
+            other.inference.Step(inference_pb2.StepRequest(session_id=session_id, inputs=[tensor([1])]))
+        applied.append(timesteps(server) - 200 * len(applied))
+    assert applied[-1] - applied[0] < 10_000 * 500
+    assert refusals(server) == refused
+    stream.call.cancel()
+
+
 def test_a_caller_who_goes_away_cancels_what_was_not_run(stubs: Stubs) -> None:
     stream = Stream(stubs)
     session_id = stream.ask(open=opening(), inputs=[tensor([1])]).session_id
@@ -130,3 +149,13 @@ def test_a_stream_that_ends_in_time_ends_well(stubs: Stubs) -> None:
     call = stubs.inference.StreamSteps(iter([Request(open=opening(), inputs=[tensor([1])])]), timeout=5.0)
     assert [values(response) for response in call] == [[1.0]]
     assert call.code() == grpc.StatusCode.OK
+
+
+def timesteps(server: ServerProcess) -> float:
+    value = server.metrics().get("recurra_timesteps_total", model="counter", version="1")
+    assert value is not None
+    return value
+
+
+def refusals(server: ServerProcess) -> float:
+    return server.metrics().get("recurra_errors_total", reason="capacity") or 0.0
