@@ -190,7 +190,8 @@ def _batches(dashboard: Dashboard) -> None:
             graph(
                 "Batch size",
                 [
-                    *_quantiles("recurra_batch_size"),
+                    # Quantiles are interpolated inside a bucket; sessions are whole.
+                    *(Query(f"ceil({expr})", legend) for expr, legend in _quantiles("recurra_batch_size")),
                     Query(_mean("recurra_batch_size"), "mean"),
                 ],
                 unit="short",

@@ -59,15 +59,20 @@ def queries() -> list[str]:
     return [re.sub(r"\$\w+", lambda name: chosen[name[0]], json.loads(text)) for text in written]
 
 
-def check_promql(expressions: list[str], folder: Path) -> None:
-    """Fail the test unless Prometheus' own tool takes every expression."""
+def check(kind: str, file: Path) -> str:
+    """Fail the test unless Prometheus' own tool takes the file; return what it says."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.fail("promtool is missing; it comes with Prometheus: apt install prometheus, or brew install prometheus")
+    checked = subprocess.run([promtool, "check", kind, str(file)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    return checked.stdout
+
+
+def check_promql(expressions: list[str], folder: Path) -> None:
+    """Fail the test unless Prometheus' own tool takes every expression."""
     rules = [{"record": f"expression:{number}", "expr": expr} for number, expr in enumerate(expressions)]
     file = folder / "rules.yml"
     # JSON is YAML too.
     file.write_text(json.dumps({"groups": [{"name": "expressions", "rules": rules}]}))
-    checked = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert f"{len(expressions)} rules found" in checked.stdout
+    assert f"{len(expressions)} rules found" in check("rules", file)

@@ -1,0 +1,73 @@
+"""docker-compose.yml: guarded, seen from this machine only, and its parts name one another rightly."""
+
+import re
+from importlib.metadata import requires
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.promql import DASHBOARDS, ROOT, check
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_have_no_rights_and_no_public_port(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned(name: str) -> None:
+    _, _, tag = SERVICES[name]["image"].partition(":")
+    assert tag.count(".") == 2
+
+
+def test_everything_mounted_is_there() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", ()):
+            # The models are made by training; compose says so if they are missing.
+            source = volume.split(":")[0] if isinstance(volume, str) else "."
+            assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
+
+
+def test_the_image_has_no_torch_and_no_root() -> None:
+    _, final = (ROOT / SERVICES["recurra"]["build"]["dockerfile"]).read_text().rsplit("FROM ", 1)
+    assert "USER 10001:10001" in final
+    needed = [
+        requirement
+        for requirement in requires("recurra") or ()
+        if not re.search(r"extra == .(training|dev)", requirement)
+    ]
+    assert any(requirement.startswith("onnxruntime") for requirement in needed)
+    assert not any(requirement.startswith("torch") for requirement in needed)
+
+
+def test_prometheus_scrapes_the_server() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (scrape,) = config["scrape_configs"]
+    assert scrape["static_configs"] == [{"targets": ["recurra:9464"]}]
+    assert "127.0.0.1:9464:9464" in SERVICES["recurra"]["ports"]
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    check("config", ROOT / "deploy" / "prometheus" / "prometheus.yml")
+
+
+def test_grafana_finds_prometheus_and_the_dashboards() -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "recurra.yml").read_text())["providers"]
+    grafana = SERVICES["grafana"]
+
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in SERVICES
+    folder = provider["options"]["path"]
+    assert f"./{DASHBOARDS.relative_to(ROOT)}:{folder}:ro" in grafana["volumes"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (DASHBOARDS / home.removeprefix(f"{folder}/")).is_file()
