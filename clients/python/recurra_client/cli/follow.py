@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from recurra.v1 import models_pb2
@@ -47,6 +47,8 @@ class Follower:
     tracks: list[Track] = field(init=False)
     _current: int = 0
     _began: float = field(default_factory=time.monotonic)
+    _screen: Live | None = None
+    _next_frame: float = 0.0
 
     def __post_init__(self) -> None:
         """Begin an empty track for each feed."""
@@ -59,7 +61,7 @@ class Follower:
     async def run(self) -> None:
         """Stream all feeds, and end with a table of how they went: also of those that were interrupted."""
         try:
-            async with self._live():
+            with self._live() if self.out.is_terminal else contextlib.nullcontext():
                 if self.pace.parallel:
                     await self._run_parallel()
                 else:
@@ -93,34 +95,28 @@ class Follower:
                     truths = [row.truth for row in rows]
                     self.writer.write(track.name, track.steps + 1, outputs, truths, session.last.latency)
                 track.add(outputs, [track.reading.truth(row.truth) for row in rows], session.last)
+                self._refresh()
         if not self.out.is_terminal:
             print_line(self.out, track)
 
-    @contextlib.asynccontextmanager
-    async def _live(self) -> AsyncIterator[None]:
-        if not self.out.is_terminal:
+    @contextlib.contextmanager
+    def _live(self) -> Iterator[None]:
+        with Live(console=self.out, get_renderable=self._view, auto_refresh=False) as self._screen:
             yield
-            return
-        with Live(console=self.out, get_renderable=self._view, auto_refresh=False) as live:
-            refresher = asyncio.create_task(_refresh(live))
-            try:
-                yield
-            finally:
-                refresher.cancel()
-                await asyncio.wait([refresher])
-                live.refresh()
+            self._screen.refresh()
+
+    def _refresh(self) -> None:
+        """Draw the next frame if it is due: between two steps, so that drawing is not counted as latency."""
+        now = time.monotonic()
+        if self._screen is not None and now >= self._next_frame:
+            self._screen.refresh()
+            self._next_frame = now + 1 / FRAMES_A_SECOND
 
     def _view(self) -> RenderableType:
         rate = sum(track.steps for track in self.tracks) / max(time.monotonic() - self._began, 1e-9)
         if self.pace.parallel and len(self.tracks) > 1:
             return parallel_view(self.model, self.tracks, rate, self.out.width)
         return live_view(self.model, self.tracks[self._current], rate, self.out.width)
-
-
-async def _refresh(live: Live) -> None:
-    while True:
-        live.refresh()
-        await asyncio.sleep(1 / FRAMES_A_SECOND)
 
 
 async def _chunks(rows: AsyncIterator[Row], pace: Pace) -> AsyncIterator[list[Row]]:
