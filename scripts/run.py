@@ -18,6 +18,8 @@ MODEL = "exercise"
 MODELS = Path("models")
 HELD_OUT = Path("runs", MODEL, "held_out")
 RECORDINGS = 3
+# Five times as fast as they were recorded: slow enough to watch.
+STEPS_A_SECOND = 50
 RECURRA = Path(sys.executable).with_name("recurra")
 
 
@@ -42,7 +44,7 @@ def tour() -> int:
             return status
 
     say("Starting the server.")
-    with child("serve", "--models", str(MODELS), stdout=subprocess.PIPE) as server:
+    with child("serve", "--models", str(MODELS), end=signal.SIGTERM, stdout=subprocess.PIPE) as server:
         address = listening_address(server)
         if address is None:  # it has said why
             return server.wait()
@@ -50,7 +52,8 @@ def tour() -> int:
         recordings = [str(path) for path in sorted(HELD_OUT.glob("*.csv"))[:RECORDINGS]]
         if recordings:
             say("Streaming recordings of people whom the model has never seen, step by step, from another process.")
-            if status := run("stream", MODEL, *recordings, "--truth", "label", "--server", address):
+            options = ("--truth", "label", "--rate", str(STEPS_A_SECOND), "--server", address)
+            if status := run("stream", MODEL, *recordings, *options):
                 return status
         else:
             say(f"There are no recordings in {HELD_OUT}, so nothing is streamed.")
@@ -68,14 +71,16 @@ def run(*arguments: str) -> int:
 
 
 @contextmanager
-def child(*arguments: str, stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
+def child(
+    *arguments: str, end: signal.Signals = signal.SIGINT, stdout: int | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A `recurra` process that does not outlive the `with` block.
 
     It has a session of its own: a Ctrl-C reaches this script only, which ends its children one after the other.
     """
     process = subprocess.Popen([RECURRA, *arguments], stdout=stdout, text=True, start_new_session=True)  # noqa: S603
     # Asked to end in order; asked again, which hurries a drain; made to.
-    requests = iter((signal.SIGINT, signal.SIGINT, signal.SIGKILL))
+    requests = iter((end, end, signal.SIGKILL))
     try:
         yield process
     finally:
