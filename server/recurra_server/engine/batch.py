@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra_server.engine.signature import TensorSpec
-from recurra_server.engine.slots import Slots
+from recurra_server.engine.signature import Signature, TensorSpec
+from recurra_server.engine.slots import Slots, SlotTable, unstack
 from recurra_server.engine.steps import Buffer, Step
+
+Array = NDArray[Any]
 
 
 @dataclass(slots=True)
@@ -19,48 +21,58 @@ class Batch:
     Attributes:
         steps: The B steps, each of another session.
         length: T, the number of time steps run of each.
-        slots: For each step, the slot its next states go to.
+        slots: For each step, the slot that holds its states so far.
         feeds: Inputs and states by name, as the graph takes them.
     """
 
     steps: list[Step]
     length: int
     slots: Slots
-    feeds: dict[str, NDArray[Any]]
+    feeds: dict[str, Array]
 
 
-def join_inputs(spec: TensorSpec, pieces: Sequence[Buffer], length: int) -> NDArray[Any]:
-    """Stack the steps' bytes to one array `[B, T, *dims]` (read-only)."""
-    flat = np.frombuffer(b"".join(pieces), spec.np_dtype)
-    return flat.reshape(len(pieces), length, *spec.dims)
+def stack_inputs(signature: Signature, steps: Sequence[Step], length: int) -> tuple[dict[str, Array], dict[int, str]]:
+    """Stack the next `length` time steps of each step.
+
+    Returns:
+        The inputs by name, as the graph takes them; and the rows that hold NaN or infinity, with the
+        name of the input that does.
+    """
+    feeds: dict[str, Array] = {}
+    bad: dict[int, str] = {}
+    for index, spec in enumerate(signature.inputs):
+        pieces = [_piece(step, index, spec.step_bytes, length) for step in steps]
+        rows = np.frombuffer(b"".join(pieces), spec.np_dtype).reshape(len(steps), length, *spec.dims)
+        bad.update((row, spec.name) for row in rows_not_finite([rows]))
+        feeds[spec.name] = spec.to_graph(rows)
+    return feeds, bad
 
 
-def split_outputs(spec: TensorSpec, tensor: NDArray[Any], size: int, length: int) -> list[bytes]:
-    """Take an output of the graph apart into each step's bytes.
+def stack_states(signature: Signature, steps: Sequence[Step], table: SlotTable[Any]) -> tuple[Slots, dict[str, Array]]:
+    """Gather the states of each step's session: the slots they came from, and the states by input name."""
+    slots = np.array([step.slot for step in steps], np.intp)
+    tensors = table.gather(slots)
+    return slots, {spec.input_name: tensor for spec, tensor in zip(signature.states, tensors, strict=True)}
+
+
+def unstack_results(
+    signature: Signature, batch: Batch, results: Sequence[Array]
+) -> tuple[list[tuple[bytes, ...]], list[Array]]:
+    """Take what the model returned apart.
+
+    Returns:
+        For each step, the bytes of each output; and the next states, each `[B, *dims]`.
 
     Raises:
-        ValueError: The graph's output has not the shape that the signature declares.
+        ValueError: An output has not the shape that the signature declares.
     """
-    rows = spec.from_graph(tensor)
-    if rows.shape != (size, length, *spec.dims) or rows.dtype != spec.np_dtype:
-        raise ValueError(
-            f"output {spec.name!r} came as {rows.dtype}{list(rows.shape)}, "
-            f"the signature says {spec.dtype}{[size, length, *spec.dims]}"
-        )
-    blob = rows.tobytes()
-    width = length * spec.step_bytes
-    return [blob[start : start + width] for start in range(0, size * width, width)]
+    count = len(signature.outputs)
+    outputs = [_split(spec, tensor, batch) for spec, tensor in zip(signature.outputs, results[:count], strict=True)]
+    states = [unstack(tensor, spec) for spec, tensor in zip(signature.states, results[count:], strict=True)]
+    return list(zip(*outputs, strict=True)), states
 
 
-def piece_of(step: Step, index: int, step_bytes: int, length: int) -> Buffer:
-    """The bytes of the piece of a step's input that runs next."""
-    if step.count == length:
-        return step.inputs[index]
-    start = step.position * step_bytes
-    return memoryview(step.inputs[index])[start : start + length * step_bytes]
-
-
-def rows_not_finite(arrays: Sequence[NDArray[Any]]) -> list[int]:
+def rows_not_finite(arrays: Sequence[Array]) -> list[int]:
     """Find the rows (first axis) that hold NaN or infinity; integers never do."""
     bad: set[int] = set()
     for array in arrays:
@@ -68,3 +80,24 @@ def rows_not_finite(arrays: Sequence[NDArray[Any]]) -> list[int]:
             finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
             bad.update(np.flatnonzero(~finite).tolist())
     return sorted(bad)
+
+
+def _piece(step: Step, index: int, step_bytes: int, length: int) -> Buffer:
+    """The bytes of the piece of a step's input that runs next."""
+    if step.count == length:
+        return step.inputs[index]
+    start = step.position * step_bytes
+    return memoryview(step.inputs[index])[start : start + length * step_bytes]
+
+
+def _split(spec: TensorSpec, tensor: Array, batch: Batch) -> list[bytes]:
+    """The bytes of each step's output."""
+    size, length = len(batch.steps), batch.length
+    rows = spec.from_graph(tensor)
+    if rows.shape != (size, length, *spec.dims) or rows.dtype != spec.np_dtype:
+        raise ValueError(
+            f"output {spec.name!r} came as {rows.dtype}{list(rows.shape)}, "
+            f"the signature says {spec.dtype}{[size, length, *spec.dims]}"
+        )
+    blob, width = rows.tobytes(), length * spec.step_bytes
+    return [blob[start : start + width] for start in range(0, size * width, width)]

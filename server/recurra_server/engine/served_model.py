@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra_server.engine.batch import Batch, join_inputs, piece_of, rows_not_finite, split_outputs
+from recurra_server.engine.batch import Batch, rows_not_finite, stack_inputs, stack_states, unstack_results
 from recurra_server.engine.errors import (
     CapacityError,
     DeadlineError,
@@ -24,7 +24,7 @@ from recurra_server.engine.limits import Limits
 from recurra_server.engine.scheduler import Scheduler
 from recurra_server.engine.sessions import Action, KeptReply, Session, not_found
 from recurra_server.engine.signature import Signature
-from recurra_server.engine.slots import SlotTable, unstack
+from recurra_server.engine.slots import SlotTable
 from recurra_server.engine.steps import Step
 
 Array = NDArray[Any]
@@ -60,7 +60,7 @@ class ServedModel:
         self.signature = signature
         self.max_batch_size = min(limits.max_batch_size, max_batch_size or limits.max_batch_size)
         self.metrics = metrics or {}
-        self.slots = SlotTable(signature.states)
+        self.slots: SlotTable[Session] = SlotTable(signature.states)
         self.sessions = 0
         self.depth = 0
         self.applied_steps = 0
@@ -135,15 +135,8 @@ class ServedModel:
         Raises:
             ValueError: The results are not what the signature declares; nothing was committed.
         """
-        signature, size = self.signature, len(batch.steps)
-        outputs = [
-            split_outputs(spec, tensor, size, batch.length)
-            for spec, tensor in zip(signature.outputs, results, strict=False)
-        ]
-        states = [
-            unstack(tensor, spec)
-            for spec, tensor in zip(signature.states, results[len(signature.outputs) :], strict=True)
-        ]
+        size = len(batch.steps)
+        outputs, states = unstack_results(self.signature, batch, results)
         self._in_flight = None
         bad = set(rows_not_finite(states))
         good = [row for row, step in enumerate(batch.steps) if row not in bad and not step.session.closed]
@@ -152,7 +145,6 @@ class ServedModel:
         else:
             self.slots.scatter(batch.slots[good], [rows[good] for rows in states])
         self.slots.touch(np.array([batch.steps[row].session.slot for row in good], np.intp), now)
-        rows = list(zip(*outputs, strict=True))
         for row, step in enumerate(batch.steps):
             step.compute += compute
             step.batch_size = size
@@ -161,7 +153,7 @@ class ServedModel:
             elif row in bad:
                 self._fail(step, _state_not_finite(step), now)
             else:
-                self._advance(step, rows[row], batch.length, now)
+                self._advance(step, outputs[row], batch.length, now)
 
     def fail(self, batch: Batch, error: Exception, now: float) -> None:
         """The model refused a batch: find out whose fault it is by running its steps one by one."""
@@ -262,30 +254,25 @@ class ServedModel:
         return True
 
     def _stack(self, steps: list[Step], length: int, now: float) -> Batch | None:
+        """Make a batch of ready steps; those whose inputs are not finite fail."""
+        feeds, bad = stack_inputs(self.signature, steps, length) if steps else ({}, {})
+        if bad:
+            for row, name in bad.items():
+                error = InputNotFiniteError(
+                    f"input {name!r} holds NaN or infinity; the step was not applied", input=name
+                )
+                self._fail(steps[row], error, now)
+            return self._stack([step for row, step in enumerate(steps) if row not in bad], length, now)
         if not steps:
             return None
-        feeds: dict[str, Array] = {}
-        for index, spec in enumerate(self.signature.inputs):
-            joined = join_inputs(spec, [piece_of(step, index, spec.step_bytes, length) for step in steps], length)
-            bad = rows_not_finite([joined]) if spec.np_dtype.kind == "f" else ()
-            if bad:
-                for row in bad:
-                    error = InputNotFiniteError(
-                        f"input {spec.name!r} holds NaN or infinity; the step was not applied", input=spec.name
-                    )
-                    self._fail(steps[row], error, now)
-                return self._stack([step for row, step in enumerate(steps) if row not in bad], length, now)
-            feeds[spec.name] = spec.to_graph(joined)
-        slots = np.array([step.slot for step in steps], np.intp)
-        for state, tensor in zip(self.signature.states, self.slots.gather(slots), strict=True):
-            feeds[state.input_name] = tensor
+        slots, states = stack_states(self.signature, steps, self.slots)
         for row, step in enumerate(steps):
             if step.position == 0:
                 step.started = now
                 if length < step.count:
                     # The session keeps its own states until the whole chunk has succeeded.
                     slots[row] = step.slot = self.slots.allocate()
-        return Batch(steps, length, slots, feeds)
+        return Batch(steps, length, slots, {**feeds, **states})
 
     def _advance(self, step: Step, outputs: tuple[bytes, ...], length: int, now: float) -> None:
         """A piece of the step has been run and its states kept."""

@@ -1,16 +1,14 @@
 """Where the sessions of a model live: one array per state tensor, a slot per session."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recurra_server.engine.signature import StateSpec
 
-if TYPE_CHECKING:
-    from recurra_server.engine.sessions import Session
-
+Owner = TypeVar("Owner")
 Array = NDArray[Any]
 Slots = NDArray[np.intp]
 
@@ -25,7 +23,7 @@ def unstack(tensor: Array, spec: StateSpec) -> Array:
     return np.moveaxis(tensor, spec.batch_axis, 0)
 
 
-class SlotTable:
+class SlotTable(Generic[Owner]):
     """State arrays `[capacity, *dims]`, grown by doubling; a batch is gathered and scattered by index.
 
     The times of expiry are a column too, so that a batch touches all its sessions with one
@@ -34,7 +32,7 @@ class SlotTable:
 
     def __init__(self, specs: Sequence[StateSpec], capacity: int = 64) -> None:
         self.specs = tuple(specs)
-        self.owners: list[Session | None] = [None] * capacity
+        self.owners: list[Owner | None] = [None] * capacity
         self.idle_timeout = np.zeros(capacity)
         self.expires_at = np.full(capacity, np.inf)
         self._tables = [np.zeros((capacity, *spec.dims), spec.np_dtype) for spec in specs]
@@ -71,7 +69,7 @@ class SlotTable:
         self.expires_at[slot] = np.inf
         self._free.append(slot)
 
-    def settle(self, slot: int, owner: "Session", idle_timeout: float, now: float) -> None:
+    def settle(self, slot: int, owner: Owner, idle_timeout: float, now: float) -> None:
         """Make a slot the home of a session, which expires when it is not touched for `idle_timeout` seconds."""
         self.owners[slot] = owner
         self.idle_timeout[slot] = idle_timeout
@@ -88,7 +86,7 @@ class SlotTable:
         """Note that the sessions in these slots are in use."""
         self.expires_at[slots] = now + self.idle_timeout[slots]
 
-    def expired(self, now: float) -> list["Session"]:
+    def expired(self, now: float) -> list[Owner]:
         """Find the sessions whose time is up."""
         due = np.flatnonzero(self.expires_at <= now).tolist()
         return [owner for slot in due if (owner := self.owners[slot]) is not None]

@@ -45,7 +45,9 @@ def test_a_graph_without_a_time_axis_takes_single_steps(dims: tuple[int, ...], b
 
 
 def test_slots_keep_their_states_when_the_table_grows() -> None:
-    table = SlotTable([StateSpec("h", "h2", "float32", (3,)), StateSpec("n", "n2", "int64", ())], capacity=2)
+    table: SlotTable[None] = SlotTable(
+        [StateSpec("h", "h2", "float32", (3,)), StateSpec("n", "n2", "int64", ())], capacity=2
+    )
     slots = []
     for value in range(40):
         slot = table.allocate()
