@@ -126,10 +126,12 @@ _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "INTERNAL": InternalError,
 }
 # For failures without a reason of ours: the network, a proxy, or a server that is not Recurra.
-# CANCELLED is what a stream gets whose server or proxy drops it; that we cancelled ourselves is no error.
+# CANCELLED is what a stream gets whose server or proxy drops it (that we cancelled ourselves is no error);
+# INTERNAL is what the gRPC library itself says of a connection that breaks in the middle of a message.
 _BY_CODE: Final[dict[grpc.StatusCode, type[RecurraError]]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.CANCELLED: UnavailableError,
+    grpc.StatusCode.INTERNAL: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
 }
 
@@ -166,7 +168,5 @@ def invalid_input(message: str, reason: str, **metadata: object) -> InputError:
 def _make(
     message: str, reason: str, code: grpc.StatusCode, metadata: Mapping[str, str], retry_after: float | None
 ) -> RecurraError:
-    kind = _BY_REASON.get(reason) or _BY_CODE.get(code, RecurraError)
-    if not reason and "RST_STREAM" in message:  # the connection broke in the middle of a call
-        kind = UnavailableError
+    kind = _BY_REASON.get(reason, RecurraError) if reason else _BY_CODE.get(code, RecurraError)
     return kind(message, reason=reason or code.name, code=code, metadata=metadata, retry_after=retry_after)

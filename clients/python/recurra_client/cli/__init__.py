@@ -101,11 +101,11 @@ def _check_command(app: App, command: str) -> None:
 
 def _explain(command: str, error: Exception) -> str:
     """The failure of a command in one line."""
-    if isinstance(error, ImportError) and command in COMMANDS:
-        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # Cyclopts wraps it
-        extra = COMMANDS[command].extra
-        if extra and not (cause.name or "").startswith("recurra"):
-            return f"{command} needs the {extra} extra: pip install 'recurra[{extra}]'"
+    if isinstance(error, ImportError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # Cyclopts wraps what a command's module raises
+    extra = COMMANDS[command].extra if command in COMMANDS else ""
+    if isinstance(error, ImportError) and extra and not (error.name or "").startswith("recurra"):
+        return f"{command} needs the {extra} extra: pip install 'recurra[{extra}]'"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     known = getattr(error, "message", "") or (str(error) if isinstance(error, OSError | UserError) else "")

@@ -1,0 +1,345 @@
+"""The asyncio client and a real server."""
+
+import asyncio
+import contextlib
+import datetime
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+from recurra_client import (
+    Client,
+    DeadlineExceededError,
+    InputError,
+    ModelNotFoundError,
+    NoFeedbackError,
+    RecurraError,
+    Session,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    UnavailableError,
+)
+from recurra_client.delivery import MAX_UNANSWERED
+
+from tests.support.proxy import tcp_proxy
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture
+async def client(server: ServerProcess) -> AsyncIterator[Client]:
+    async with Client(server.target) as client:
+        yield client
+
+
+async def total(session: Session, x: float = 0.0) -> float:
+    """What the counter stands at after one more step."""
+    return float((await session.step([x]))[0])
+
+
+async def when_reachable(call: Callable[[], Coroutine[Any, Any, Session]]) -> Session:
+    """Call until it succeeds, as one does who does not let the client wait."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(DeadlineExceededError, UnavailableError):
+                return await call()
+
+
+async def test_a_session_remembers_and_is_closed_at_the_end(client: Client) -> None:
+    async with client.session("counter") as session:
+        assert [await total(session, x) for x in (1, 2, 3)] == [1, 3, 6]
+        assert session.last.step == 3
+        assert not session.last.replayed
+        assert session.last.batch_size == 1
+        assert 0 <= session.last.compute < session.last.latency < 30
+        assert (await session.info()).steps == 3
+    with pytest.raises(SessionNotFoundError):
+        await client.sessions.get(session.id)
+
+
+async def test_steps_chunks_and_the_whole_agree(client: Client) -> None:
+    xs = np.random.default_rng(0).standard_normal((24, 4))
+    whole = await client.predict("lstm", xs)
+    async with client.session("lstm") as session:
+        one_by_one = [await session.step(x) for x in xs]
+        assert one_by_one[0].shape == (2,)
+        np.testing.assert_allclose(np.stack(one_by_one), whole, atol=1e-5)
+        await session.reset()
+        chunks = [await session.steps(xs[:7]), await session.steps(xs[7:8]), await session.steps(xs[8:])]
+        np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-5)
+        await session.reset()
+        streamed = [y async for y in session.stream(xs, window=5)]
+        np.testing.assert_allclose(np.stack(streamed), whole, atol=1e-5)
+    np.testing.assert_allclose(await client.predict("lstm", xs, last_only=True), whole[-1], atol=1e-5)
+
+
+async def test_a_stream_of_a_live_source_comes_in_order(client: Client) -> None:
+    async def source() -> AsyncIterator[list[float]]:
+        for x in range(300):
+            yield [x]
+
+    async with client.session("counter") as session:
+        outputs = [float(y[0]) async for y in session.stream(source())]
+    assert outputs == np.cumsum(range(300)).tolist()
+
+
+async def test_names_in_give_names_out(client: Client) -> None:
+    async with client.session("counter") as session:
+        assert (await session.step({"x": [4]}))["y"].tolist() == [4]
+        assert (await session.steps({"x": [[1], [1]]}))["y"].tolist() == [[5], [6]]
+        assert [y["y"].tolist() async for y in session.stream({"x": [[1], [1]]})] == [[7], [8]]
+    assert (await client.predict("counter", {"x": [[1], [2]]}))["y"].tolist() == [[1], [3]]
+
+
+async def test_many_sessions_at_once_keep_apart(client: Client) -> None:
+    async def run(k: int) -> list[float]:
+        async with client.session("counter") as session:
+            return [await total(session, k) for _ in range(20)]
+
+    results = await asyncio.gather(*(run(k) for k in range(32)))
+    assert results == [[k * n for n in range(1, 21)] for k in range(32)]
+
+
+async def test_a_step_that_fails_changes_nothing(client: Client) -> None:
+    async with client.session("counter") as session:
+        assert await total(session, 5) == 5
+        with pytest.raises(InputError) as caught:
+            await session.step([np.nan])
+        assert caught.value.reason == "INPUT_NOT_FINITE"
+        with pytest.raises(InputError):
+            await session.steps([[1.0], [np.inf]])
+        with pytest.raises(InputError) as caught:
+            await session.step([1, 2])
+        assert caught.value.reason == "INPUT_SHAPE"
+        assert await total(session, 1) == 6
+        assert session.last.step == 2
+
+
+async def test_steps_called_together_are_applied_in_the_order_of_the_calls(client: Client) -> None:
+    async with client.session("counter") as session:
+        results = await asyncio.gather(*(session.step([x]) for x in (1.0, np.nan, 10.0, 100.0)), return_exceptions=True)
+        assert isinstance(results[1], InputError)
+        assert [float(y[0]) for y in results if isinstance(y, np.ndarray)] == [1, 11, 111]
+
+
+async def test_a_stream_ends_at_a_bad_step_and_the_session_goes_on(client: Client) -> None:
+    async with client.session("counter") as session:
+        outputs = session.stream(np.array([[1], [1], [np.nan], [1]]))
+        assert [float((await anext(outputs))[0]) for _ in range(2)] == [1, 2]
+        with pytest.raises(InputError):
+            await anext(outputs)
+        assert await total(session, 1) == 3
+
+
+async def test_cancelling_a_step_leaves_it_in_the_sequence(client: Client) -> None:
+    async with client.session("counter") as session:
+        called = 0
+        for turns in range(40):
+            task = asyncio.create_task(session.step([1]))
+            for _ in range(turns % 8):  # so many turns of the event loop does it get
+                await asyncio.sleep(0)
+            called += turns % 8 > 0
+            task.cancel()
+            await asyncio.wait([task])
+        assert await total(session) == called
+        assert session.last.step == called + 1
+
+
+async def test_cancelled_steps_leave_no_streams_behind(server: ServerProcess) -> None:
+    async with Client(server.target) as client, client.session("counter") as session:
+        for _ in range(50):
+            task = asyncio.create_task(session.step([1]))
+            for _ in range(6):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        assert await total(session) == 50
+        async with asyncio.timeout(10):
+            streams = None
+            while streams != 1:
+                streams = (await asyncio.to_thread(server.metrics)).get("recurra_streams")
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_forks_and_resets(client: Client) -> None:
+    async with client.session("counter", session_id="tree") as session:
+        await total(session, 3)
+        async with await session.fork("branch") as fork:
+            assert fork.id == "branch"
+            assert await total(fork, 10) == 13
+            assert await total(session, 1) == 4
+            await session.reset()
+            assert await total(session, 1) == 1
+            assert session.last.step == 1
+            assert await total(fork, 1) == 14
+        with pytest.raises(SessionNotFoundError):
+            await client.sessions.get("branch")
+
+
+async def test_a_kept_session_is_gone_on_with(client: Client, server: ServerProcess) -> None:
+    async with client.session("counter", keep=True) as session:
+        await total(session, 2)
+    async with Client(server.target) as other, other.resume(session.id, keep=False) as resumed:
+        assert resumed.model.name == "counter"
+        assert await total(resumed, 3) == 5
+    with pytest.raises(SessionNotFoundError):
+        await client.resume(session.id).open()
+
+
+async def test_sessions_by_id(client: Client) -> None:
+    assert await client.sessions.count("letters") == 0
+    opened = [await client.session("letters", session_id=f"list-{k}").open() for k in range(5)]
+    assert [s.session_id async for s in client.sessions.list("letters")] == [s.id for s in opened]
+    assert [s.session_id async for s in client.sessions.list("letters", limit=2)] == ["list-0", "list-1"]
+    assert await client.sessions.count("letters") == 5
+    await opened[0].step(1)
+    assert (await client.sessions.get("list-0")).steps == 1
+    assert (await client.sessions.fork("list-0", "list-fork")).steps == 1
+    assert (await client.sessions.reset("list-0")).steps == 0
+    for session_id in ["list-fork", *(s.id for s in opened)]:
+        await client.sessions.close(session_id)
+    assert await client.sessions.count("letters") == 0
+    with pytest.raises(SessionNotFoundError):
+        await client.sessions.close("list-0")
+
+
+async def test_an_own_id_can_be_open_once(client: Client) -> None:
+    async with client.session("counter", session_id="mine"):
+        with pytest.raises(SessionExistsError):
+            await client.session("counter", session_id="mine").open()
+
+
+async def test_an_expired_session_says_so(client: Client) -> None:
+    async with client.session("counter", idle_timeout=datetime.timedelta(milliseconds=30)) as session:
+        async with asyncio.timeout(10):
+            while await client.sessions.count("counter"):  # asking does not count as use
+                pass
+        with pytest.raises(SessionExpiredError) as caught:
+            await session.step([1])
+        assert caught.value.metadata["session_id"] == session.id
+        assert float(caught.value.metadata["idle_timeout_seconds"]) == pytest.approx(0.03)
+
+
+async def test_initial_states_are_taken(client: Client) -> None:
+    async with client.session("counter", initial_states={"s_in": [40]}) as session:
+        assert await total(session, 2) == 42
+    assert (await client.predict("counter", [[2]], initial_states={"s_in": [40]})).tolist() == [[42]]
+    with pytest.raises(InputError, match="no state 'h'"):
+        await client.session("counter", initial_states={"h": [1]}).open()
+
+
+async def test_unknown_models_are_told(client: Client) -> None:
+    for call in (client.session("nope").open(), client.model("nope"), client.predict("nope", [[1]])):
+        with pytest.raises(ModelNotFoundError) as caught:
+            await call
+        assert caught.value.metadata["model"] == "nope"
+    assert {model.name for model in await client.models()} >= {"counter", "lstm"}
+    assert (await client.model("counter")).latest
+
+
+async def test_rows_of_a_batch_fail_one_by_one(client: Client) -> None:
+    async with client.session("counter") as a, client.session("counter") as b:
+        result = await client.step_batch("counter", [a.id, "nobody", b.id], [[1], [2], [3]], steps=[1, 1, 1])
+        assert result.outputs.tolist() == [[1], [0], [3]]
+        assert list(result.steps) == [1, 0, 1]
+        assert {row: type(error) for row, error in result.errors.items()} == {1: SessionNotFoundError}
+        again = await client.step_batch("counter", [a.id, b.id], {"x": [[5], [5]]}, steps=[1, 2])
+        assert again.outputs["y"].tolist() == [[1], [8]]
+        assert again.replayed == {0}
+        chunks = await client.step_batch("counter", [a.id], [[[1], [1]]], chunks=True)
+        assert chunks.outputs.tolist() == [[[2], [3]]]
+        with pytest.raises(ValueError, match="2 rows"):
+            await client.step_batch("counter", [a.id], [[1], [2]])
+
+
+async def test_generating_feeds_outputs_back(client: Client) -> None:
+    alone = [g async for g in client.generate("letters", [0, 3], max_steps=6, temperature=1.0, seed=7)]
+    assert [g.step for g in alone] == [2, 3, 4, 5, 6, 7]
+    again = [g async for g in client.generate("letters", [0, 3], max_steps=6, temperature=1.0, seed=7)]
+    assert [int(g.next_input) for g in again] == [int(g.next_input) for g in alone]
+    async with client.session("letters") as session:
+        await session.step(0)
+        in_session = [g async for g in client.generate(session, [3], max_steps=6, temperature=1.0, seed=7)]
+        assert [int(g.next_input) for g in in_session] == [int(g.next_input) for g in alone]
+        steps = (await session.info()).steps
+        await session.step(1)
+        assert session.last.step == steps + 1
+    with pytest.raises(NoFeedbackError):
+        await anext(client.generate("counter", [[1]], max_steps=2))
+
+
+async def test_a_generation_can_be_left_early(client: Client) -> None:
+    async with client.session("letters") as session:
+        generation = client.generate(session, [1], max_steps=4000)
+        await anext(generation)
+        await generation.aclose()  # type: ignore[attr-defined]
+        await session.step(1)
+        assert session.last.step >= 2
+
+
+async def test_no_server_is_told_at_once_or_after_the_time_to_reconnect() -> None:
+    async with tcp_proxy("127.0.0.1:1") as proxy:
+        await proxy.stop()
+        async with Client(proxy.target, reconnect=0) as client:
+            with pytest.raises(UnavailableError, match=r"^cannot reach 127\.0\.0\.1:\d+: "):
+                await client.models()
+        async with Client(proxy.target, reconnect=0.3) as client:
+            with pytest.raises(UnavailableError, match="tried for"):
+                await client.models()
+        async with Client(proxy.target, timeout=0.3) as client:
+            with pytest.raises(UnavailableError, match="tried for"):
+                await client.models()
+
+
+async def test_a_step_that_times_out_stays_in_the_sequence(server: ServerProcess) -> None:
+    async with (
+        tcp_proxy(server.target) as proxy,
+        Client(proxy.target, timeout=0.2) as client,
+        client.session("counter") as session,
+    ):
+        assert await total(session, 1) == 1
+        proxy.hold_replies = True
+        with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
+            await session.step([10])
+        with pytest.raises(DeadlineExceededError):
+            await session.step([100])
+        proxy.hold_replies = False
+        proxy.cut()  # what was swallowed is missing from the connection
+        async with await when_reachable(session.fork) as fork:
+            assert await total(fork) == 111
+
+
+async def test_steps_that_wait_are_bounded(server: ServerProcess) -> None:
+    async with (
+        tcp_proxy(server.target) as proxy,
+        Client(proxy.target, reconnect=0) as client,
+        client.session("counter") as session,
+    ):
+        await session.step([1])
+        await proxy.stop()
+        refused: set[str] = set()
+        for _ in range(MAX_UNANSWERED + 1):
+            with pytest.raises(RecurraError) as caught:
+                await session.step([1])
+            refused.add(caught.value.reason)
+        assert refused == {"UNAVAILABLE", "CAPACITY"}
+        await proxy.start()
+        async with await when_reachable(session.fork):  # the line is worked off first; a step more had no place in it
+            assert await total(session) == MAX_UNANSWERED + 1
+
+
+async def test_a_session_must_be_open(client: Client) -> None:
+    session = client.session("counter")
+    with pytest.raises(RuntimeError, match="not open"):
+        await session.step([1])
+
+
+def test_a_client_can_be_made_outside_of_the_event_loop(server: ServerProcess) -> None:
+    client = Client(server.target)
+
+    async def use() -> Any:
+        async with client, client.session("counter") as session:
+            return await session.step([2])
+
+    assert asyncio.run(use()).tolist() == [2]
