@@ -4,3 +4,5 @@ import os
 
 # The gRPC core prints lines of its own, about failures that are also raised. It reads this once, when imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# What little linear algebra is done outside the models is not worth a thread. Read when numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -137,7 +137,7 @@ class Driver:
                 if not finished.done():
                     finished.set_result(result)
 
-        session.model.at_rest(session, action)
+        session.model.turns.at_rest(session, action)
         return await finished
 
     async def expire_forever(self, interval: float = 1.0) -> None:

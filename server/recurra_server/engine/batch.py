@@ -1,5 +1,6 @@
 """A batch: steps of different sessions that run in one model call."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra_server.engine.signature import Signature, TensorSpec
-from recurra_server.engine.slots import Slots, SlotTable, unstack
+from recurra_server.engine.slots import Slots
 from recurra_server.engine.steps import Buffer, Step
 
 Array = NDArray[Any]
@@ -21,7 +22,7 @@ class Batch:
     Attributes:
         steps: The B steps, each of another session.
         length: T, the number of time steps run of each.
-        slots: For each step, the slot that holds its states so far.
+        slots: For each step, the slot that its next states go to.
         feeds: Inputs and states by name, as the graph takes them.
     """
 
@@ -41,18 +42,13 @@ def stack_inputs(signature: Signature, steps: Sequence[Step], length: int) -> tu
     feeds: dict[str, Array] = {}
     bad: dict[int, str] = {}
     for index, spec in enumerate(signature.inputs):
-        pieces = [_piece(step, index, spec.step_bytes, length) for step in steps]
+        size = spec.step_bytes
+        pieces = [step.inputs[index] if step.count == length else _piece(step, index, size, length) for step in steps]
         rows = np.frombuffer(b"".join(pieces), spec.np_dtype).reshape(len(steps), length, *spec.dims)
-        bad.update((row, spec.name) for row in rows_not_finite([rows]))
+        if not all_finite(rows):
+            bad.update((row, spec.name) for row in rows_not_finite(rows))
         feeds[spec.name] = spec.to_graph(rows)
     return feeds, bad
-
-
-def stack_states(signature: Signature, steps: Sequence[Step], table: SlotTable[Any]) -> tuple[Slots, dict[str, Array]]:
-    """Gather the states of each step's session: the slots they came from, and the states by input name."""
-    slots = np.array([step.slot for step in steps], np.intp)
-    tensors = table.gather(slots)
-    return slots, {spec.input_name: tensor for spec, tensor in zip(signature.states, tensors, strict=True)}
 
 
 def unstack_results(
@@ -68,24 +64,28 @@ def unstack_results(
     """
     count = len(signature.outputs)
     outputs = [_split(spec, tensor, batch) for spec, tensor in zip(signature.outputs, results[:count], strict=True)]
-    states = [unstack(tensor, spec) for spec, tensor in zip(signature.states, results[count:], strict=True)]
+    states = [spec.unstack(tensor) for spec, tensor in zip(signature.states, results[count:], strict=True)]
     return list(zip(*outputs, strict=True)), states
 
 
-def rows_not_finite(arrays: Sequence[Array]) -> list[int]:
+def all_finite(array: Array) -> bool:
+    """Whether an array surely holds neither NaN nor infinity. False may also mean very large values: look again.
+
+    The sum of squares is not finite if any element is not, and is had in one pass without a temporary array.
+    """
+    return array.dtype.kind != "f" or math.isfinite(np.vdot(array, array))
+
+
+def rows_not_finite(array: Array) -> list[int]:
     """Find the rows (first axis) that hold NaN or infinity; integers never do."""
-    bad: set[int] = set()
-    for array in arrays:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-            bad.update(np.flatnonzero(~finite).tolist())
-    return sorted(bad)
+    if array.dtype.kind != "f":
+        return []
+    rows: list[int] = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).tolist()
+    return rows
 
 
 def _piece(step: Step, index: int, step_bytes: int, length: int) -> Buffer:
-    """The bytes of the piece of a step's input that runs next."""
-    if step.count == length:
-        return step.inputs[index]
+    """The bytes of the piece of a chunk's input that runs next."""
     start = step.position * step_bytes
     return memoryview(step.inputs[index])[start : start + length * step_bytes]
 

@@ -137,7 +137,7 @@ class Engine:
         session = self._sessions.get(session_id)
         if session is None:
             raise self._missing(session_id, now)
-        if session.current is None and session.model.slots.expires_at[session.slot] <= now:
+        if session.current is None and session.model.slots.expires_at(session.slot) <= now:
             self._expire(session)
             raise self._missing(session_id, now)
         return session
@@ -251,7 +251,7 @@ class Engine:
     def _expire(self, session: Session) -> None:
         assert session.id is not None  # noqa: S101 - only sessions with an id expire
         slots = session.model.slots
-        tombstone = Tombstone(float(slots.expires_at[session.slot]), float(slots.idle_timeout[session.slot]))
+        tombstone = Tombstone(slots.expires_at(session.slot), float(slots.idle_timeout[session.slot]))
         self._end(session, "expired")
         self._tombstones[session.id] = tombstone
         if len(self._tombstones) > self.limits.max_tombstones:

@@ -45,21 +45,27 @@ class TensorSpec:
         """Bytes of one step of one session."""
         return math.prod(self.dims) * self.np_dtype.itemsize
 
+    @cached_property
+    def _to_graph(self) -> tuple[int, ...] | None:
+        """The order of the axes of `[B, T, *dims]` in the graph; None where it is the same."""
+        rank = len(self.dims) + 2
+        places = [self.batch_axis, rank - 1 if self.time_axis is None else self.time_axis]
+        return _order(rank, places)
+
+    @cached_property
+    def _from_graph(self) -> tuple[int, ...] | None:
+        return None if self._to_graph is None else tuple(int(axis) for axis in np.argsort(self._to_graph))
+
     def to_graph(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Lay out `[B, T, *dims]` as the graph has it; without a time axis T must be 1."""
-        if self.time_axis is None:
-            return np.ascontiguousarray(np.moveaxis(rows[:, 0], 0, self.batch_axis))
-        if (self.batch_axis, self.time_axis) == (0, 1):
-            return rows
-        return np.ascontiguousarray(np.moveaxis(rows, (0, 1), (self.batch_axis, self.time_axis)))
+        tensor = rows if self._to_graph is None else np.ascontiguousarray(rows.transpose(self._to_graph))
+        return tensor[..., 0] if self.time_axis is None else tensor
 
     def from_graph(self, tensor: NDArray[Any]) -> NDArray[Any]:
         """Lay out the graph's tensor as `[B, T, *dims]`; the inverse of `to_graph`."""
         if self.time_axis is None:
-            return np.ascontiguousarray(np.moveaxis(tensor, self.batch_axis, 0)[:, np.newaxis])
-        if (self.batch_axis, self.time_axis) == (0, 1):
-            return np.ascontiguousarray(tensor)
-        return np.ascontiguousarray(np.moveaxis(tensor, (self.batch_axis, self.time_axis), (0, 1)))
+            tensor = tensor[..., np.newaxis]
+        return np.ascontiguousarray(tensor if self._from_graph is None else tensor.transpose(self._from_graph))
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,22 @@ class StateSpec:
     def row_bytes(self) -> int:
         """Bytes that one session's state takes."""
         return math.prod(self.dims) * self.np_dtype.itemsize
+
+    @cached_property
+    def _to_graph(self) -> tuple[int, ...] | None:
+        return _order(len(self.dims) + 1, [self.batch_axis])
+
+    @cached_property
+    def _from_graph(self) -> tuple[int, ...] | None:
+        return None if self._to_graph is None else tuple(int(axis) for axis in np.argsort(self._to_graph))
+
+    def stack(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Put rows `[B, *dims]` in the layout of the graph, with the batch at its axis."""
+        return np.ascontiguousarray(rows if self._to_graph is None else rows.transpose(self._to_graph))
+
+    def unstack(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        """Take the graph's tensor apart into rows `[B, *dims]`; the inverse of `stack`."""
+        return tensor if self._from_graph is None else tensor.transpose(self._from_graph)
 
 
 @dataclass(frozen=True)
@@ -136,6 +158,13 @@ class Signature:
     def has_time(self) -> bool:
         """Whether several steps can be run in one call."""
         return all(spec.time_axis is not None for spec in (*self.inputs, *self.outputs))
+
+
+def _order(rank: int, places: Sequence[int]) -> tuple[int, ...] | None:
+    """The permutation that brings the first axes to `places` and keeps the order of the others; None if it is idle."""
+    rest = iter(range(len(places), rank))
+    order = tuple(places.index(axis) if axis in places else next(rest) for axis in range(rank))
+    return None if order == tuple(range(rank)) else order
 
 
 def _check_tensor(spec: TensorSpec) -> None:

@@ -10,31 +10,27 @@ from recurra_server.engine.signature import StateSpec
 
 Owner = TypeVar("Owner")
 Array = NDArray[Any]
-Slots = NDArray[np.intp]
+# Rows of a table: one as a slice, which needs no copy; several by index.
+Slots = NDArray[np.intp] | slice
 
 
-def stack(rows: Array, spec: StateSpec) -> Array:
-    """Put rows `[B, *dims]` in the layout of the graph, with the batch at its axis."""
-    return np.ascontiguousarray(np.moveaxis(rows, 0, spec.batch_axis))
-
-
-def unstack(tensor: Array, spec: StateSpec) -> Array:
-    """Take the graph's tensor apart into rows `[B, *dims]`; the inverse of `stack`."""
-    return np.moveaxis(tensor, spec.batch_axis, 0)
+def rows_of(slots: Sequence[int]) -> Slots:
+    """The rows that these slots are."""
+    return slice(slots[0], slots[0] + 1) if len(slots) == 1 else np.array(slots, np.intp)
 
 
 class SlotTable(Generic[Owner]):
     """State arrays `[capacity, *dims]`, grown by doubling; a batch is gathered and scattered by index.
 
-    The times of expiry are a column too, so that a batch touches all its sessions with one
-    operation and a sweep finds the expired ones with another: no session has a timer.
+    When a session was last used is a column too, so that a batch touches all its sessions with
+    one operation and a sweep finds the expired ones with another: no session has a timer.
     """
 
     def __init__(self, specs: Sequence[StateSpec], capacity: int = 64) -> None:
         self.specs = tuple(specs)
         self.owners: list[Owner | None] = [None] * capacity
-        self.idle_timeout = np.zeros(capacity)
-        self.expires_at = np.full(capacity, np.inf)
+        self.last_used = np.zeros(capacity)
+        self.idle_timeout = np.full(capacity, np.inf)
         self._tables = [np.zeros((capacity, *spec.dims), spec.np_dtype) for spec in specs]
         self._free: list[int] = []
         self._used = 0  # slots below this were handed out at least once
@@ -66,29 +62,33 @@ class SlotTable(Generic[Owner]):
     def release(self, slot: int) -> None:
         """Take a slot back; whoever held it must not use it again."""
         self.owners[slot] = None
-        self.expires_at[slot] = np.inf
+        self.idle_timeout[slot] = np.inf
         self._free.append(slot)
 
     def settle(self, slot: int, owner: Owner, idle_timeout: float, now: float) -> None:
         """Make a slot the home of a session, which expires when it is not touched for `idle_timeout` seconds."""
         self.owners[slot] = owner
         self.idle_timeout[slot] = idle_timeout
-        self.expires_at[slot] = now + idle_timeout
+        self.last_used[slot] = now
 
     def move(self, source: int, target: int) -> None:
         """Make `target` the home of the session that lived in `source`, which is released."""
         self.owners[target] = self.owners[source]
         self.idle_timeout[target] = self.idle_timeout[source]
-        self.expires_at[target] = self.expires_at[source]
+        self.last_used[target] = self.last_used[source]
         self.release(source)
 
     def touch(self, slots: Slots | int, now: float) -> None:
         """Note that the sessions in these slots are in use."""
-        self.expires_at[slots] = now + self.idle_timeout[slots]
+        self.last_used[slots] = now
+
+    def expires_at(self, slot: int) -> float:
+        """When the session in this slot expires if it is not used."""
+        return float(self.last_used[slot] + self.idle_timeout[slot])
 
     def expired(self, now: float) -> list[Owner]:
         """Find the sessions whose time is up."""
-        due = np.flatnonzero(self.expires_at <= now).tolist()
+        due = np.flatnonzero(self.last_used + self.idle_timeout <= now).tolist()
         return [owner for slot in due if (owner := self.owners[slot]) is not None]
 
     def reset(self, slot: int) -> None:
@@ -107,8 +107,10 @@ class SlotTable(Generic[Owner]):
                 table[slot] = state
 
     def gather(self, slots: Slots) -> list[Array]:
-        """Stack the states of these slots, laid out as the graph takes them."""
-        return [stack(table.take(slots, axis=0), spec) for table, spec in zip(self._tables, self.specs, strict=True)]
+        """Stack the states of these slots, laid out as the graph takes them; read-only for the caller."""
+        if isinstance(slots, slice):
+            return [spec.stack(table[slots]) for table, spec in zip(self._tables, self.specs, strict=True)]
+        return [spec.stack(table.take(slots, axis=0)) for table, spec in zip(self._tables, self.specs, strict=True)]
 
     def scatter(self, slots: Slots, rows: Sequence[Array]) -> None:
         """Set the states of these slots from rows `[B, *dims]`."""
@@ -124,5 +126,5 @@ class SlotTable(Generic[Owner]):
             larger[:old] = table
             self._tables[index] = larger
         self.owners.extend([None] * old)
-        self.idle_timeout = np.concatenate([self.idle_timeout, np.zeros(old)])
-        self.expires_at = np.concatenate([self.expires_at, np.full(old, np.inf)])
+        self.last_used = np.concatenate([self.last_used, np.zeros(old)])
+        self.idle_timeout = np.concatenate([self.idle_timeout, np.full(old, np.inf)])

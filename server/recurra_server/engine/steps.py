@@ -32,29 +32,20 @@ class Step:
         batch_size: Number of sessions in its last model call.
     """
 
-    __slots__ = (
-        "arrived",
-        "batch_size",
-        "cancelled",
-        "compute",
-        "count",
-        "deadline",
-        "done",
-        "error",
-        "inputs",
-        "last_number",
-        "number",
-        "outputs",
-        "pieces",
-        "position",
-        "ready_turn",
-        "replayed",
-        "session",
-        "slot",
-        "started",
-    )
-
-    outputs: tuple[bytes, ...]
+    # Most steps succeed at once, so what they seldom need is set only then.
+    error: EngineError | None = None
+    outputs: tuple[bytes, ...] = ()
+    last_number = 0
+    replayed = False
+    cancelled = False
+    started = 0.0
+    compute = 0.0
+    batch_size = 0
+    # How far it has come: time steps run, the slot that holds the states so far (the session's
+    # own only once all is done), and the outputs of each piece.
+    position = 0
+    slot = -1
+    pieces: list[tuple[bytes, ...]] | None = None
 
     def __init__(
         self,
@@ -74,20 +65,6 @@ class Step:
         self.arrived = arrived
         self.deadline = deadline
         self.done = done
-        self.error: EngineError | None = None
-        self.outputs = ()
-        self.last_number = 0
-        self.replayed = False
-        self.started = 0.0
-        self.compute = 0.0
-        self.batch_size = 0
-        self.cancelled = False
-        # How far it has come: time steps run, the slot that holds the states so far
-        # (the session's own only once all is done), and the outputs of each piece.
-        self.position = 0
-        self.slot = -1
-        self.pieces: list[tuple[bytes, ...]] | None = None
-        self.ready_turn = 0
 
     def cancel(self) -> None:
         """Nobody waits any more: if it has not been run, it will not be."""

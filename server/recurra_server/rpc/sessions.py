@@ -44,10 +44,8 @@ def describe(session: Session, now: float) -> sessions_pb2.Session:
         steps=session.applied,
         model_digest=model.digest,
     )
-    timeout = float(model.slots.idle_timeout[slot])
-    message.idle_timeout.FromNanoseconds(round(timeout * 1e9))
-    idle = max(0.0, now - (float(model.slots.expires_at[slot]) - timeout))
-    message.idle.FromNanoseconds(round(idle * 1e9))
+    message.idle_timeout.FromNanoseconds(round(float(model.slots.idle_timeout[slot]) * 1e9))
+    message.idle.FromNanoseconds(round(max(0.0, now - float(model.slots.last_used[slot])) * 1e9))
     return message
 
 

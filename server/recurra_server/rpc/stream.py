@@ -1,13 +1,11 @@
 """StreamSteps: steps as they come, of any number of sessions, over one stream.
 
-One task reads and submits, another writes what is answered. A failed message is answered
-with an error and the stream goes on. A caller who sends faster than it reads is made to
-wait: the reader stops at a bound of unanswered messages.
+A task reads and submits; what the engine answers is written at once. A failed message is
+answered with an error and the stream goes on. A caller who sends faster than it reads is made
+to wait: the reader stops at a bound of unanswered messages.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,12 +21,11 @@ from recurra_server.rpc.results import StreamResultTemplate, result_of
 from recurra_server.rpc.sessions import describe, open_session
 from recurra_server.rpc.status import abort, to_engine_error, to_message
 from recurra_server.rpc.tensors import decode_steps
+from recurra_server.rpc.writer import EagerWriter
 from recurra_server.telemetry.metrics import EdgeCounts
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Response = inference_pb2.StreamStepsResponse
-# Makes the response when it is about to be written.
-_Reply = Callable[[], _Response]
 
 
 class StepStream:
@@ -47,24 +44,24 @@ class StepStream:
         self._templates = templates
         self._context = context
         self._window = window  # messages read and not yet answered
-        self._outbox: deque[Step | _Reply] = deque()
         self._steps: set[Step] = set()
         self._unanswered = 0
         self._session: Session | None = None  # of the message before
-        self._progress = asyncio.Event()  # something to write, or nothing more to wait for
+        self._writer = EagerWriter(context.write, self._written, self._fail)
         self._room = asyncio.Event()
-        self._finished_reading = False
-        self._expelled = False
+        self._all_read = self._expelled = False
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
         """Serve the stream until the caller has sent and received all."""
         reader = asyncio.ensure_future(self._read())
         try:
-            await self._write(reader)
+            await self._finished
         finally:
-            reader.cancel()
+            self._writer.close()
             for step in self._steps:
                 step.cancel()
+            reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
         if self._expelled:
             await abort(self._context, DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
@@ -74,29 +71,27 @@ class StepStream:
         moving = inference_pb2.Moving()
         moving.grace.FromNanoseconds(round(grace * 1e9))
         self._unanswered += 1
-        self._put(lambda: _Response(moving=moving))
+        self._writer.put(lambda: _Response(moving=moving))
 
     def expel(self) -> None:
         """Read no more, answer what was read, and end the stream with DRAINING."""
-        self._expelled = self._finished_reading = True
-        self._progress.set()
+        self._expelled = self._all_read = True
+        self._check_finished()
 
     # --- reading -------------------------------------------------------------------------
 
     async def _read(self) -> None:
         try:
-            while not self._finished_reading:
-                request = await self._context.read()
-                if request is grpc.aio.EOF:
-                    break
+            while not self._all_read and (request := await self._context.read()) is not grpc.aio.EOF:
                 self._unanswered += 1
                 self._accept(request)
                 while self._unanswered >= self._window:
                     self._room.clear()
                     await self._room.wait()
-        finally:
-            self._finished_reading = True
-            self._progress.set()
+        except Exception as error:
+            self._fail(error)
+        self._all_read = True
+        self._check_finished()
 
     def _accept(self, request: inference_pb2.StreamStepsRequest) -> None:
         """Do what a message asks for, in its order; whatever fails becomes the message's answer."""
@@ -117,9 +112,9 @@ class StepStream:
             if request.inputs:
                 self._submit(request, session, opened)
             elif request.close:
-                session.model.at_rest(session, partial(self._close, session, opened))
+                session.model.turns.at_rest(session, partial(self._close, session, opened))
             elif opened is not None:
-                self._put(partial(_Response, session_id=session_id, opened=opened))
+                self._writer.put(partial(_Response, session_id=session_id, opened=opened))
             else:
                 raise InvalidRequestError("the message neither opens, nor steps, nor closes a session", field="inputs")
         except Exception as error:
@@ -156,20 +151,20 @@ class StepStream:
             self._steps.discard(step)
             raise
         if request.close:
-            session.model.at_rest(session, partial(self._close, session, opened, step, chunk))
+            session.model.turns.at_rest(session, partial(self._close, session, opened, step, chunk))
 
     # --- answering -----------------------------------------------------------------------
 
     def _answer(self, step: Step) -> None:
         """Called by the engine: a plain step is done."""
         self._steps.discard(step)
-        self._put(step)
+        self._writer.put(partial(self._render, step))
 
     def _answer_with(self, opened: sessions_pb2.Session | None, chunk: bool, close: bool, step: Step) -> None:
         """Called by the engine: a chunk, or a step whose message also opened or closes, is done."""
         self._steps.discard(step)
         if not close:  # else it is answered once the session is closed
-            self._put(partial(self._respond, step, chunk, opened))
+            self._writer.put(partial(self._respond, step, chunk, opened))
 
     def _close(
         self, session: Session, opened: sessions_pb2.Session | None, step: Step | None = None, chunk: bool = False
@@ -181,7 +176,7 @@ class StepStream:
         if not session.closed and (step is None or step.error is None):
             response.closed.CopyFrom(describe(session, self._driver.clock()))
             self._driver.engine.close(session)
-        self._put(lambda: response)
+        self._writer.put(lambda: response)
 
     def _respond(self, step: Step, chunk: bool, opened: sessions_pb2.Session | None) -> _Response:
         response = _Response(session_id=step.session.id or "", opened=opened)
@@ -196,30 +191,12 @@ class StepStream:
         known = to_engine_error(error)
         self._edge.count_error(known.reason)
         response = _Response(session_id=session_id, opened=opened, error=to_message(known))
-        self._put(lambda: response)
+        self._writer.put(lambda: response)
 
     # --- writing -------------------------------------------------------------------------
 
-    def _put(self, reply: Step | _Reply) -> None:
-        self._outbox.append(reply)
-        self._progress.set()
-
-    async def _write(self, reader: "asyncio.Future[None]") -> None:
-        write, outbox = self._context.write, self._outbox
-        while True:
-            while outbox:
-                reply = outbox.popleft()
-                await write(self._render(reply) if isinstance(reply, Step) else reply())
-                self._unanswered -= 1
-                self._room.set()
-            if self._finished_reading and not self._unanswered:
-                break
-            self._progress.clear()
-            await self._progress.wait()
-        if reader.done():
-            reader.result()  # an exception of the reader is the stream's
-
     def _render(self, step: Step) -> _Response:
+        """The response to a plain step."""
         if step.error is not None or step.replayed:
             return self._respond(step, False, None)
         model = step.session.model
@@ -227,3 +204,18 @@ class StepStream:
         if template is None:
             template = self._templates[model] = StreamResultTemplate(model)
         return template.fill(step)
+
+    def _written(self) -> None:
+        """A response was sent."""
+        self._unanswered -= 1
+        self._room.set()
+        self._check_finished()
+
+    def _check_finished(self) -> None:
+        if self._all_read and not self._unanswered and not self._finished.done():
+            self._finished.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        """The connection is gone, or a bug: either ends the stream."""
+        if not self._finished.done():
+            self._finished.set_exception(error)

@@ -107,7 +107,7 @@ class ServerMetrics(Collector):
         for model in self._engine.models():
             labels = (model.name, model.version)
             sessions.add_metric(labels, model.sessions)
-            depth.add_metric(labels, model.depth)
+            depth.add_metric(labels, model.turns.depth)
             used.add_metric(labels, model.sessions * model.signature.state_bytes)
             allocated.add_metric(labels, model.slots.nbytes)
             latest = self._engine.model(model.name) is model
@@ -122,7 +122,7 @@ class ServerMetrics(Collector):
         for model in self._engine.models():
             labels = (model.name, model.version)
             # From the start at 0, so that the first increase is seen as one.
-            for outcome, count in {"ok": 0, "replayed": 0, **model.outcomes}.items():
+            for outcome, count in {"ok": 0, "replayed": 0, **model.turns.outcomes}.items():
                 steps.add_metric([*labels, outcome], count)
             time_steps.add_metric(labels, model.applied_steps)
             opened.add_metric(labels, self._engine.opened[labels])

@@ -101,7 +101,7 @@ class EngineMachine(RuleBasedStateMachine):
                     assert outputs_of(step).ravel().tolist() == expected
             one.answers.clear()
         model = self.engine.model("counter")
-        assert model.depth == 0
+        assert model.turns.depth == 0
         assert model.slots.in_use == len(self.open_sessions), "a slot was not given back"
 
     @rule(one=consumes(sessions))
@@ -146,7 +146,7 @@ class EngineMachine(RuleBasedStateMachine):
         model = self.engine.model("counter")
         assert model.sessions == len(self.open_sessions)
         unanswered = sum(step not in self.harness.answered for one in self.open_sessions for step, _ in one.answers)
-        assert model.depth == unanswered
+        assert model.turns.depth == unanswered
         slots = model.slots
         in_use = {slot for slot, owner in enumerate(slots.owners) if owner is not None}
         assert in_use == {one.session.slot for one in self.open_sessions}

@@ -8,7 +8,7 @@ from recurra_server.engine.engine import version_key
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.feedback import Sampling
 from recurra_server.engine.signature import Feedback, Signature, SignatureError, StateSpec, TensorSpec
-from recurra_server.engine.slots import SlotTable, stack, unstack
+from recurra_server.engine.slots import SlotTable
 
 dims = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 
@@ -17,10 +17,10 @@ dims = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 def test_stack_and_unstack_are_inverses(dims: tuple[int, ...], batch: int, data: st.DataObject) -> None:
     spec = StateSpec("in", "out", "float32", dims, batch_axis=data.draw(st.integers(0, len(dims))))
     rows = np.random.default_rng(0).normal(size=(batch, *dims)).astype(np.float32)
-    tensor = stack(rows, spec)
+    tensor = spec.stack(rows)
     assert tensor.shape[spec.batch_axis] == batch
     assert tensor.flags.c_contiguous
-    np.testing.assert_array_equal(unstack(tensor, spec), rows)
+    np.testing.assert_array_equal(spec.unstack(tensor), rows)
 
 
 @given(dims=dims, batch=st.integers(1, 4), steps=st.integers(1, 4), data=st.data())

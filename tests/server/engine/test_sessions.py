@@ -85,7 +85,7 @@ def test_a_cancelled_step_is_not_run(runtimes: Runtimes) -> None:
     harness.run()
     assert harness.answered == [second]
     assert outputs_of(second).tolist() == [[1.0]]
-    assert session.model.depth == 0
+    assert session.model.turns.depth == 0
 
 
 def test_a_cancelled_chunk_stops_between_its_pieces_and_leaves_no_trace(runtimes: Runtimes) -> None:
@@ -177,7 +177,7 @@ def test_a_closed_session_fails_what_waits(runtimes: Runtimes) -> None:
     harness.engine.close(session)
     assert [type(step.error) for step in steps] == [errors.SessionNotFoundError] * 2
     assert harness.run_batch() == 0
-    assert session.model.depth == 0
+    assert session.model.turns.depth == 0
     with pytest.raises(errors.SessionNotFoundError):
         harness.submit(session, ONE)
     with pytest.raises(errors.SessionNotFoundError):
@@ -225,7 +225,7 @@ def test_an_action_waits_until_the_session_is_at_rest(runtimes: Runtimes) -> Non
     session = harness.open("counter")
     seen: list[int] = []
     harness.submit(session, ONE)
-    session.model.at_rest(session, lambda: seen.append(session.applied))
+    session.model.turns.at_rest(session, lambda: seen.append(session.applied))
     harness.submit(session, ONE)
     assert seen == []
     harness.run()

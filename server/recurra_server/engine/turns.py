@@ -1,0 +1,118 @@
+"""Whose turn it is: one step of a session is in flight, the others wait behind it."""
+
+from collections import Counter, deque
+
+from recurra_server.engine.errors import CapacityError, EngineError
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.scheduler import Scheduler
+from recurra_server.engine.sessions import Action, Session, not_found
+from recurra_server.engine.slots import SlotTable
+from recurra_server.engine.steps import Step
+
+
+class Turns:
+    """The steps of one model from when they are accepted until they are answered.
+
+    Attributes:
+        depth: Steps accepted and not yet answered.
+        outcomes: Steps answered so far, by outcome: "ok", "replayed", "cancelled" or the error's reason.
+    """
+
+    def __init__(self, limits: Limits, scheduler: Scheduler, slots: SlotTable[Session]) -> None:
+        self.depth = 0
+        self.outcomes: Counter[str] = Counter()
+        self._limits = limits
+        self._scheduler = scheduler
+        self._slots = slots
+
+    def submit(self, step: Step, now: float) -> None:
+        """Accept a step: it begins if its session is at rest, else it waits for its turn.
+
+        Raises:
+            SessionNotFoundError: The session has ended.
+            CapacityError: Too many steps wait, of this session or of the model.
+        """
+        session = step.session
+        if session.closed:
+            raise not_found(session.id)
+        if self.depth >= self._limits.max_queue:
+            raise _too_many("steps wait; the server cannot keep up: try again later", "max_queue", self.depth)
+        if session.current is None:
+            self.depth += 1
+            self._begin(step, now)
+            return
+        if session.waiting is None:
+            session.waiting = deque()
+        elif len(session.waiting) >= self._limits.max_queue_per_session:
+            what = f"steps of session {session.id!r} wait already; read their replies first"
+            raise _too_many(what, "max_queue_per_session", len(session.waiting))
+        self.depth += 1
+        session.waiting.append(step)
+
+    def at_rest(self, session: Session, action: Action) -> None:
+        """Call `action` once no step of the session is in flight or waits before it; also when it has ended."""
+        if session.current is None:
+            action()
+        else:
+            if session.waiting is None:
+                session.waiting = deque()
+            session.waiting.append(action)
+
+    def over(self, step: Step, now: float) -> None:
+        """A step in flight has succeeded, or has `error` set: answer it, and let the next one begin."""
+        session = step.session
+        if step.slot != session.slot:
+            self._slots.release(step.slot)
+        session.current = None
+        self.answer(step)
+        while session.waiting and session.current is None:
+            item = session.waiting.popleft()
+            if isinstance(item, Step):
+                self._begin(item, now)
+            else:
+                item()
+
+    def fail(self, step: Step, error: EngineError, now: float) -> None:
+        """A step in flight has failed: the session is as it was before it."""
+        step.error = error
+        self._slots.touch(step.session.slot, now)
+        self.over(step, now)
+
+    def end(self, session: Session) -> None:
+        """The session has ended: whatever is in flight or waits is answered so."""
+        waiting, session.waiting = session.waiting, None
+        for item in (session.current, *(waiting or ())):
+            if isinstance(item, Step):
+                item.error = not_found(session.id)
+                self.answer(item)
+            elif item is not None:
+                item()
+
+    def answer(self, step: Step) -> None:
+        """Tell whoever waits for a step; it is not in line any more."""
+        self.depth -= 1
+        if step.cancelled:
+            self.outcomes["cancelled"] += 1
+        else:
+            self.outcomes[step.error.reason.lower() if step.error else "replayed" if step.replayed else "ok"] += 1
+            step.done(step)
+
+    def _begin(self, step: Step, now: float) -> None:
+        """The session is at rest and this step is next: put it in line to be run, or answer it at once."""
+        session = step.session
+        try:
+            apply = session.admit(step)
+        except EngineError as error:
+            step.error = error
+            apply = False
+        if apply:
+            session.current = step
+            step.slot = session.slot
+            self._scheduler.push(step)
+        else:
+            self._slots.touch(session.slot, now)
+            self.answer(step)
+
+
+def _too_many(what: str, bound: str, limit: int) -> CapacityError:
+    return CapacityError(f"{limit} {what}", retry_after=0.1, bound=bound, limit=limit)
