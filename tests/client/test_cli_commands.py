@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -106,6 +107,17 @@ def test_an_npy_file_is_streamed(recurra: Run, server: ServerProcess, tmp_path: 
     with connect(server.target) as client:
         expected = client.predict("exercise", np.ones((count, 3))).argmax(axis=1)
     assert [row["predicted"] for row in rows] == [CLASSES[k] for k in expected]
+
+
+@pytest.mark.parametrize(("rate", "steps", "seconds"), [("10", 11, 1.0), ("real", 26, 0.5)])
+def test_steps_are_paced(
+    recurra: Run, server: ServerProcess, tmp_path: Path, rate: str, steps: int, seconds: float
+) -> None:
+    np.save(tmp_path / "ones.npy", np.ones((steps, 3)))
+    _, out, _ = recurra("stream", "exercise", "ones.npy", "--rate", rate, "--server", server.target)
+    taken = re.search(r"steps in ([\d.]+) s", out)
+    assert taken is not None
+    assert float(taken[1]) >= seconds
 
 
 @pytest.mark.parametrize("options", [[], ["--parallel"]])

@@ -75,8 +75,9 @@ def test_a_failure_of_the_network_is_told_apart_from_a_refusal() -> None:
     assert unreachable.reason == "UNAVAILABLE"
     draining = from_rpc(failed_call(grpc.StatusCode.UNAVAILABLE, "shuts down", info("DRAINING")))
     assert type(draining) is DrainingError
-    broken = from_rpc(failed_call(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"))
-    assert type(broken) is UnavailableError
+    for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED):
+        broken = from_rpc(failed_call(code, "Received RST_STREAM with error code 8"))
+        assert type(broken) is UnavailableError
     late = from_rpc(failed_call(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
     assert type(late) is DeadlineExceededError
 

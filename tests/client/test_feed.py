@@ -1,5 +1,6 @@
 """Cutting sequences into messages."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +21,8 @@ class Sum:
 
     async def step(self, x: Any) -> Any:
         self.messages.append(1)
+        for _ in range(10):  # the network takes its time
+            await asyncio.sleep(0)
         if np.isnan(x).any():
             raise invalid_input("not finite", "INPUT_NOT_FINITE")
         self.total += float(np.sum(x))
@@ -78,8 +81,7 @@ async def test_what_comes_while_a_step_is_on_its_way_travels_together() -> None:
 
     assert await outputs_of(session, burst(), 4) == (list(range(1, 11)), None)
     assert sum(session.messages) == 10
-    assert max(session.messages) <= 4
-    assert len(session.messages) < 10
+    assert max(session.messages) == 4
 
 
 async def test_an_error_of_the_source_comes_after_the_outputs_before_it() -> None:

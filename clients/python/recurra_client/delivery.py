@@ -12,7 +12,14 @@ from grpc import aio
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 
 from recurra_client.connection import Connection
-from recurra_client.errors import CapacityError, RecurraError, UnavailableError, from_message, from_rpc
+from recurra_client.errors import (
+    CapacityError,
+    RecurraError,
+    StepNotHeldError,
+    UnavailableError,
+    from_message,
+    from_rpc,
+)
 
 MAX_UNANSWERED: Final = 1024
 """Steps kept to be sent again, when the server cannot be reached and the caller goes on."""
@@ -31,10 +38,11 @@ class Delivered(NamedTuple):
 class _Step:
     """A step on its way: its message, and then what became of it."""
 
-    __slots__ = ("outcome", "request")
+    __slots__ = ("asked", "outcome", "request")
 
     def __init__(self, request: inference_pb2.StreamStepsRequest) -> None:
         self.request = request
+        self.asked = False  # its number was asked for, not counted
         self.outcome: inference_pb2.StepResult | RecurraError | None = None
 
 
@@ -112,12 +120,19 @@ class Delivery:
         step = self._line[0]
         if not step.request.step:
             # Numbered only now: had one before it failed, it would have left a gap.
+            step.asked = self._applied is None
             step.request.step = await self._next_number()
         try:
             step.outcome = await self._connection.persist(lambda: self._exchange(step.request))
             self._applied = step.outcome.step
         except UnavailableError:
             raise  # it stays the first in line, and keeps its number
+        except StepNotHeldError as error:
+            if step.asked:
+                # A generation that was left early had a step under way still: ask again.
+                self._applied, step.request.step = None, 0
+                return
+            step.outcome = error
         except RecurraError as error:
             step.outcome = error
         self._line.popleft()

@@ -72,7 +72,7 @@ def split(chunk: Any, count: int) -> list[Any]:
 
 
 async def _gather(xs: AsyncIterable[Any], window: int) -> AsyncIterator[list[Any]]:
-    """Yield what has come since the last time, at least one and at most `window`; reads on meanwhile."""
+    """Yield what has come since the last time: at least one step, at most what the queue holds; reads on meanwhile."""
     arrived: asyncio.Queue[tuple[Any] | Exception | None] = asyncio.Queue(window)
 
     async def read() -> None:
@@ -89,7 +89,7 @@ async def _gather(xs: AsyncIterable[Any], window: int) -> AsyncIterator[list[Any
         item = await arrived.get()
         while isinstance(item, tuple):
             gathered = list(item)
-            while len(gathered) < window and not arrived.empty() and isinstance(item := arrived.get_nowait(), tuple):
+            while not arrived.empty() and isinstance(item := arrived.get_nowait(), tuple):
                 gathered += item
             yield gathered
             if isinstance(item, tuple):
