@@ -6,7 +6,7 @@ from recurra_server.engine import errors
 from recurra_server.engine.limits import Limits
 from recurra_server.runtimes.onnx import OnnxRuntime
 
-from tests.support.harness import Harness, outputs_of
+from tests.support.harness import Array, Harness, outputs_of
 
 Runtimes = dict[str, OnnxRuntime]
 ONE = np.ones((1, 1))
@@ -128,6 +128,23 @@ def test_a_session_expires_when_it_goes_unused(runtimes: Runtimes) -> None:
         "idle_timeout_seconds": "10",
         "expired_seconds_ago": "2.500",
     }
+
+
+@pytest.mark.parametrize(
+    ("x", "number"),
+    [(ONE, 1), (ONE * np.nan, 2), (ONE, 9), (np.ones((100, 1)), 2)],
+    ids=["retry", "nan", "gap", "chunk"],
+)
+def test_whatever_is_sent_to_a_session_counts_as_use(runtimes: Runtimes, x: Array, number: int) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("counter", session_id="a", idle_timeout=10.0)
+    harness.ask(session, ONE, number=1)
+    harness.now = 9.0
+    harness.submit(session, x, number=number)
+    harness.run()
+    assert harness.engine.session("a", 18.0) is session
+    with pytest.raises(errors.SessionExpiredError):
+        harness.engine.session("a", 19.0)
 
 
 def test_the_sweep_ends_only_what_is_due_and_frees_its_memory(runtimes: Runtimes) -> None:
