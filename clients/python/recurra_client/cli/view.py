@@ -164,9 +164,9 @@ def _values(track: Track, width: int) -> RenderableType:
     colors = [color(index) for index in range(len(lines))]
     truth = track.truth()[-PLOT_STEPS:]
     if not np.isnan(truth).all():
-        lines.append(truth)
-        names.append("true")
-        colors.append("grey70")
+        lines.insert(0, truth)  # the predictions are drawn over it
+        names.insert(0, "true")
+        colors.insert(0, "grey70")
     legend = Text("   ").join(
         Text.assemble(("━ ", shade), name, ("  " + (f"{line[-1]:.4g}" if len(line) else "-"), "bold"))
         for name, shade, line in zip(names, colors, lines, strict=True)
