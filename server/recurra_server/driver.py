@@ -66,6 +66,19 @@ class _Outcome(NamedTuple):
     seconds: float
 
 
+class _Caller:
+    """One coroutine that waits for one step."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gone = False
+
+    def answered(self, _: Step) -> None:
+        """Wake it, unless it has been cancelled and has not come to know yet."""
+        if not self.told.done():
+            self.told.set_result(None)
+
+
 class Driver:
     """Feeds the engine and runs its batches. All methods belong to the loop's thread."""
 
@@ -83,14 +96,18 @@ class Driver:
         self._lanes[model] = _Lane(model, runtime, executor)
 
     def submit(self, step: Step) -> None:
-        """Hand a step to the engine; it is answered through its `done`.
+        """Hand a step to the engine; its waiter is told what became of it.
 
         Raises:
             EngineError: It was not accepted.
         """
         model = step.session.model
-        model.submit(step, step.arrived)
-        self._wake(model)
+        model.turns.submit(step, step.arrived)
+        lane = self._lanes[model]
+        if not lane.awake:
+            # Not at once: the other steps that came with this turn of the loop join the batch.
+            lane.awake = True
+            asyncio.get_running_loop().call_soon(self._pump, lane)
 
     async def run_step(
         self,
@@ -106,19 +123,13 @@ class Driver:
         Raises:
             EngineError: It was not applied.
         """
-        answered = asyncio.get_running_loop().create_future()
-
-        def done(_: Step) -> None:
-            if not answered.done():
-                answered.set_result(None)
-
-        step = Step(session, inputs, count, arrived=self.clock(), done=done, number=number, deadline=deadline)
+        waiter = _Caller()
+        step = Step(session, inputs, count, waiter, self.clock(), number=number, deadline=deadline)
         self.submit(step)
         try:
-            await answered
-        except asyncio.CancelledError:
-            step.cancel()
-            raise
+            await waiter.told
+        finally:
+            waiter.gone = True
         if step.error is not None:
             raise step.error
         return step
@@ -145,13 +156,6 @@ class Driver:
         while True:
             await asyncio.sleep(interval)
             self.engine.expire(self.clock())
-
-    def _wake(self, model: ServedModel) -> None:
-        lane = self._lanes[model]
-        if not lane.awake:
-            # Not at once: the other steps that came with this turn of the loop join the batch.
-            lane.awake = True
-            asyncio.get_running_loop().call_soon(self._pump, lane)
 
     def _pump(self, lane: _Lane) -> None:
         """Run the next batch; called again as long as there is one."""

@@ -17,6 +17,25 @@ from recurra_server.runtimes.onnx import OnnxRuntime
 Array = NDArray[Any]
 
 
+class Asker:
+    """Waits for one step."""
+
+    def __init__(self, answers: list[Step]) -> None:
+        self.gone = False
+        self._answers = answers
+
+    def answered(self, step: Step) -> None:
+        """Note the answer."""
+        assert not self.gone
+        self._answers.append(step)
+
+
+def walk_away(step: Step) -> None:
+    """Wait for a step no longer."""
+    assert isinstance(step.waiter, Asker)
+    step.waiter.gone = True
+
+
 class Harness:
     """An engine whose batches are run when the test says so.
 
@@ -47,12 +66,12 @@ class Harness:
             session,
             (chunk.tobytes(),),
             len(chunk),
-            arrived=self.now,
-            done=self.answered.append,
+            Asker(self.answered),
+            self.now,
             number=number,
             deadline=deadline,
         )
-        session.model.submit(step, self.now)
+        session.model.turns.submit(step, self.now)
         return step
 
     def run_batch(self) -> int:

@@ -2,6 +2,6 @@
 
 It knows neither gRPC nor asyncio nor ONNX Runtime nor the time of day: requests
 come in as method calls with the time as an argument, model calls go out as
-`Batch` objects that somebody runs, and answers leave through each step's `done`.
+`Batch` objects that somebody runs, and answers leave through each step's `waiter`.
 Everything runs on one thread.
 """

@@ -1,6 +1,6 @@
 """One version of a model being served: its sessions' states, its queue, and the way of a step.
 
-A step's way: `submit` -> (ready) -> `next_batch` -> *somebody runs it* -> `commit` -> `done`.
+A step's way: `turns.submit` -> (ready) -> `next_batch` -> *somebody runs it* -> `commit` -> `waiter.answered`.
 """
 
 from collections import deque
@@ -67,15 +67,6 @@ class ServedModel:
         self._in_flight: Batch | None = None
 
     # --- the way of a step -------------------------------------------------------------
-
-    def submit(self, step: Step, now: float) -> None:
-        """Accept a step; it is answered through its `done`, perhaps before this returns.
-
-        Raises:
-            SessionNotFoundError: The session has ended.
-            CapacityError: Too many steps wait, of this session or of all.
-        """
-        self.turns.submit(step, now)
 
     def next_batch(self, now: float) -> Batch | None:
         """Choose and stack what runs next; None where nothing is ready or a batch is in flight."""
@@ -179,7 +170,7 @@ class ServedModel:
         """Whether somebody still waits for a ready step; if not, it leaves."""
         if step.session.closed:  # answered when it was closed
             return False
-        if step.cancelled:
+        if step.waiter.gone:
             self.turns.over(step, now)
             return False
         if step.deadline <= now:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from recurra_server.engine.errors import EngineError
 
@@ -13,16 +12,28 @@ if TYPE_CHECKING:
 Buffer = bytes | memoryview
 
 
+class Waiter(Protocol):
+    """Who waits for a step; one may wait for many."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits any more: what has not been run will not be, and is not answered."""
+        ...
+
+    def answered(self, step: Step) -> None:
+        """Called exactly once, when the step has succeeded or failed. Must not raise; may end the step's session."""
+        ...
+
+
 class Step:
     """One request to advance a session by `count` >= 1 time steps, all or nothing.
 
     Attributes:
         session: Whose step it is.
         inputs: For each input of the signature, its `count` steps as little-endian bytes.
+        waiter: Who is told when it has succeeded or failed.
         number: Number of its first time step; 0 means "just the next one".
         arrived, deadline: Times in seconds; the deadline may be infinite.
-        done: Called exactly once, when the step has succeeded or failed; must not raise.
-            Not called for a step that was cancelled.
         error: Why it failed, or None.
         outputs: For each output of the signature, its `count` steps as little-endian bytes.
         last_number: Number of the session's last time step applied.
@@ -37,7 +48,6 @@ class Step:
     outputs: tuple[bytes, ...] = ()
     last_number = 0
     replayed = False
-    cancelled = False
     started = 0.0
     compute = 0.0
     batch_size = 0
@@ -52,20 +62,16 @@ class Step:
         session: Session,
         inputs: tuple[Buffer, ...],
         count: int,
-        *,
+        waiter: Waiter,
         arrived: float,
-        done: Callable[[Step], None],
+        *,
         number: int = 0,
         deadline: float = float("inf"),
     ) -> None:
         self.session = session
         self.inputs = inputs
         self.count = count
-        self.number = number
+        self.waiter = waiter
         self.arrived = arrived
+        self.number = number
         self.deadline = deadline
-        self.done = done
-
-    def cancel(self) -> None:
-        """Nobody waits any more: if it has not been run, it will not be."""
-        self.cancelled = True

@@ -61,10 +61,10 @@ class Turns:
     def over(self, step: Step, now: float) -> None:
         """A step in flight has succeeded, or has `error` set: answer it, and let the next one begin."""
         session = step.session
+        session.current = None
         if step.slot != session.slot:
             self._slots.release(step.slot)
-        session.current = None
-        self.answer(step)
+        self._answer(step)
         while session.waiting and session.current is None:
             item = session.waiting.popleft()
             if isinstance(item, Step):
@@ -84,18 +84,9 @@ class Turns:
         for item in (session.current, *(waiting or ())):
             if isinstance(item, Step):
                 item.error = not_found(session.id)
-                self.answer(item)
+                self._answer(item)
             elif item is not None:
                 item()
-
-    def answer(self, step: Step) -> None:
-        """Tell whoever waits for a step; it is not in line any more."""
-        self.depth -= 1
-        if step.cancelled:
-            self.outcomes["cancelled"] += 1
-        else:
-            self.outcomes[step.error.reason.lower() if step.error else "replayed" if step.replayed else "ok"] += 1
-            step.done(step)
 
     def _begin(self, step: Step, now: float) -> None:
         """The session is at rest and this step is next: put it in line to be run, or answer it at once."""
@@ -111,7 +102,16 @@ class Turns:
             self._scheduler.push(step)
         else:
             self._slots.touch(session.slot, now)
-            self.answer(step)
+            self._answer(step)
+
+    def _answer(self, step: Step) -> None:
+        """Tell whoever waits for a step; it is not in line any more."""
+        self.depth -= 1
+        if step.waiter.gone:
+            self.outcomes["cancelled"] += 1
+        else:
+            self.outcomes[step.error.reason.lower() if step.error else "replayed" if step.replayed else "ok"] += 1
+            step.waiter.answered(step)
 
 
 def _too_many(what: str, bound: str, limit: int) -> CapacityError:

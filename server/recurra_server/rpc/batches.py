@@ -51,7 +51,7 @@ async def step_batch(
     gather = _Gather(len(sessions))
     numbers, data = request.steps or [0] * rows, list(zip(*inputs, strict=True))
     steps = {
-        row: Step(session, data[row], count, arrived=now, done=gather, number=numbers[row], deadline=deadline)
+        row: Step(session, data[row], count, gather, now, number=numbers[row], deadline=deadline)
         for row, session in sessions.items()
     }
     await gather.run(driver, list(steps.values()))
@@ -63,8 +63,9 @@ class _Gather:
     """Waits for many steps with one future."""
 
     def __init__(self, count: int) -> None:
+        self.gone = False
         self._left = count
-        self._all_done = asyncio.get_running_loop().create_future()
+        self._all_told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, driver: Driver, steps: list[Step]) -> None:
         """Submit the steps and wait for all; a step that is not accepted has its error set."""
@@ -73,18 +74,17 @@ class _Gather:
                 driver.submit(step)
             except EngineError as error:
                 step.error = error
-                self(step)
+                self.answered(step)
         try:
-            await self._all_done
-        except asyncio.CancelledError:
-            for step in steps:
-                step.cancel()
-            raise
+            await self._all_told
+        finally:
+            self.gone = True
 
-    def __call__(self, _: Step) -> None:
+    def answered(self, _: Step) -> None:
+        """Count."""
         self._left -= 1
-        if not self._left and not self._all_done.done():
-            self._all_done.set_result(None)
+        if not self._left and not self._all_told.done():
+            self._all_told.set_result(None)
 
 
 def _respond(

@@ -6,6 +6,7 @@ to wait: the reader stops at a bound of unanswered messages.
 """
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,11 @@ _Response = inference_pb2.StreamStepsResponse
 
 
 class StepStream:
-    """One StreamSteps call."""
+    """One StreamSteps call. It waits for the plain steps itself: single ones, with nothing else in their message.
+
+    Attributes:
+        gone: Whether the call is over.
+    """
 
     def __init__(
         self,
@@ -39,16 +44,16 @@ class StepStream:
         context: _Context,
         window: int,
     ) -> None:
+        self.gone = False
         self._driver = driver
         self._edge = edge
         self._templates = templates
         self._context = context
         self._window = window  # messages read and not yet answered
-        self._steps: set[Step] = set()
         self._unanswered = 0
         self._session: Session | None = None  # of the message before
         self._writer = EagerWriter(context.write, self._written, self._fail)
-        self._room = asyncio.Event()
+        self._room: asyncio.Future[None] | None = None  # what the reader waits for when the window is full
         self._all_read = self._expelled = False
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -58,9 +63,8 @@ class StepStream:
         try:
             await self._finished
         finally:
+            self.gone = True
             self._writer.close()
-            for step in self._steps:
-                step.cancel()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
         if self._expelled:
@@ -71,7 +75,7 @@ class StepStream:
         moving = inference_pb2.Moving()
         moving.grace.FromNanoseconds(round(grace * 1e9))
         self._unanswered += 1
-        self._writer.put(lambda: _Response(moving=moving))
+        self.reply(_Response(moving=moving))
 
     def expel(self) -> None:
         """Read no more, answer what was read, and end the stream with DRAINING."""
@@ -81,13 +85,14 @@ class StepStream:
     # --- reading -------------------------------------------------------------------------
 
     async def _read(self) -> None:
+        read = self._context.read
         try:
-            while not self._all_read and (request := await self._context.read()) is not grpc.aio.EOF:
+            while not self._all_read and (request := await read()) is not grpc.aio.EOF:
                 self._unanswered += 1
                 self._accept(request)
                 while self._unanswered >= self._window:
-                    self._room.clear()
-                    await self._room.wait()
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
         except Exception as error:
             self._fail(error)
         self._all_read = True
@@ -96,90 +101,80 @@ class StepStream:
     def _accept(self, request: inference_pb2.StreamStepsRequest) -> None:
         """Do what a message asks for, in its order; whatever fails becomes the message's answer."""
         opened: sessions_pb2.Session | None = None
-        session_id = request.session_id
         try:
             if request.HasField("open"):
-                if session_id:
-                    raise InvalidRequestError(
-                        "session_id must be unset where a session is opened; name it in open.session_id",
-                        field="session_id",
-                    )
-                session = self._session = open_session(self._driver, request.open)
+                self._session = session = self._open(request)
                 opened = describe(session, self._driver.clock())
             else:
-                session = self._find(session_id)
-            session_id = session.id or ""
+                session = self._find(request.session_id)
             if request.inputs:
                 self._submit(request, session, opened)
             elif request.close:
                 session.model.turns.at_rest(session, partial(self._close, session, opened))
             elif opened is not None:
-                self._writer.put(partial(_Response, session_id=session_id, opened=opened))
+                self.reply(_Response(session_id=opened.session_id, opened=opened))
             else:
                 raise InvalidRequestError("the message neither opens, nor steps, nor closes a session", field="inputs")
         except Exception as error:
-            self._refuse(error, session_id, opened)
+            known = to_engine_error(error)
+            self._edge.count_error(known.reason)
+            session_id = opened.session_id if opened is not None else self._meant(request)
+            self.reply(_Response(session_id=session_id, opened=opened, error=to_message(known)))
+
+    def _open(self, request: inference_pb2.StreamStepsRequest) -> Session:
+        if request.session_id:
+            raise InvalidRequestError(
+                "session_id must be unset where a session is opened; name it in open.session_id", field="session_id"
+            )
+        return open_session(self._driver, request.open)
 
     def _find(self, session_id: str) -> Session:
-        if session_id:
-            self._session = self._driver.engine.session(session_id, self._driver.clock())
-        elif self._session is None:
+        session = self._session
+        if not session_id and session is not None and not session.closed:
+            return session
+        if not session_id and session is None:
             raise InvalidRequestError("the first message of a stream must name or open a session", field="session_id")
-        elif self._session.closed:  # find out how it ended
-            self._session = self._driver.engine.session(self._session.id or "", self._driver.clock())
+        wanted = session_id or (session.id if session is not None else None) or ""
+        self._session = self._driver.engine.session(wanted, self._driver.clock())
         return self._session
+
+    def _meant(self, request: inference_pb2.StreamStepsRequest) -> str:
+        """The id of the session that a message is about."""
+        before = "" if self._session is None else self._session.id or ""
+        return request.session_id or request.open.session_id or ("" if request.HasField("open") else before)
 
     def _submit(
         self, request: inference_pb2.StreamStepsRequest, session: Session, opened: sessions_pb2.Session | None
     ) -> None:
+        driver = self._driver
         inputs, count, chunk = decode_steps(
-            request.inputs, session.model.signature, self._driver.engine.limits.max_chunk_steps
+            request.inputs, session.model.signature, driver.engine.limits.max_chunk_steps
         )
         plain = not (chunk or opened or request.close)
-        step = Step(
-            session,
-            inputs,
-            count,
-            arrived=self._driver.clock(),
-            number=request.step,
-            done=self._answer if plain else partial(self._answer_with, opened, chunk, request.close),
-        )
-        self._steps.add(step)
-        try:
-            self._driver.submit(step)
-        except Exception:
-            self._steps.discard(step)
-            raise
-        if request.close:
-            session.model.turns.at_rest(session, partial(self._close, session, opened, step, chunk))
+        waiter = self if plain else _Message(self, driver, opened, chunk=chunk, close=request.close)
+        driver.submit(Step(session, inputs, count, waiter, driver.clock(), number=request.step))
 
-    # --- answering -----------------------------------------------------------------------
-
-    def _answer(self, step: Step) -> None:
-        """Called by the engine: a plain step is done."""
-        self._steps.discard(step)
-        self._writer.put(partial(self._render, step))
-
-    def _answer_with(self, opened: sessions_pb2.Session | None, chunk: bool, close: bool, step: Step) -> None:
-        """Called by the engine: a chunk, or a step whose message also opened or closes, is done."""
-        self._steps.discard(step)
-        if not close:  # else it is answered once the session is closed
-            self._writer.put(partial(self._respond, step, chunk, opened))
-
-    def _close(
-        self, session: Session, opened: sessions_pb2.Session | None, step: Step | None = None, chunk: bool = False
-    ) -> None:
-        """Called by the engine once the session is at rest: close it, unless its step failed, and answer."""
+    def _close(self, session: Session, opened: sessions_pb2.Session | None) -> None:
+        """Called by the engine once the session is at rest, or has ended."""
         response = _Response(session_id=session.id or "", opened=opened)
-        if step is not None and not step.cancelled:
-            response = self._respond(step, chunk, opened)
-        if not session.closed and (step is None or step.error is None):
+        if not session.closed:
             response.closed.CopyFrom(describe(session, self._driver.clock()))
             self._driver.engine.close(session)
-        self._writer.put(lambda: response)
+        self.reply(response)
 
-    def _respond(self, step: Step, chunk: bool, opened: sessions_pb2.Session | None) -> _Response:
-        response = _Response(session_id=step.session.id or "", opened=opened)
+    # --- writing -------------------------------------------------------------------------
+
+    def answered(self, step: Step) -> None:
+        """Called by the engine: a plain step is done."""
+        self._writer.put(self._render, step)
+
+    def reply(self, response: _Response) -> None:
+        """Answer a message."""
+        self._writer.put(_as_it_is, response)
+
+    def response_to(self, step: Step, *, chunk: bool) -> _Response:
+        """The answer to a step or chunk."""
+        response = _Response(session_id=step.session.id or "")
         if step.error is not None:
             self._edge.count_error(step.error.reason)
             response.error.CopyFrom(to_message(step.error))
@@ -187,18 +182,9 @@ class StepStream:
             response.result.CopyFrom(result_of(step, chunk=chunk))
         return response
 
-    def _refuse(self, error: Exception, session_id: str, opened: sessions_pb2.Session | None) -> None:
-        known = to_engine_error(error)
-        self._edge.count_error(known.reason)
-        response = _Response(session_id=session_id, opened=opened, error=to_message(known))
-        self._writer.put(lambda: response)
-
-    # --- writing -------------------------------------------------------------------------
-
     def _render(self, step: Step) -> _Response:
-        """The response to a plain step."""
         if step.error is not None or step.replayed:
-            return self._respond(step, False, None)
+            return self.response_to(step, chunk=False)
         model = step.session.model
         template = self._templates.get(model)
         if template is None:
@@ -208,8 +194,10 @@ class StepStream:
     def _written(self) -> None:
         """A response was sent."""
         self._unanswered -= 1
-        self._room.set()
-        self._check_finished()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        if self._all_read:
+            self._check_finished()
 
     def _check_finished(self) -> None:
         if self._all_read and not self._unanswered and not self._finished.done():
@@ -219,3 +207,33 @@ class StepStream:
         """The connection is gone, or a bug: either ends the stream."""
         if not self._finished.done():
             self._finished.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Message:
+    """Waits for a step whose message held more: an opening, a chunk, a closing."""
+
+    stream: StepStream
+    driver: Driver
+    opened: sessions_pb2.Session | None
+    chunk: bool
+    close: bool
+
+    @property
+    def gone(self) -> bool:
+        """Whether the call is over."""
+        return self.stream.gone
+
+    def answered(self, step: Step) -> None:
+        """Called by the engine: close the session, unless its step failed, and answer the whole message."""
+        response = self.stream.response_to(step, chunk=self.chunk)
+        if self.opened is not None:
+            response.opened.CopyFrom(self.opened)
+        if self.close and step.error is None:
+            response.closed.CopyFrom(describe(step.session, self.driver.clock()))
+            self.driver.engine.close(step.session)
+        self.stream.reply(response)
+
+
+def _as_it_is(response: _Response) -> _Response:
+    return response

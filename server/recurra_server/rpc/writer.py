@@ -4,6 +4,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+# Makes a message of what it is about, when its turn to be sent has come.
+Render = Callable[[Any], Any]
+
 
 class EagerWriter:
     """One message after another to a stream; the first starts to be sent before `put` returns.
@@ -15,7 +18,7 @@ class EagerWriter:
     Args:
         write: Sends a message; a stream sends one at a time.
         written: Called after each message that was sent.
-        failed: Called once, when sending has failed; nothing more is sent.
+        failed: Called once, when making or sending a message has failed; nothing more is sent.
     """
 
     def __init__(
@@ -28,17 +31,17 @@ class EagerWriter:
         self._written = written
         self._failed = failed
         self._sending: Coroutine[Any, Any, None] | None = None
-        self._outbox: deque[Callable[[], Any]] = deque()
+        self._outbox: deque[tuple[Render, Any]] = deque()
         self._closed = False
 
-    def put(self, render: Callable[[], Any]) -> None:
-        """Send the message that `render` makes, after those put before it; it is made when its turn has come."""
+    def put(self, render: Render, about: Any) -> None:
+        """Send the message `render(about)`, after those put before it. Never raises."""
         if self._closed:
             return
         if self._sending is not None:
-            self._outbox.append(render)
+            self._outbox.append((render, about))
         else:
-            self._sending = self._write(render())
+            self._begin(render, about)
             self._resume()
 
     def close(self) -> None:
@@ -46,20 +49,31 @@ class EagerWriter:
         self._closed = True
         self._outbox.clear()
 
+    def _begin(self, render: Render, about: Any) -> None:
+        try:
+            self._sending = self._write(render(about))
+        except Exception as error:
+            self._fail(error)
+
     def _resume(self, _: object = None) -> None:
         """Go on with the message that is being sent, and with the next ones as far as they go."""
         while self._sending is not None:
             try:
                 waited_for = self._sending.send(None)
             except StopIteration:
-                self._sending = self._write(self._outbox.popleft()()) if self._outbox else None
+                self._sending = None
+                if self._outbox:
+                    self._begin(*self._outbox.popleft())
                 self._written()
             except Exception as error:
-                self._sending = None
-                self._closed = True
-                self._failed(error)
+                self._fail(error)
             else:
                 # As a task does: tell the future that its await was seen, and come back when it is done.
                 waited_for._asyncio_future_blocking = False
                 waited_for.add_done_callback(self._resume)
                 return
+
+    def _fail(self, error: Exception) -> None:
+        self._sending = None
+        self.close()
+        self._failed(error)

@@ -6,7 +6,7 @@ from recurra_server.engine import errors
 from recurra_server.engine.limits import Limits
 from recurra_server.runtimes.onnx import OnnxRuntime
 
-from tests.support.harness import Array, Harness, outputs_of
+from tests.support.harness import Array, Harness, outputs_of, walk_away
 
 Runtimes = dict[str, OnnxRuntime]
 ONE = np.ones((1, 1))
@@ -81,7 +81,7 @@ def test_a_cancelled_step_is_not_run(runtimes: Runtimes) -> None:
     harness = Harness(runtimes)
     session = harness.open("counter")
     first, second = harness.submit(session, ONE), harness.submit(session, ONE)
-    first.cancel()
+    walk_away(first)
     harness.run()
     assert harness.answered == [second]
     assert outputs_of(second).tolist() == [[1.0]]
@@ -93,7 +93,7 @@ def test_a_cancelled_chunk_stops_between_its_pieces_and_leaves_no_trace(runtimes
     session = harness.open("counter")
     chunk = harness.submit(session, np.ones((10, 1)))
     harness.run_batch()
-    chunk.cancel()
+    walk_away(chunk)
     harness.run()
     assert session.applied == 0
     assert harness.ask(session, ONE).tolist() == [[1.0]]

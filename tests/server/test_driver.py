@@ -1,0 +1,106 @@
+"""The driver on an event loop, with real models: inline and on a thread."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from recurra_server.driver import Driver
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.errors import InternalError, SessionNotFoundError
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.sessions import Session
+from recurra_server.engine.steps import Step
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+ONE = np.float32(1).tobytes()
+Serve = Callable[[], tuple[Driver, ServedModel]]
+
+
+@pytest.fixture(params=["inline", "thread"])
+def serve(request: pytest.FixtureRequest, runtimes: dict[str, OnnxRuntime]) -> Iterator[Serve]:
+    """Makes a driver with the counter model."""
+    executor = ThreadPoolExecutor(1)
+
+    def make() -> tuple[Driver, ServedModel]:
+        driver = Driver(Engine(Limits()))
+        runtime = runtimes["counter"]
+        model = ServedModel("counter", "1", "", runtime.signature, driver.engine.limits)
+        driver.serve(model, runtime, executor if request.param == "thread" else None)
+        return driver, model
+
+    yield make
+    executor.shutdown()
+
+
+def value(step: Step) -> float:
+    return float(np.frombuffer(step.outputs[0], np.float32)[-1])
+
+
+def open_session(driver: Driver, model: ServedModel) -> Session:
+    return driver.engine.open(model, driver.clock())
+
+
+async def test_steps_that_come_together_run_together(serve: Serve) -> None:
+    driver, model = serve()
+    sessions = [open_session(driver, model) for _ in range(10)]
+    for turn in (1.0, 2.0, 3.0):
+        steps = await asyncio.gather(*(driver.run_step(session, (ONE,), 1) for session in sessions))
+        assert [value(step) for step in steps] == [turn] * 10
+        assert {step.batch_size for step in steps} == {10}
+
+
+async def test_a_caller_cancelled_while_its_batch_runs_disturbs_nobody(serve: Serve) -> None:
+    driver, model = serve()
+    sessions = [open_session(driver, model) for _ in range(3)]
+    tasks = [asyncio.create_task(driver.run_step(session, (ONE,), 1)) for session in sessions]
+    await asyncio.sleep(0)  # all are submitted, the batch is about to run
+    tasks[1].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert [value(step) for step in (results[0], results[2]) if isinstance(step, Step)] == [1.0, 1.0]
+    assert model.turns.depth == 0
+    following = await driver.run_step(sessions[1], (ONE,), 1)
+    assert value(following) in (1.0, 2.0), "it was either applied or not"
+
+
+async def test_what_waits_for_rest_comes_in_its_turn(serve: Serve) -> None:
+    driver, model = serve()
+    session = open_session(driver, model)
+    first = asyncio.create_task(driver.run_step(session, (ONE,), 1))
+    await asyncio.sleep(0)
+    reset = asyncio.create_task(driver.at_rest(session, lambda: driver.engine.reset(session, driver.clock())))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(driver.run_step(session, (ONE,), 1))
+    await reset
+    assert [value(await first), value(await second)] == [1.0, 1.0]
+
+
+async def test_what_waits_for_rest_is_told_that_the_session_has_ended(serve: Serve) -> None:
+    driver, model = serve()
+    session = open_session(driver, model)
+    step = asyncio.create_task(driver.run_step(session, (ONE,), 1))
+    await asyncio.sleep(0)
+    reset = asyncio.create_task(driver.at_rest(session, lambda: driver.engine.reset(session, driver.clock())))
+    await asyncio.sleep(0)
+    if session.current is not None:
+        driver.engine.close(session)
+    results = await asyncio.gather(step, reset, return_exceptions=True)
+    for result in results:
+        assert result is None or isinstance(result, Step | SessionNotFoundError)
+    assert model.turns.depth == 0
+
+
+async def test_a_model_that_answers_nonsense_fails_its_steps_and_not_the_server(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, model = serve()
+    session = open_session(driver, model)
+    runtime = driver._lanes[model].runtime
+    with monkeypatch.context() as broken:
+        broken.setattr(runtime, "run", lambda feeds: [np.zeros((3, 3), np.float32), feeds["s_in"]])
+        with pytest.raises(InternalError, match="its log tells more"):
+            await driver.run_step(session, (ONE,), 1)
+    assert value(await driver.run_step(session, (ONE,), 1)) == 1.0
