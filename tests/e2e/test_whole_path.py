@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +31,20 @@ def network() -> Network:
     return RecurrentNet(6, 3, cell="lstm", hidden=32, layers=2).eval()
 
 
-@pytest.fixture
-def server(network: Network, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server of that network."""
-    path = tmp_path / "net" / "1" / "model.onnx"
+@pytest.fixture(scope="module")
+def repository(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That network, exported."""
+    root = tmp_path_factory.mktemp("models")
+    path = root / "net" / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
     export_onnx(network, path)
-    with running_server(tmp_path) as process:
+    return root
+
+
+@pytest.fixture
+def server(repository: Path) -> Iterator[ServerProcess]:
+    """A server of it, that gives streams a second to end."""
+    with running_server(repository, "--drain-seconds", "1") as process:
         yield process
 
 
@@ -52,8 +58,8 @@ def sequences() -> Array:
 def expected(network: Network, sequences: Array) -> Array:
     """What PyTorch says of the whole sequences: [SESSIONS, STEPS, 3]."""
     with torch.no_grad():
-        outputs: Any = network(torch.from_numpy(sequences), *network.initial_states(SESSIONS))[0]
-    return outputs.numpy()
+        outputs: Array = network(torch.from_numpy(sequences), *network.initial_states(SESSIONS))[0].numpy()
+    return outputs
 
 
 async def test_64_sessions_at_once_answer_as_pytorch_does(
