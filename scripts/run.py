@@ -40,7 +40,7 @@ def tour() -> int:
     """Train, serve, stream, and serve on until interrupted."""
     if not any(MODELS.glob(f"{MODEL}/*/model.onnx")):
         say(f"There is no model in {MODELS}/{MODEL} yet: training one.")
-        if status := run("train", MODEL):
+        if status := run("train", MODEL, "--resume"):
             return status
 
     say("Starting the server.")
@@ -49,7 +49,9 @@ def tour() -> int:
         if address is None:  # it has said why
             return server.wait()
 
-        recordings = [str(path) for path in sorted(HELD_OUT.glob("*.csv"))[:RECORDINGS]]
+        recordings = sorted(str(path) for path in HELD_OUT.glob("*.csv"))
+        # Spread over the folder: of several people and exercises.
+        recordings = recordings[:: max(1, len(recordings) // RECORDINGS)][:RECORDINGS]
         if recordings:
             say("Streaming recordings of people whom the model has never seen, step by step, from another process.")
             options = ("--truth", "label", "--rate", str(STEPS_A_SECOND), "--server", address)
