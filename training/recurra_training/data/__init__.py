@@ -1,0 +1,12 @@
+"""Tasks and their data."""
+
+from collections.abc import Callable
+from typing import Final
+
+from recurra_training.data import exercise
+from recurra_training.data.task import Recording, Split, Task, split_by_group
+
+TASKS: Final[dict[str, Callable[[], Task]]] = {"exercise": exercise.load}
+"""Every task that `recurra train` knows, by name."""
+
+__all__ = ["TASKS", "Recording", "Split", "Task", "split_by_group"]

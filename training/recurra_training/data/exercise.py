@@ -1,0 +1,81 @@
+"""The task exercise: which of 7 exercises the wearer of a watch is doing, at every step.
+
+Shoulder exercises of 10 people, 20 repetitions on each side, recorded at 50 Hz by a watch's accelerometer and
+gyroscope: D. M. Burns et al., "Shoulder physiotherapy exercise recognition", Physiol. Meas. 39 (2018) 075007. The part
+used here comes with the package seglearn.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from recurra_training.data.task import Readings, Recording, Task
+from recurra_training.errors import TaskError
+from recurra_training.signature import TensorSpec
+
+_RECORDED_HZ: Final = 50
+_TASK_HZ: Final = 10
+_SENSORS: Final = ("accelerometer", "gyroscope")
+_EXERCISES: Final = {
+    "PEN": "pendulum",
+    "ABD": "abduction",
+    "FEL": "forward elevation",
+    "IR": "internal rotation",
+    "ER": "external rotation",
+    "TRAP": "lower trapezius row",
+    "ROW": "bent-over row",
+}
+_SIDES: Final = {0: "left", 1: "right"}
+
+
+def load() -> Task:
+    """Read the recordings and bring them to 10 Hz.
+
+    Raises:
+        TaskError: seglearn is not installed.
+    """
+    data = _read()
+    exercises = [_EXERCISES[label] for label in data["y_labels"]]
+    recordings = [
+        Recording(
+            name=f"subject_{subject:02}_{_SIDES[int(side)]}_{exercises[exercise].replace(' ', '_').replace('-', '_')}",
+            group=f"subject {subject:02}",
+            x=(x := _thin(readings)),
+            target=np.full(len(x), exercise, np.int64),
+        )
+        for readings, exercise, subject, side in zip(data["X"], data["y"], data["subject"], data["side"], strict=True)
+    ]
+    return Task(
+        name="exercise",
+        description="Which of 7 exercises a watch wearer is doing, at every step.",
+        input=TensorSpec(
+            "x",
+            "float32",
+            (6,),
+            labels=tuple(f"{sensor}_{axis}" for sensor in _SENSORS for axis in "xyz"),
+            units=("g",) * 3 + ("rad/s",) * 3,
+        ),
+        output=TensorSpec("y", "float32", (len(exercises),), labels=tuple(exercises), kind="probability"),
+        step_seconds=1 / _TASK_HZ,
+        recordings=tuple(sorted(recordings, key=lambda recording: recording.name)),
+    )
+
+
+def _read() -> dict[str, Any]:
+    # The data file is all that is wanted of the package: importing it would want pandas.
+    package = importlib.util.find_spec("seglearn")
+    if package is None or not package.submodule_search_locations:
+        raise TaskError("the task exercise needs the package seglearn, which brings the data: pip install seglearn")
+    path = Path(package.submodule_search_locations[0], "data", "watch_dataset.npy")
+    data: dict[str, Any] = np.load(path, allow_pickle=True).item()
+    return data
+
+
+def _thin(readings: np.ndarray[Any, np.dtype[np.float64]]) -> Readings:
+    """Average each 5 readings to one step; an average uses no later reading, so a caller can do the same live."""
+    every = _RECORDED_HZ // _TASK_HZ
+    steps = len(readings) // every
+    thinned: Readings = readings[: steps * every].reshape(steps, every, -1).mean(1).astype(np.float32)
+    return thinned

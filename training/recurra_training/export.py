@@ -1,0 +1,168 @@
+"""Writes a network as one ONNX file that says itself how to run it step by step (docs/model-format.md)."""
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import Tensor, nn
+from torch.export import Dim
+
+from recurra_training.describe import describe
+from recurra_training.errors import ExportError
+from recurra_training.rnn_ops import OPSET, TRANSLATIONS
+from recurra_training.signature import SIGNATURE_KEY, TRAINING_KEY, Signature, StateSpec, TensorSpec
+from recurra_training.versions import versions
+
+_FOLD_ALL: Final = 1 << 40
+"""Constants of any size are folded: rearranged weights must not be rearranged again at each load."""
+_EXAMPLE: Final = {"batch": 2, "time": 3}
+"""Sizes of the example that the network is traced with; neither may be 1, which tracing takes for a constant."""
+
+
+class ExportedNetwork(nn.Module):
+    """The network as its graph has it: in evaluation mode, and with probabilities where it answers logits."""
+
+    def __init__(self, network: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.network = network
+        self._probabilities = signature.outputs[0].kind == "probability"
+        self.eval()
+
+    def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """As the network's."""
+        y, *after = self.network(x, *states)
+        return (y.softmax(-1) if self._probabilities else y), *after
+
+
+def export_onnx(
+    network: nn.Module,
+    path: Path,
+    signature: Signature | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network to one ONNX file, with free batch and time axes.
+
+    `recurra_training.verify.verify` proves that the file does what the network does; this does not.
+
+    Args:
+        network: Anything with `forward(x, *states) -> (y, *states)` and `initial_states(batch)`, on the CPU. It is
+            left in evaluation mode.
+        path: The file; its folder must be there.
+        signature: What the network takes and answers; None: as `describe(network)` finds it. An output of kind
+            `probability` gets a softmax over its last axis.
+        training: More facts for `recurra.training`, such as `metrics` and `seed`.
+
+    Raises:
+        ExportError: The network cannot be exported; the message has PyTorch's reason.
+    """
+    signature = signature or describe(network)  # type: ignore[arg-type]  # said above: it has initial_states
+    program = _trace(ExportedNetwork(network, signature), signature)
+    optimizer.optimize(program, input_size_limit=_FOLD_ALL, output_size_limit=_FOLD_ALL)
+    _declare_shapes(program.graph, signature)
+    model = ir.to_proto(program)
+    _strip(model)
+    facts = {**(training or {}), "graph_digest": graph_digest(model), "versions": versions()}
+    for key, value in {SIGNATURE_KEY: signature.to_json(), TRAINING_KEY: json.dumps(facts)}.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def graph_digest(model: onnx.ModelProto) -> str:
+    """The SHA-256 of the graph with its weights, without any metadata: equal digests compute the same."""
+    bare = onnx.ModelProto()
+    bare.graph.CopyFrom(model.graph)
+    bare.opset_import.extend(model.opset_import)
+    return f"sha256:{hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()}"
+
+
+def _trace(network: ExportedNetwork, signature: Signature) -> ir.Model:
+    free = {name: Dim(name) for name in _EXAMPLE}
+    if len(signature.inputs) != 1 or len(signature.outputs) != 1:
+        raise ExportError("a network has one input and one output, besides its states")
+    specs: tuple[TensorSpec | StateSpec, ...] = (signature.inputs[0], *signature.states)
+    axes = [{i: free[size] for i, size in enumerate(spec.shape()) if isinstance(size, str)} for spec in specs]
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                network,
+                tuple(_example(spec) for spec in specs),
+                dynamo=True,
+                dynamic_shapes=(axes[0], tuple(axes[1:])) if signature.states else (axes[0],),
+                input_names=list(signature.input_shapes()),
+                output_names=list(signature.output_shapes()),
+                custom_translation_table=TRANSLATIONS,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(_reason(error)) from error
+    assert program is not None  # noqa: S101  # so with dynamo=True
+    return program.model
+
+
+def _example(spec: TensorSpec | StateSpec) -> Tensor:
+    shape = [_EXAMPLE[size] if isinstance(size, str) else size for size in spec.shape()]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what lies at the bottom of an exporter's error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return (
+        lines[0]
+        if isinstance(error, ExportError)
+        else f"PyTorch cannot export the network: {lines[0] if lines else type(error).__name__}"
+    )
+
+
+def _declare_shapes(graph: ir.Graph, signature: Signature) -> None:
+    """Give inputs and outputs the shapes of the signature, and leave those in between to the runtime.
+
+    The shapes that tracing leaves take the example's length for the length of every sequence.
+    """
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    for values, shapes in ((graph.inputs, signature.input_shapes()), (graph.outputs, signature.output_shapes())):
+        for value, shape in zip(values, shapes.values(), strict=True):
+            value.shape = ir.Shape(shape)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove the traces of the exporter: source paths, stack traces, its own metadata."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    parts: list[Any] = [*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer]
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
+    del model.graph.value_info[:]
+    model.graph.name = "recurra"
+    model.producer_name, model.producer_version = "recurra", versions()["recurra"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on its own workings off the screen; its errors are raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

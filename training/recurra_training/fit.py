@@ -1,0 +1,221 @@
+"""Trains one network into one run folder.
+
+config.json              the task and the settings
+checkpoints/best.ckpt    the weights with the best figure on the validation recordings
+checkpoints/last.ckpt    where to go on after an interruption
+history.csv              the figures of every epoch
+run.json                 metrics, seed, versions; written last: a run that has it is finished
+"""
+
+import json
+import logging
+import shutil
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerStatus
+from rich.console import Console
+
+from recurra_training import metrics
+from recurra_training.checkpoint import BEST, FACTS, LAST, Trained, load_trained
+from recurra_training.data import Split, Task
+from recurra_training.data.segments import SplitModule
+from recurra_training.describe import describe
+from recurra_training.errors import RunError
+from recurra_training.learner import Learner
+from recurra_training.models import NetworkConfig
+from recurra_training.progress import History, ProgressBar
+from recurra_training.settings import Settings
+from recurra_training.versions import versions
+
+CONFIG: Final = "config.json"
+HISTORY: Final = "history.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished training: its folder, and the network with its best weights."""
+
+    folder: Path
+    trained: Trained
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its figures; those that begin with `test_` are on groups that had no part in training."""
+        found: dict[str, float] = self.trained.facts["metrics"]
+        return found
+
+    def add_metrics(self, figures: dict[str, float]) -> None:
+        """Put more figures into `run.json`."""
+        self.metrics.update(figures)
+        _write(self.folder / FACTS, self.trained.facts)
+
+
+def fit(
+    task: Task,
+    settings: Settings,
+    folder: Path,
+    console: Console,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Run:
+    """Train a network, restore its best weights and judge it on the test recordings.
+
+    The test recordings have no part in training, nor in the choice of the best weights.
+
+    Args:
+        task: What to learn.
+        settings: How.
+        folder: The run folder; without `resume`, what was in it is removed.
+        console: Where progress is shown.
+        resume: Go on where an interrupted run with the same settings ended. A finished run is not trained again; where
+            there is no run, one begins.
+        callbacks: More callbacks for the trainer.
+
+    Raises:
+        RunError: The folder holds a run with other settings, or the training diverged.
+        KeyboardInterrupt: The training was interrupted; `resume` goes on with it.
+    """
+    config = {"task": task.name} | asdict(settings)
+    if resume and (folder / CONFIG).exists():
+        _check_same(folder, config)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _write(folder / CONFIG, config)
+    split = task.split()
+    if not (folder / FACTS).exists():
+        _train(task, split, settings, folder, console, callbacks)
+        _write(folder / FACTS, _judge(task, split, settings, folder))
+    return Run(folder, load_trained(folder))
+
+
+def _train(
+    task: Task, split: Split, settings: Settings, folder: Path, console: Console, callbacks: Sequence[pl.Callback]
+) -> None:
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    config = NetworkConfig(
+        cell=settings.cell,
+        inputs=task.input.dims[0],
+        outputs=task.output.dims[0],
+        hidden=settings.hidden,
+        layers=settings.layers,
+        dropout=settings.dropout,
+        input_noise=settings.input_noise,
+    )
+    network = config.build()
+    network.normalise.fit(torch.cat([torch.from_numpy(recording.x) for recording in split.train]))
+    signature = describe(network, task.input, task.output, description=task.description, step_seconds=task.step_seconds)
+    learner = Learner(
+        network,
+        kind=task.output.kind,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        about={"task": task.name, "network": asdict(config), "signature": signature.to_json()},
+    )
+    data = SplitModule(split, batch_size=settings.batch_size, steps=settings.segment_steps, seed=settings.seed)
+    history = History()
+    measure = metrics.measure(task.output.kind)
+    monitor = f"validation_{measure.name}"
+    kept: dict[str, Any] = {
+        "dirpath": folder / BEST.parent,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=settings.epochs,
+            gradient_clip_val=settings.clip,
+            reload_dataloaders_every_n_epochs=1,  # each epoch has an order of its own
+            default_root_dir=folder,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[
+                history,
+                ProgressBar(console, f"{task.name} {settings.cell}", measure, history),
+                EarlyStopping(monitor, patience=settings.patience, mode=measure.best),
+                ModelCheckpoint(filename=BEST.stem, monitor=monitor, mode=measure.best, **kept),
+                ModelCheckpoint(filename=LAST.stem, **kept),
+                *callbacks,
+            ],
+        )
+        last = folder / LAST
+        with _interruptible(trainer):
+            trainer.fit(learner, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    history.write(folder / HISTORY)
+    if not (folder / BEST).exists():
+        raise RunError(f"the loss of {folder} is not finite; try a smaller --learning-rate or --clip")
+
+
+def _judge(task: Task, split: Split, settings: Settings, folder: Path) -> dict[str, Any]:
+    """The facts of a run whose training has ended."""
+    network = load_trained(folder).network
+    kind = task.output.kind
+    measure = metrics.measure(kind).name
+    figures = {f"test_{name}": value for name, value in metrics.evaluate(network, split.test, kind).items()}
+    for part, recordings in (("validation", split.validation), ("train", split.train)):
+        figures[f"{part}_{measure}"] = metrics.evaluate(network, recordings, kind)[measure]
+    figures |= metrics.constant_score(split.train, split.test, kind)
+    return {
+        "task": task.name,
+        "cell": settings.cell,
+        "metrics": {name: float(f"{value:.5g}") for name, value in figures.items()},
+        "test_groups": sorted({recording.group for recording in split.test}),
+        "seed": settings.seed,
+        "versions": versions(),
+    }
+
+
+def _check_same(folder: Path, config: dict[str, Any]) -> None:
+    kept = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for name, value in config.items():
+        if kept.get(name) != value:
+            raise RunError(
+                f"{folder} was begun with {name} {kept.get(name)}, not {value}: resume it with its own settings, "
+                "or train anew without --resume"
+            )
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's hints on hardware and settings off the screen; its errors are raised."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Let Ctrl-C come out as what it is: Lightning turns it into an exit, and ignores the next ones."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if trainer.state.status is not TrainerStatus.INTERRUPTED:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None

@@ -1,0 +1,69 @@
+"""Puts a model file into the model repository: `<models>/<name>/<version>/model.onnx` (docs/model-format.md)."""
+
+import errno
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Final
+
+from recurra_training.errors import PublishError
+
+MODEL_FILE: Final = "model.onnx"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def publish(models: Path, name: str, write: Callable[[Path], None], version: str = "") -> Path:
+    """Let `write` make a model file, and make it a version of the model once it has succeeded.
+
+    The file appears at once and whole: it is written in a hidden folder beside the versions, which is then renamed.
+    If `write` raises, nothing is left.
+
+    Args:
+        models: The repository.
+        name: Name of the model.
+        write: Writes, and verifies, the file at the path it is given.
+        version: The version; empty: one above the highest number there is.
+
+    Returns:
+        The published file.
+
+    Raises:
+        PublishError: Name or version is not allowed, the version is there already, or there are versions that are
+            no numbers and none is given.
+    """
+    for what, value in (("name", name), ("version", version)):
+        if value and not _NAME.fullmatch(value):
+            raise PublishError(
+                f"{what} {value!r} must be 1 to 64 of A-Z a-z 0-9 . _ -, and begin with a letter or digit"
+            )
+    folder = models / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if version and (folder / version).exists():
+        raise PublishError(f"{folder / version} is there already; versions are not overwritten, give another")
+    _next_version(folder, version)  # complains before the work is done
+    hidden = Path(mkdtemp(prefix=".", suffix=".partial", dir=folder))
+    try:
+        write(hidden / MODEL_FILE)
+        hidden.chmod(0o755)  # mkdtemp lets nobody else in; a server may be somebody else
+        target = folder / _next_version(folder, version)
+        hidden.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        raise PublishError(f"version {target.name} of {name} came to be meanwhile; publish again") from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return target / MODEL_FILE
+
+
+def _next_version(folder: Path, version: str) -> str:
+    if version:
+        return version
+    there = [path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    if other := [name for name in there if not name.isdecimal()]:
+        raise PublishError(f"{folder} has a version {other[0]!r} that is no number; say --version")
+    return str(max((int(name) for name in there), default=0) + 1)
