@@ -19,7 +19,7 @@ from rich.table import Table
 from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Server, console, milliseconds
 from recurra_client.cli.usererror import UserError
 from recurra_client.client import Client
-from recurra_client.load.generator import Api, Outcome, Plan
+from recurra_client.load.outcome import Api, Outcome, Plan
 from recurra_client.load.processes import LoadError, run_in_processes
 
 _Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
@@ -38,6 +38,8 @@ class Row:
     errors: dict[str, int]
     client_cpu: float
     """Processors that the load generator kept busy: near `processes`, it is what is measured."""
+    late_p99: float | None
+    """In an open loop: how late the load generator sent its messages, which is part of their latency."""
 
     @classmethod
     def of(cls, sessions: int, outcome: Outcome) -> "Row":
@@ -47,7 +49,8 @@ class Row:
         seconds = max(outcome.seconds, 1e-9)
         cpu = outcome.cpu / seconds
         rate = outcome.steps / seconds
-        return cls(sessions, rate, float(p50), float(p99), float(latencies.max()), dict(outcome.errors), cpu)
+        late = float(np.percentile(np.frombuffer(outcome.lateness), 99)) if outcome.lateness else None
+        return cls(sessions, rate, float(p50), float(p99), float(latencies.max()), dict(outcome.errors), cpu, late)
 
 
 def bench(  # noqa: D417 - the others are described by their types
@@ -76,8 +79,9 @@ def bench(  # noqa: D417 - the others are described by their types
     seconds
         How long each is measured.
     pace
-        Each session sends a step every so often, such as 32ms, whether or not the server keeps up; latency
-        counts from when the step was due. Empty: the next step as soon as the one before is answered.
+        Each session sends a step every so often, such as 32ms, answered or not; latency counts from when the step was
+        due, so "sent late", the load generator's own share, is part of it. Empty: the next step as soon as the one
+        before is answered.
     api
         stream: a StreamSteps stream for each session. unary: a call for each step. batch: all sessions' steps in one
         StepBatch message.
@@ -148,7 +152,9 @@ def _watcher(live: Live | None, title: str, rows: list[Row], sessions: int, step
 
 def _table(title: str, rows: list[Row], running: tuple[int, float] | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("sessions", "steps/s", "p50", "p99", "longest", "errors", "client cpu"):
+    paced = any(row.late_p99 is not None for row in rows)
+    columns = ["sessions", "steps/s", "p50", "p99", "longest", "errors", "client cpu", *(["sent late p99"] * paced)]
+    for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
         errors = ", ".join(f"{count:,} {reason}" for reason, count in row.errors.items())
@@ -160,9 +166,10 @@ def _table(title: str, rows: list[Row], running: tuple[int, float] | None = None
             milliseconds(row.longest),
             f"[bold red]{errors}[/]" if errors else "0",
             f"{row.client_cpu:.0%}",
+            *([milliseconds(row.late_p99)] if row.late_p99 is not None else []),
         )
     if running is not None:
-        table.add_row(f"{running[0]:,}", f"{running[1]:,.0f}", "…", "…", "…", "…", "…", style="dim")
+        table.add_row(f"{running[0]:,}", f"{running[1]:,.0f}", *(["…"] * (len(columns) - 2)), style="dim")
     return table
 
 
@@ -213,6 +220,7 @@ def _as_dict(
                 "longest_seconds": round(row.longest, 7),
                 "errors": row.errors,
                 "client_cpu": round(row.client_cpu, 3),
+                "late_p99_seconds": None if row.late_p99 is None else round(row.late_p99, 7),
             }
             for row in rows
         ],

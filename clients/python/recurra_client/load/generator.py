@@ -1,82 +1,29 @@
 """The load generator behind `recurra bench`: as many steps as a server takes, at as little cost here as can be.
 
 What is the same in every message is made once: the requests are bytes, sent as they are, and so are the replies
-received. Steps go unnumbered (just the next one). One coroutine runs each session.
+received. Steps go unnumbered (just the next one). A session costs no coroutine: its next message is sent
+from where its reply arrives.
 """
 
 import asyncio
-import random
-import time
-from array import array
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, MutableSequence, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from collections.abc import Callable, Coroutine, Iterable, MutableSequence
+from typing import Any, Final
 
 import numpy as np
 from google.protobuf import duration_pb2
-from grpc import StatusCode, aio
-from recurra.v1 import inference_pb2, models_pb2, sessions_pb2, sessions_pb2_grpc, tensor_pb2
+from grpc import aio
+from recurra.v1 import inference_pb2, sessions_pb2, sessions_pb2_grpc, tensor_pb2
 
-from recurra_client.errors import UnavailableError, from_rpc
+from recurra_client.errors import from_rpc
+from recurra_client.load import lanes
+from recurra_client.load.lanes import Lane, StreamLane, UnaryLane
+from recurra_client.load.loops import once, run_lanes
+from recurra_client.load.outcome import Outcome, Plan
+from recurra_client.load.wire import WireConnection
 from recurra_client.tensors import numpy_dtype
 
-Api = Literal["stream", "unary", "batch"]
-
-_SERVICE: Final = "/recurra.v1.InferenceService/"
-_SESSION_ID_TAG: Final = 0x0A  # field 1 of StreamStepsResponse, length-delimited
-_RESULT_TAG: Final = 0x12  # field 2 of it, and where a step has succeeded, the next
 _REPORT_SECONDS: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A load. Times are in seconds."""
-
-    target: str
-    model: models_pb2.Model
-    api: Api = "stream"
-    """Stream: a StreamSteps stream for each session. Unary: a call a step. Batch: all sessions in one StepBatch."""
-    sessions: int = 1
-    seconds: float = 5.0
-    """How long it is measured, after the warm-up."""
-    warmup: float = 0.5
-    pace: float = 0.0
-    """From one step of a session to its next (open loop); 0: as soon as the one before is answered (closed loop)."""
-    chunk: int = 1
-    """Steps in one message of a session."""
-    connections: int = 0
-    """TCP connections that the sessions share; 0: one each."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a load."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    cpu: float = 0.0
-    """Seconds of processor time that the load generator itself took."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """Failed messages by reason."""
-    latencies: "array[float]" = field(default_factory=lambda: array("d"))
-    """Of each message, in seconds. In an open loop, from when it was due."""
-
-
-class Clock:
-    """When measuring begins and ends; set once all sessions are open."""
-
-    begin: float = float("inf")
-    end: float = float("inf")
-
-    def start(self, warmup: float, seconds: float) -> None:
-        """Begin after the warm-up."""
-        self.begin = time.perf_counter() + warmup
-        self.end = self.begin + seconds
-
-
-Exchange = Callable[[], Coroutine[Any, Any, Sequence[str]]]
-"""Sends one message and awaits its reply; returns the reasons of what failed in it."""
+_AT_ONCE: Final = 64  # connections and first messages: what a server's listening queue takes
 
 
 async def run_load(plan: Plan, ready: Callable[[], None], progress: MutableSequence[int], index: int) -> Outcome:
@@ -90,40 +37,37 @@ async def run_load(plan: Plan, ready: Callable[[], None], progress: MutableSeque
 
     Raises:
         RecurraError: The sessions cannot be opened.
+        StreamEndedError: The server ended a stream or closed a connection.
+        OSError: The server cannot be reached.
     """
-    channels = [
-        aio.insecure_channel(
-            plan.target, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        )
-        for _ in range(1 if plan.api == "batch" else plan.connections or plan.sessions)
-    ]
-    outcome, clock = Outcome(), Clock()
+    channel = aio.insecure_channel(plan.target, options=[("grpc.use_local_subchannel_pool", 1)])
+    connections: list[WireConnection] = []
     opened: list[str] = []
+    outcome = Outcome()
     try:
-        await _open_sessions(plan, channels[0], opened)
-        if plan.api == "batch":
-            exchanges = [_batch(plan, channels[0], opened)]
-        else:
-            make = _stream if plan.api == "stream" else _unary
-            exchanges = [make(plan, channels[i % len(channels)], opened[i]) for i in range(plan.sessions)]
-        for begin in range(0, len(exchanges), 64):  # the connections are made by the first message
-            await _all(exchange() for exchange in exchanges[begin : begin + 64])
+        await _open_sessions(plan, channel, opened)
+        count = 1 if plan.api == "batch" else plan.connections or plan.sessions
+        for begin in range(0, count, _AT_ONCE):
+            some = range(begin, min(begin + _AT_ONCE, count))
+            connections += await asyncio.gather(*(WireConnection.connect(plan.target) for _ in some))
+        senders = _lanes(plan, connections, opened)
+        for begin in range(0, len(senders), _AT_ONCE):
+            await _all(once(lane) for lane in senders[begin : begin + _AT_ONCE])
         await asyncio.to_thread(ready)
-        clock.start(plan.warmup, plan.seconds)
         reporter = asyncio.create_task(_report(outcome, progress, index))
-        cpu = time.process_time()
-        await _all(_drive(exchange, plan.pace, clock, outcome) for exchange in exchanges)
-        outcome.cpu = time.process_time() - cpu
-        outcome.seconds = time.perf_counter() - clock.begin
-        reporter.cancel()
+        try:
+            await run_lanes(senders, warmup=plan.warmup, seconds=plan.seconds, pace=plan.pace, outcome=outcome)
+        finally:
+            reporter.cancel()
         outcome.steps = len(outcome.latencies) * plan.chunk * (plan.sessions if plan.api == "batch" else 1)
         outcome.steps -= sum(outcome.errors.values()) * plan.chunk
     except aio.AioRpcError as error:
         raise from_rpc(error) from None
     finally:
-        await _close_sessions(channels[0], opened)
-        for channel in channels:
-            await channel.close()
+        for connection in connections:
+            connection.close()
+        await _close_sessions(channel, opened)
+        await channel.close()
     return outcome
 
 
@@ -137,81 +81,23 @@ async def _all(work: Iterable[Coroutine[Any, Any, object]]) -> None:
         raise failures.exceptions[0] from None
 
 
-async def _drive(exchange: Exchange, pace: float, clock: Clock, outcome: Outcome) -> None:
-    """Send one message after another until the time is up."""
-    perf_counter, latencies, errors = time.perf_counter, outcome.latencies, outcome.errors
-    due = perf_counter() + random.uniform(0, pace)
-    while True:
-        began = perf_counter()
-        if pace:
-            if began < due:
-                await asyncio.sleep(due - began)
-                began = perf_counter()  # that a timer is late is not the server's doing
-            else:
-                began = due  # but that the reply before was late is: the step has been waiting since
-            due += pace
-        if began >= clock.end:
-            return
-        reasons = await exchange()
-        if began >= clock.begin:
-            latencies.append(perf_counter() - began)
-            if reasons:
-                errors.update(reasons)
-
-
-def _stream(plan: Plan, channel: aio.Channel, session_id: str) -> Exchange:
-    call: Any = channel.stream_stream(_SERVICE + "StreamSteps")()
-    first = inference_pb2.StreamStepsRequest(session_id=session_id, inputs=_inputs(plan)).SerializeToString()
-    following = inference_pb2.StreamStepsRequest(inputs=_inputs(plan)).SerializeToString()  # the session is known
-    message = first
-    result_at = len(session_id) + 2
-
-    async def exchange() -> Sequence[str]:
-        nonlocal message
-        await call.write(message)
-        message = following
-        reply = await call.read()
-        while reply is not aio.EOF:
-            if reply[0] == _SESSION_ID_TAG and reply[result_at] == _RESULT_TAG:
-                return ()
-            decoded = inference_pb2.StreamStepsResponse.FromString(reply)
-            if not decoded.HasField("moving"):
-                return [decoded.error.reason] if decoded.HasField("error") else ()
-            reply = await call.read()
-        raise UnavailableError("the server ended the stream", reason="UNAVAILABLE", code=StatusCode.UNAVAILABLE)
-
-    return exchange
-
-
-def _unary(plan: Plan, channel: aio.Channel, session_id: str) -> Exchange:
-    step: Any = channel.unary_unary(_SERVICE + "Step")
-    message = inference_pb2.StepRequest(session_id=session_id, inputs=_inputs(plan)).SerializeToString()
-
-    async def exchange() -> Sequence[str]:
-        try:
-            await step(message)
-        except aio.AioRpcError as error:
-            return [from_rpc(error).reason]
-        return ()
-
-    return exchange
-
-
-def _batch(plan: Plan, channel: aio.Channel, session_ids: list[str]) -> Exchange:
-    step_batch: Any = channel.unary_unary(
-        _SERVICE + "StepBatch", response_deserializer=inference_pb2.StepBatchResponse.FromString
-    )
-    inputs = _inputs(plan, len(session_ids))
-    message = inference_pb2.StepBatchRequest(session_ids=session_ids, inputs=inputs).SerializeToString()
-
-    async def exchange() -> Sequence[str]:
-        try:
-            reply = await step_batch(message)
-        except aio.AioRpcError as error:
-            return [from_rpc(error).reason] * len(session_ids)
-        return [row.error.reason for row in reply.errors]
-
-    return exchange
+def _lanes(plan: Plan, connections: list[WireConnection], session_ids: list[str]) -> list[Lane]:
+    if plan.api == "batch":
+        request = inference_pb2.StepBatchRequest(session_ids=session_ids, inputs=_inputs(plan, len(session_ids)))
+        return [UnaryLane(connections[0], lanes.BATCH, request.SerializeToString(), lanes.batch_judge, plan.sessions)]
+    inputs = _inputs(plan)
+    following = inference_pb2.StreamStepsRequest(inputs=inputs).SerializeToString()  # the session is known
+    senders: list[Lane] = []
+    for i, session_id in enumerate(session_ids):
+        connection = connections[i % len(connections)]
+        if plan.api == "unary":
+            message = inference_pb2.StepRequest(session_id=session_id, inputs=inputs).SerializeToString()
+            senders.append(UnaryLane(connection, lanes.UNARY, message, lanes.always_well))
+        else:
+            first = inference_pb2.StreamStepsRequest(session_id=session_id, inputs=inputs).SerializeToString()
+            judge = lanes.stream_judge(session_id)
+            senders.append(StreamLane(connection, lanes.STREAM, first, following, judge))
+    return senders
 
 
 def _inputs(plan: Plan, rows: int | None = None) -> list[tensor_pb2.Tensor]:

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from recurra.v1 import models_pb2
 
-from recurra_client.load.generator import Outcome, Plan, run_load
+from recurra_client.load.generator import run_load
+from recurra_client.load.outcome import Outcome, Plan
 
 _POLL_SECONDS: Final = 0.25
 _START_SECONDS: Final = 120.0
@@ -85,7 +86,8 @@ def _work(
             connection.send(runner.run(run_load(plan, lambda: _wait(barrier), progress, index)))
     except Exception as error:
         barrier.abort()
-        connection.send(getattr(error, "message", "") or f"{type(error).__name__}: {error}")
+        known = getattr(error, "message", "") or (str(error) if isinstance(error, OSError) else "")
+        connection.send(known or f"{type(error).__name__}: {error}")
 
 
 def _wait(barrier: Barrier) -> None:
@@ -114,4 +116,5 @@ def _sum(outcomes: list[Outcome]) -> Outcome:
         total.seconds = max(total.seconds, outcome.seconds)
         total.errors.update(outcome.errors)
         total.latencies.extend(outcome.latencies)
+        total.lateness.extend(outcome.lateness)
     return total

@@ -1,0 +1,47 @@
+"""What is asked of a load, and what came of it."""
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from recurra.v1 import models_pb2
+
+Api = Literal["stream", "unary", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A load. Times are in seconds."""
+
+    target: str
+    """HOST:PORT."""
+    model: models_pb2.Model
+    api: Api = "stream"
+    """Stream: a StreamSteps stream for each session. Unary: a call a step. Batch: all sessions in one StepBatch."""
+    sessions: int = 1
+    seconds: float = 5.0
+    """How long it is measured, after the warm-up."""
+    warmup: float = 0.5
+    pace: float = 0.0
+    """From one step of a session to its next (open loop); 0: as soon as the one before is answered (closed loop)."""
+    chunk: int = 1
+    """Steps in one message of a session."""
+    connections: int = 0
+    """TCP connections that the sessions share; 0: one each."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a load. Times are in seconds."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    cpu: float = 0.0
+    """Processor time that the load generator itself took."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Failed messages by reason; UNANSWERED are those that were given up."""
+    latencies: "array[float]" = field(default_factory=lambda: array("d"))
+    """Of each message. In an open loop, from when it was due."""
+    lateness: "array[float]" = field(default_factory=lambda: array("d"))
+    """Of each message of an open loop: from when it was due until it was sent. The load generator's own share."""
