@@ -177,6 +177,9 @@ class App:
                 ("grpc.max_send_message_length", -1),
                 # Without this a second server on the port would take half of the calls in silence.
                 ("grpc.so_reuseport", 0),
+                # Bursts wait in the engine's queue, whose bound is told to callers; the core's own would drop them.
+                ("grpc.server.max_pending_requests", 2 * settings.limits.max_queue),
+                ("grpc.server.max_pending_requests_hard_limit", 4 * settings.limits.max_queue),
                 # Callers keep idle streams alive with pings.
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),

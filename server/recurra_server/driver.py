@@ -16,7 +16,6 @@ import structlog
 
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import EngineError
 from recurra_server.engine.ports import Runtime
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import Session
@@ -135,18 +134,23 @@ class Driver:
         return step
 
     async def at_rest(self, session: Session, operation: Callable[[], _T]) -> _T:
-        """Perform an operation on a session once the steps before it are done."""
+        """Perform an operation on a session once the steps before it are done.
+
+        Raises:
+            CapacityError: Too many steps and operations wait for the session.
+            Exception: Whatever the operation raised.
+        """
         finished: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
 
         def action() -> None:
+            if finished.done():  # cancelled: nobody wants it any more
+                return
             try:
                 result = operation()
-            except EngineError as error:
-                if not finished.done():
-                    finished.set_exception(error)
+            except Exception as error:
+                finished.set_exception(error)
             else:
-                if not finished.done():
-                    finished.set_result(result)
+                finished.set_result(result)
 
         session.model.turns.at_rest(session, action)
         return await finished
@@ -160,7 +164,12 @@ class Driver:
     def _pump(self, lane: _Lane) -> None:
         """Run the next batch; called again as long as there is one."""
         loop = asyncio.get_running_loop()
-        batch = lane.model.next_batch(self.clock())
+        try:
+            batch = lane.model.next_batch(self.clock())
+        except Exception:
+            _log.exception("batch_not_made", model=lane.model.name, version=lane.model.version)
+            loop.call_soon(self._pump, lane)
+            return
         if batch is None:
             lane.awake = False
         elif lane.executor is None:
@@ -177,10 +186,10 @@ class Driver:
     def _finish(self, lane: _Lane, batch: Batch, outcome: "_Outcome") -> None:
         """Take in what a model call returned."""
         model, now = lane.model, self.clock()
-        if isinstance(outcome.results, Exception):
-            model.fail(batch, outcome.results, now)
-            return
         try:
+            if isinstance(outcome.results, Exception):
+                model.fail(batch, outcome.results, now)
+                return
             model.commit(batch, outcome.results, now, outcome.seconds)
         except Exception:
             _log.exception("batch_failed", model=model.name, version=model.version, size=len(batch.steps))

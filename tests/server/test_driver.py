@@ -93,14 +93,49 @@ async def test_what_waits_for_rest_is_told_that_the_session_has_ended(serve: Ser
     assert model.turns.depth == 0
 
 
+@pytest.mark.parametrize("wrong", ["output", "state"])
 async def test_a_model_that_answers_nonsense_fails_its_steps_and_not_the_server(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     driver, model = serve()
     session = open_session(driver, model)
     runtime = driver._lanes[model].runtime
+    output, state = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    nonsense = [np.zeros((3, 3), np.float32), state] if wrong == "output" else [output, np.zeros((2, 1), np.float32)]
     with monkeypatch.context() as broken:
-        broken.setattr(runtime, "run", lambda feeds: [np.zeros((3, 3), np.float32), feeds["s_in"]])
+        broken.setattr(runtime, "run", lambda _: nonsense)
         with pytest.raises(InternalError, match="its log tells more"):
             await driver.run_step(session, (ONE,), 1)
     assert value(await driver.run_step(session, (ONE,), 1)) == 1.0
+
+
+async def test_a_lack_of_memory_fails_the_steps_it_hits_and_not_the_server(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, model = serve()
+    session = open_session(driver, model)
+
+    def no_memory(_: object) -> None:
+        raise MemoryError
+
+    for place in ("gather", "allocate"):
+        with monkeypatch.context() as broken:
+            broken.setattr(model.slots, place, no_memory if place == "gather" else lambda: no_memory(None))
+            with pytest.raises(InternalError):
+                await driver.run_step(session, (ONE * 100,), 100)
+    assert model.turns.depth == 0
+    assert value(await driver.run_step(session, (ONE,), 1)) == 1.0
+
+
+async def test_a_wish_that_was_cancelled_is_not_granted(serve: Serve) -> None:
+    driver, model = serve()
+    session = open_session(driver, model)
+    step = asyncio.create_task(driver.run_step(session, (ONE,), 1))
+    await asyncio.sleep(0)
+    reset = asyncio.create_task(driver.at_rest(session, lambda: driver.engine.reset(session, driver.clock())))
+    await asyncio.sleep(0)
+    was_in_time = session.current is not None
+    reset.cancel()
+    await asyncio.gather(step, reset, return_exceptions=True)
+    if was_in_time:
+        assert value(await driver.run_step(session, (ONE,), 1)) == 2.0

@@ -167,7 +167,9 @@ class StreamStepsRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """The session's id. Unset: the session of the message before on this stream."""
+    """The session's id. Unset: the session of the message before on this stream,
+    which must not have failed to name or open one.
+    """
     step: _builtins.int
     """As in StepRequest.step."""
     close: _builtins.bool

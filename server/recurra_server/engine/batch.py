@@ -22,14 +22,16 @@ class Batch:
     Attributes:
         steps: The B steps, each of another session.
         length: T, the number of time steps run of each.
-        slots: For each step, the slot that its next states go to.
+        slots: For each step, the slot that its states came from.
         feeds: Inputs and states by name, as the graph takes them.
+        begins_chunks: Whether some of the steps are chunks of several pieces, of which this is the first.
     """
 
     steps: list[Step]
     length: int
     slots: Slots
     feeds: dict[str, Array]
+    begins_chunks: bool
 
 
 def stack_inputs(signature: Signature, steps: Sequence[Step], length: int) -> tuple[dict[str, Array], dict[int, str]]:
@@ -60,11 +62,17 @@ def unstack_results(
         For each step, the bytes of each output; and the next states, each `[B, *dims]`.
 
     Raises:
-        ValueError: An output has not the shape that the signature declares.
+        ValueError: An output or a state has not the shape that the signature declares.
     """
     count = len(signature.outputs)
     outputs = [_split(spec, tensor, batch) for spec, tensor in zip(signature.outputs, results[:count], strict=True)]
     states = [spec.unstack(tensor) for spec, tensor in zip(signature.states, results[count:], strict=True)]
+    for spec, rows in zip(signature.states, states, strict=True):
+        if rows.shape != (len(batch.steps), *spec.dims) or rows.dtype != spec.np_dtype:
+            raise ValueError(
+                f"state {spec.output_name!r} came as {rows.dtype}{list(rows.shape)}, "
+                f"the signature says {spec.dtype}{[len(batch.steps), *spec.dims]}"
+            )
     return list(zip(*outputs, strict=True)), states
 
 

@@ -3,7 +3,8 @@
 import re
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,12 +16,14 @@ from recurra_server.engine.errors import (
     SessionExistsError,
     SessionExpiredError,
     SessionIdError,
+    shown,
 )
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import Session, not_found
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LONGEST_ID = 128
+_SESSION_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{_LONGEST_ID}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Engine:
         self.ended: Counter[tuple[str, str, str]] = Counter()
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._sessions: dict[str, Session] = {}
+        self._borrowed = 0
         self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
 
     # --- models --------------------------------------------------------------------------
@@ -74,14 +78,16 @@ class Engine:
         if versions is None:
             known = ", ".join(sorted(self._models)) or "none"
             raise ModelNotFoundError(
-                f"there is no model {name!r}; served are: {known}", model=name, version=version or "latest"
+                f"there is no model {shown(name)}; served are: {known}",
+                model=name[:64],
+                version=version[:64] or "latest",
             )
         if not version:
             return versions[max(versions, key=version_key)]
         if version not in versions:
             known = ", ".join(sorted(versions, key=version_key))
             raise ModelNotFoundError(
-                f"model {name!r} has no version {version!r}; served are: {known}", model=name, version=version
+                f"model {name!r} has no version {shown(version)}; served are: {known}", model=name, version=version[:64]
             )
         return versions[version]
 
@@ -112,20 +118,30 @@ class Engine:
         """
         if self.draining:
             raise DrainingError("the server shuts down; open the session on another one", retry_after=1.0)
-        session_id = self._new_id(session_id)
+        session_id = self._new_id(session_id, now)
         timeout = self._idle_timeout(idle_timeout)
-        if len(self._sessions) >= self.limits.max_sessions:
-            raise CapacityError(
-                f"all {self.limits.max_sessions} sessions are in use; close some or try again later",
-                retry_after=1.0,
-                bound="max_sessions",
-                limit=self.limits.max_sessions,
-            )
+        self._check_room()
         session = self._begin(model, session_id, timeout, now)
         if initial_states:
             states = [initial_states.get(spec.input_name) for spec in model.signature.states]
             model.slots.write(session.slot, states)
         return session
+
+    @contextmanager
+    def borrow(self, model: ServedModel, now: float) -> Iterator[Session]:
+        """A session that only one call knows, for as long as that takes.
+
+        Raises:
+            CapacityError: All sessions are in use.
+        """
+        self._check_room()
+        self._borrowed += 1
+        session = model.open(None, float("inf"), now)
+        try:
+            yield session
+        finally:
+            self._borrowed -= 1
+            model.close(session)
 
     def session(self, session_id: str, now: float) -> Session:
         """Find an open session.
@@ -136,9 +152,8 @@ class Engine:
         """
         session = self._sessions.get(session_id)
         if session is None:
-            raise self._missing(session_id, now)
-        if session.current is None and session.model.slots.expires_at(session.slot) <= now:
-            self._expire(session)
+            raise self._missing(session_id[:_LONGEST_ID], now)
+        if self._expire_if_due(session, now):
             raise self._missing(session_id, now)
         return session
 
@@ -217,15 +232,16 @@ class Engine:
 
     # --- inside --------------------------------------------------------------------------
 
-    def _new_id(self, wanted: str) -> str:
+    def _new_id(self, wanted: str, now: float) -> str:
         if not wanted:
             return secrets.token_urlsafe(16)
         if not _SESSION_ID.fullmatch(wanted):
             raise SessionIdError(
-                f"session id {wanted[:40]!r} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -",
-                session_id=wanted[:40],
+                f"session id {shown(wanted)} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -",
+                session_id=wanted[:64],
             )
-        if wanted in self._sessions:
+        session = self._sessions.get(wanted)
+        if session is not None and not self._expire_if_due(session, now):
             raise SessionExistsError(
                 f"session {wanted!r} is open already; use another id or go on with it", session_id=wanted
             )
@@ -247,6 +263,21 @@ class Engine:
         self._tombstones.pop(session_id, None)
         self.opened[model.name, model.version] += 1
         return session
+
+    def _check_room(self) -> None:
+        if len(self._sessions) + self._borrowed >= self.limits.max_sessions:
+            raise CapacityError(
+                f"all {self.limits.max_sessions} sessions are in use; close some or try again later",
+                retry_after=1.0,
+                bound="max_sessions",
+                limit=self.limits.max_sessions,
+            )
+
+    def _expire_if_due(self, session: Session, now: float) -> bool:
+        due = session.current is None and session.model.slots.expires_at(session.slot) <= now
+        if due:
+            self._expire(session)
+        return due
 
     def _expire(self, session: Session) -> None:
         assert session.id is not None  # noqa: S101 - only sessions with an id expire

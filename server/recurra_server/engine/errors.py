@@ -3,6 +3,11 @@
 from typing import ClassVar
 
 
+def shown(text: str) -> str:
+    """A caller's text as it may stand in an error: quoted, and cut where it is long."""
+    return repr(text if len(text) <= 64 else text[:63] + "…")
+
+
 class EngineError(Exception):
     """A failure that a caller can act on.
 

@@ -17,6 +17,8 @@ class Limits:
     """Steps in one chunk."""
     max_batch_size: int = 256
     """Sessions in one model call."""
+    max_batch_rows: int = 4096
+    """Rows in one StepBatch message."""
     max_piece_steps: int = 64
     """Time steps in one model call: a longer chunk is run in pieces, so that others get their turn."""
     default_idle_timeout: float = 600.0

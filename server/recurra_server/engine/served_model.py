@@ -69,7 +69,11 @@ class ServedModel:
     # --- the way of a step -------------------------------------------------------------
 
     def next_batch(self, now: float) -> Batch | None:
-        """Choose and stack what runs next; None where nothing is ready or a batch is in flight."""
+        """Choose and stack what runs next; None where nothing is ready or a batch is in flight.
+
+        Raises:
+            Exception: A bug, or no memory; the steps that were chosen have failed, others can go on.
+        """
         if self._in_flight is not None:
             return None
         while True:
@@ -80,7 +84,12 @@ class ServedModel:
                 steps, length = self._scheduler.take(self.max_batch_size)
             if not steps:
                 return None
-            batch = self._stack([step for step in steps if self._is_wanted(step, now)], length, now)
+            wanted = [step for step in steps if self._is_wanted(step, now)]
+            try:
+                batch = self._stack(wanted, length, now)
+            except Exception:
+                self._abandon(wanted, now)
+                raise
             if batch is not None:
                 self._in_flight = batch
                 return batch
@@ -102,8 +111,12 @@ class ServedModel:
         steps, slots, size = batch.steps, batch.slots, len(batch.steps)
         lost = {row for row, step in enumerate(steps) if step.session.closed}
         bad = {row for rows in states if not all_finite(rows) for row in rows_not_finite(rows)}
-        if lost or bad:
+        if lost or bad or batch.begins_chunks:
             good = [row for row in range(size) if row not in lost and row not in bad]
+            for row in good:
+                if steps[row].position == 0 and steps[row].count != batch.length:
+                    # The session keeps its own states until the whole chunk has succeeded.
+                    steps[row].slot = self.slots.allocate()
             slots = rows_of([steps[row].slot for row in good])
             states = [rows[good] for rows in states]
         self.slots.scatter(slots, states)
@@ -127,18 +140,13 @@ class ServedModel:
             elif len(batch.steps) > 1:
                 self._alone.append(step)
             else:
-                detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                message = f"the model failed on this input: {detail}"
+                message = f"the model failed on this input{_reason(error)}"
                 self.turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
 
     def abandon(self, batch: Batch, now: float) -> None:
-        """A bug: the batch could not be run or committed. Its steps fail, nothing is changed."""
+        """A bug: the batch could not be committed. Its steps fail, as far as they are not answered yet."""
         self._in_flight = None
-        for step in batch.steps:
-            if step.session.closed:
-                self._give_up_slots(step)
-            else:
-                self.turns.fail(step, InternalError("the step failed inside the server; its log tells more"), now)
+        self._abandon(batch.steps, now)
 
     # --- sessions ----------------------------------------------------------------------
 
@@ -171,6 +179,7 @@ class ServedModel:
         if step.session.closed:  # answered when it was closed
             return False
         if step.waiter.gone:
+            self.slots.touch(step.session.slot, now)
             self.turns.over(step, now)
             return False
         if step.deadline <= now:
@@ -192,15 +201,12 @@ class ServedModel:
         slots = rows_of([step.slot for step in steps])
         for state, tensor in zip(self.signature.states, self.slots.gather(slots), strict=True):
             feeds[state.input_name] = tensor
-        chunks = False
+        begins_chunks = False
         for step in steps:
             if step.position == 0:
                 step.started = now
-                if step.count != length:
-                    # The session keeps its own states until the whole chunk has succeeded.
-                    step.slot = self.slots.allocate()
-                    chunks = True
-        return Batch(steps, length, rows_of([step.slot for step in steps]) if chunks else slots, feeds)
+                begins_chunks = begins_chunks or step.count != length
+        return Batch(steps, length, slots, feeds, begins_chunks)
 
     def _advance(self, step: Step, outputs: tuple[bytes, ...], length: int, now: float) -> None:
         """A piece of the step has been run and its states kept."""
@@ -224,11 +230,22 @@ class ServedModel:
             session.kept = KeptReply(step.number, step.count, step.outputs)
         self.turns.over(step, now)
 
+    def _abandon(self, steps: Sequence[Step], now: float) -> None:
+        for step in steps:
+            if step.session.current is step and not step.session.closed:
+                self.turns.fail(step, InternalError("the step failed inside the server; its log tells more"), now)
+
     def _give_up_slots(self, step: Step) -> None:
         """The session has ended and its step is out of flight: nobody refers to its slots any more."""
         self.slots.release(step.session.slot)
         if step.slot != step.session.slot:
             self.slots.release(step.slot)
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says of an input, without the places in its source and in the graph."""
+    text = str(error).rpartition("Status Message: ")[2].splitlines()
+    return f": {text[0][:200]}" if text and not text[0].startswith(("/", "[")) else ""
 
 
 def _state_not_finite(step: Step) -> StateNotFiniteError:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recurra_server.engine.errors import SessionNotFoundError, StepGapError, StepNotHeldError
+from recurra_server.engine.errors import SessionNotFoundError, StepGapError, StepNotHeldError, shown
 from recurra_server.engine.steps import Step
 
 if TYPE_CHECKING:
@@ -85,5 +85,6 @@ class Session:
 def not_found(session_id: str | None) -> SessionNotFoundError:
     """The error for a session that is not there."""
     return SessionNotFoundError(
-        f"there is no session {session_id!r}; it was closed or never opened: open one first", session_id=session_id
+        f"there is no session {shown(session_id or '')}; it was closed or never opened: open one first",
+        session_id=session_id,
     )

@@ -194,6 +194,8 @@ def _check_feedback(signature: Signature, feedback: Feedback) -> None:
     if feedback.sampled:
         if target.np_dtype.kind not in "iu" or target.dims != () or len(source.dims) != 1:
             raise SignatureError("sampled feedback needs logits over classes and an integer input with dims []")
+        if source.dims[0] - 1 > np.iinfo(target.np_dtype).max:
+            raise SignatureError(f"sampled feedback: {target.dtype} cannot number {source.dims[0]} classes")
     elif (source.dims, source.dtype) != (target.dims, target.dtype):
         raise SignatureError("feedback without sampling needs an output of the input's dims and dtype")
 

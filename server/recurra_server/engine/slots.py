@@ -120,11 +120,12 @@ class SlotTable(Generic[Owner]):
     def _grow(self) -> None:
         # Zeroed pages are backed by memory only once they are written to, so doubling
         # reserves more address space than memory.
+        # All are made before any is put to use, lest a lack of memory leaves some behind.
         old = self.capacity
-        for index, table in enumerate(self._tables):
-            larger = np.zeros((2 * old, *table.shape[1:]), table.dtype)
+        tables = [np.zeros((2 * old, *table.shape[1:]), table.dtype) for table in self._tables]
+        for larger, table in zip(tables, self._tables, strict=True):
             larger[:old] = table
-            self._tables[index] = larger
+        last_used = np.concatenate([self.last_used, np.zeros(old)])
+        idle_timeout = np.concatenate([self.idle_timeout, np.full(old, np.inf)])
         self.owners.extend([None] * old)
-        self.last_used = np.concatenate([self.last_used, np.zeros(old)])
-        self.idle_timeout = np.concatenate([self.idle_timeout, np.full(old, np.inf)])
+        self._tables, self.last_used, self.idle_timeout = tables, last_used, idle_timeout

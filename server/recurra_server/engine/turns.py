@@ -36,27 +36,24 @@ class Turns:
         if session.closed:
             raise not_found(session.id)
         if self.depth >= self._limits.max_queue:
-            raise _too_many("steps wait; the server cannot keep up: try again later", "max_queue", self.depth)
+            raise _too_many("steps wait already; the server cannot keep up", "max_queue", self._limits.max_queue)
         if session.current is None:
             self.depth += 1
             self._begin(step, now)
             return
-        if session.waiting is None:
-            session.waiting = deque()
-        elif len(session.waiting) >= self._limits.max_queue_per_session:
-            what = f"steps of session {session.id!r} wait already; read their replies first"
-            raise _too_many(what, "max_queue_per_session", len(session.waiting))
+        self._line(session).append(step)
         self.depth += 1
-        session.waiting.append(step)
 
     def at_rest(self, session: Session, action: Action) -> None:
-        """Call `action` once no step of the session is in flight or waits before it; also when it has ended."""
+        """Call `action` once no step of the session is in flight or waits before it; also when it has ended.
+
+        Raises:
+            CapacityError: Too many steps and actions of this session wait.
+        """
         if session.current is None:
             action()
         else:
-            if session.waiting is None:
-                session.waiting = deque()
-            session.waiting.append(action)
+            self._line(session).append(action)
 
     def over(self, step: Step, now: float) -> None:
         """A step in flight has succeeded, or has `error` set: answer it, and let the next one begin."""
@@ -87,6 +84,16 @@ class Turns:
                 self._answer(item)
             elif item is not None:
                 item()
+
+    def _line(self, session: Session) -> "deque[Step | Action]":
+        """What waits for a session, with room for one more."""
+        if session.waiting is None:
+            session.waiting = deque()
+        limit = self._limits.max_queue_per_session
+        if len(session.waiting) >= limit:
+            what = f"steps of session {session.id!r} wait already; read their replies first"
+            raise _too_many(what, "max_queue_per_session", limit)
+        return session.waiting
 
     def _begin(self, step: Step, now: float) -> None:
         """The session is at rest and this step is next: put it in line to be run, or answer it at once."""

@@ -29,6 +29,9 @@ async def step_batch(
             "and as many steps as rows or none",
             field="steps",
         )
+    limit = driver.engine.limits.max_batch_rows
+    if rows > limit:
+        raise InvalidRequestError(f"a StepBatch has at most {limit} rows, not {rows}", field="session_ids")
     now = driver.clock()
     failed: dict[int, EngineError] = {}
     sessions: dict[int, Session] = {}

@@ -34,12 +34,9 @@ async def generate(
             yield response
     elif start == "model":
         model = driver.engine.model(request.model.name, request.model.version)
-        session = model.open(None, float("inf"), driver.clock())
-        try:
+        with driver.engine.borrow(model, driver.clock()) as session:
             async for response in _run(driver, request, session):
                 yield response
-        finally:
-            model.close(session)
     else:
         raise InvalidRequestError("either session_id or model must be set: where to begin", field="start")
 

@@ -9,6 +9,7 @@ import grpc
 from recurra.v1 import inference_pb2, inference_pb2_grpc
 
 from recurra_server.driver import Driver
+from recurra_server.engine.errors import EngineError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc.batches import step_batch
 from recurra_server.rpc.generate import generate
@@ -59,6 +60,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             stream.announce(self._grace)
         try:
             await stream.run()
+        except EngineError as error:
+            self.edge.count_error(error.reason)
+            await abort(context, error)
         finally:
             self.streams.discard(stream)
             self.edge.streams -= 1
@@ -94,12 +98,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         model = self._engine.model(request.model, request.version)
         states = decode_states(request.initial_states, model.signature.states)
         inputs, count, chunk = decode_steps(request.inputs, model.signature, self._engine.limits.max_chunk_steps)
-        session = model.open(None, float("inf"), self._driver.clock())
-        try:
+        with self._engine.borrow(model, self._driver.clock()) as session:
             model.slots.write(session.slot, [states.get(spec.input_name) for spec in model.signature.states])
             step = await self._driver.run_step(session, inputs, count, deadline=self._deadline(context))
-        finally:
-            model.close(session)
         specs, outputs = model.signature.outputs, step.outputs
         lead = [count] if chunk and not request.last_only else []
         if request.last_only:

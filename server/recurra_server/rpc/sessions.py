@@ -1,7 +1,6 @@
 """SessionsService: opening, looking at and ending sessions."""
 
 import re
-from functools import partial
 from typing import Any
 
 import grpc
@@ -97,8 +96,13 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
     ) -> sessions_pb2.ResetSessionResponse:
         """Put a session back to its beginning."""
         session = self._engine.session(request.session_id, self._driver.clock())
-        await self._driver.at_rest(session, lambda: self._engine.reset(session, self._driver.clock()))
-        return sessions_pb2.ResetSessionResponse(session=describe(session, self._driver.clock()))
+
+        def reset() -> sessions_pb2.Session:
+            now = self._driver.clock()
+            self._engine.reset(session, now)
+            return describe(session, now)
+
+        return sessions_pb2.ResetSessionResponse(session=await self._driver.at_rest(session, reset))
 
     @guarded
     async def CloseSession(
@@ -117,6 +121,9 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
     ) -> sessions_pb2.ForkSessionResponse:
         """Open a copy of a session."""
         session = self._engine.session(request.session_id, self._driver.clock())
-        fork = partial(self._engine.fork, session, self._driver.clock(), session_id=request.fork_session_id)
-        copy = await self._driver.at_rest(session, fork)
-        return sessions_pb2.ForkSessionResponse(session=describe(copy, self._driver.clock()))
+
+        def fork() -> sessions_pb2.Session:
+            now = self._driver.clock()
+            return describe(self._engine.fork(session, now, session_id=request.fork_session_id), now)
+
+        return sessions_pb2.ForkSessionResponse(session=await self._driver.at_rest(session, fork))

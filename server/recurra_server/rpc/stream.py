@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from recurra.v1 import inference_pb2, sessions_pb2
 
 from recurra_server.driver import Driver
 from recurra_server.engine.errors import DrainingError, InvalidRequestError
 from recurra_server.engine.served_model import ServedModel
-from recurra_server.engine.sessions import Session
+from recurra_server.engine.sessions import Session, not_found
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import StreamResultTemplate, result_of
 from recurra_server.rpc.sessions import describe, open_session
@@ -93,6 +94,8 @@ class StepStream:
                 while self._unanswered >= self._window:
                     self._room = asyncio.get_running_loop().create_future()
                     await self._room
+        except DecodeError:
+            self._fail(InvalidRequestError("a message is not a StreamStepsRequest", field="message"))
         except Exception as error:
             self._fail(error)
         self._all_read = True
@@ -103,7 +106,7 @@ class StepStream:
         opened: sessions_pb2.Session | None = None
         try:
             if request.HasField("open"):
-                self._session = session = self._open(request)
+                session = self._open(request)
                 opened = describe(session, self._driver.clock())
             else:
                 session = self._find(request.session_id)
@@ -126,22 +129,29 @@ class StepStream:
             raise InvalidRequestError(
                 "session_id must be unset where a session is opened; name it in open.session_id", field="session_id"
             )
-        return open_session(self._driver, request.open)
+        self._session = None  # should this fail, the next message must not go to the session before it
+        self._session = open_session(self._driver, request.open)
+        return self._session
 
     def _find(self, session_id: str) -> Session:
         session = self._session
-        if not session_id and session is not None and not session.closed:
-            return session
-        if not session_id and session is None:
-            raise InvalidRequestError("the first message of a stream must name or open a session", field="session_id")
-        wanted = session_id or (session.id if session is not None else None) or ""
-        self._session = self._driver.engine.session(wanted, self._driver.clock())
+        if not session_id:
+            if session is None:
+                raise InvalidRequestError(
+                    "no message before this one named or opened a session: set session_id", field="session_id"
+                )
+            if not session.closed:
+                return session
+            session_id = session.id or ""  # find out how it ended
+        self._session = None
+        self._session = self._driver.engine.session(session_id, self._driver.clock())
         return self._session
 
     def _meant(self, request: inference_pb2.StreamStepsRequest) -> str:
         """The id of the session that a message is about."""
         before = "" if self._session is None else self._session.id or ""
-        return request.session_id or request.open.session_id or ("" if request.HasField("open") else before)
+        named = request.open.session_id if request.HasField("open") else request.session_id or before
+        return named[:128]
 
     def _submit(
         self, request: inference_pb2.StreamStepsRequest, session: Session, opened: sessions_pb2.Session | None
@@ -157,7 +167,9 @@ class StepStream:
     def _close(self, session: Session, opened: sessions_pb2.Session | None) -> None:
         """Called by the engine once the session is at rest, or has ended."""
         response = _Response(session_id=session.id or "", opened=opened)
-        if not session.closed:
+        if session.closed:
+            response.error.CopyFrom(to_message(not_found(session.id)))
+        else:
             response.closed.CopyFrom(describe(session, self._driver.clock()))
             self._driver.engine.close(session)
         self.reply(response)

@@ -15,6 +15,7 @@ from recurra_server.engine.errors import (
     InputNameError,
     InputNotFiniteError,
     InputShapeError,
+    shown,
 )
 from recurra_server.engine.served_model import Array
 from recurra_server.engine.signature import Dtype, Signature, StateSpec, TensorSpec
@@ -36,7 +37,7 @@ def by_name(tensors: Iterable[tensor_pb2.Tensor], names: Sequence[str], what: st
         name = tensor.name or (names[0] if len(names) == 1 else "")
         if name not in names:
             raise InputNameError(
-                f"the model has no {what} {name!r}; it has {', '.join(names) or 'none'}",
+                f"the model has no {what} {shown(name)}; it has {', '.join(names) or 'none'}",
                 input=name[:64],
                 expected=",".join(names),
             )
@@ -163,7 +164,7 @@ def _count_steps(tensor: tensor_pb2.Tensor, spec: TensorSpec, rows: int, max_ste
     """The number of steps of a tensor, with `rows` > 0 of each of its rows, and whether it has a time axis."""
     _check_dtype(tensor, spec.name, spec.dtype)
     lead = (rows,) if rows else ()
-    shape = tuple(tensor.shape)
+    shape = tuple(tensor.shape[: _MAX_AXES + 1])
     size = len(tensor.data)
     row_steps = max(rows, 1) * spec.step_bytes
     if len(shape) > _MAX_AXES or any(axis < 0 for axis in shape):

@@ -82,6 +82,14 @@ def signature(**changes: object) -> Signature:
         ({"states": (StateSpec("h", "h2", "float32", (3,), batch_axis=2),)}, "batch_axis 2"),
         ({"feedback": Feedback("y", "z")}, "feedback must name"),
         ({"feedback": Feedback("y", "x", sampled=True)}, "integer input"),
+        (
+            {
+                "inputs": (TensorSpec("x", "uint8", ()),),
+                "outputs": (TensorSpec("y", "float32", (300,)),),
+                "feedback": Feedback("y", "x", sampled=True),
+            },
+            "cannot number 300",
+        ),
     ],
 )
 def test_a_signature_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:

@@ -95,6 +95,10 @@ def test_a_row_that_the_model_refuses_hurts_no_batch_mate(
 ) -> None:
     """ONNX Runtime fails the whole call for one bad class index; only that row may feel it."""
     harness = Harness(runtimes, Limits(max_piece_steps=4))
+    before = [harness.open("letters") for _ in range(10)]  # leave their states behind in the slots
+    for session in before:
+        harness.ask(session, np.arange(5))
+        harness.engine.close(session)
     opened = [harness.open("letters") for _ in range(sessions)]
     tokens = [np.array(data.draw(st.lists(st.integers(0, 5), min_size=length, max_size=length))) for _ in opened]
     steps = [harness.submit(session, row) for session, row in zip(opened, tokens, strict=True)]
@@ -110,6 +114,7 @@ def test_a_row_that_the_model_refuses_hurts_no_batch_mate(
             known = row
             answer = outputs_of(step)
         np.testing.assert_allclose(answer, whole(runtimes["letters"], known), atol=TOLERANCE, rtol=0)
+    assert opened[0].model.slots.in_use == sessions, "a slot was not given back"
 
 
 def test_a_step_that_would_poison_the_memory_is_not_applied(runtimes: dict[str, OnnxRuntime]) -> None:

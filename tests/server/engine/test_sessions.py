@@ -147,6 +147,16 @@ def test_whatever_is_sent_to_a_session_counts_as_use(runtimes: Runtimes, x: Arra
         harness.engine.session("a", 19.0)
 
 
+def test_a_step_that_was_cancelled_counts_as_use(runtimes: Runtimes) -> None:
+    """Its caller will try again."""
+    harness = Harness(runtimes)
+    session = harness.open("counter", session_id="a", idle_timeout=10.0)
+    harness.now = 9.0
+    walk_away(harness.submit(session, ONE))
+    harness.run()
+    assert harness.engine.session("a", 18.0) is session
+
+
 def test_the_sweep_ends_only_what_is_due_and_frees_its_memory(runtimes: Runtimes) -> None:
     harness = Harness(runtimes)
     short = [harness.open("counter", idle_timeout=1.0) for _ in range(100)]
@@ -279,6 +289,53 @@ def test_bounds(runtimes: Runtimes) -> None:
     assert harness.open("counter")
     with pytest.raises(errors.InvalidRequestError):
         Harness(runtimes, limits).open("counter", idle_timeout=101.0)
+
+
+def test_sessions_that_one_call_borrows_count_too(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes, Limits(max_sessions=2))
+    model = harness.engine.model("counter")
+    harness.open("counter")
+    with harness.engine.borrow(model, 0.0), pytest.raises(errors.CapacityError):
+        harness.open("counter")
+    harness.open("counter")
+    with pytest.raises(errors.CapacityError), harness.engine.borrow(model, 0.0):
+        pass
+    assert model.slots.in_use == 2
+
+
+def test_what_waits_for_rest_is_bounded_too(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes, Limits(max_queue_per_session=2))
+    session = harness.open("counter")
+    harness.submit(session, ONE)
+    turns = session.model.turns
+    for _ in range(2):
+        turns.at_rest(session, lambda: None)
+    with pytest.raises(errors.CapacityError) as caught:
+        turns.at_rest(session, lambda: None)
+    assert caught.value.metadata["limit"] == "2"
+
+
+def test_an_id_whose_session_is_due_to_expire_can_be_opened_anew(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    old = harness.open("counter", session_id="a", idle_timeout=1.0)
+    harness.ask(old, ONE)
+    harness.now = 1.5
+    new = harness.open("counter", session_id="a")
+    assert old.closed
+    assert harness.ask(new, ONE).tolist() == [[1.0]]
+
+
+def test_long_texts_of_callers_are_cut_in_errors(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    for fail in (
+        lambda: harness.engine.session("x" * 10**6, 0.0),
+        lambda: harness.engine.model("x" * 10**6),
+        lambda: harness.engine.model("counter", "x" * 10**6),
+        lambda: harness.open("counter", session_id="x" * 10**6),
+    ):
+        with pytest.raises(errors.EngineError) as caught:
+            fail()
+        assert len(caught.value.message) + sum(map(len, caught.value.metadata.values())) < 500
 
 
 def test_ids(runtimes: Runtimes) -> None:

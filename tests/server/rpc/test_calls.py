@@ -1,5 +1,7 @@
 """The unary calls, over the wire."""
 
+from typing import Any
+
 import grpc
 import numpy as np
 import pytest
@@ -102,6 +104,8 @@ def test_an_index_that_the_model_does_not_know_is_refused(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         step(stubs, session_id, tensor(7, "int64"))
     assert error_info(caught.value).reason == "INPUT_REFUSED"
+    assert "indices element out of data bounds" in str(caught.value.details())
+    assert "ONNXRuntimeError" not in str(caught.value.details())
     assert step(stubs, session_id, tensor(3, "int64")).step == 1
 
 
@@ -226,6 +230,45 @@ def test_step_batches_that_make_no_sense(stubs: Stubs, fields: dict[str, object]
     with pytest.raises(grpc.RpcError) as caught:
         stubs.inference.StepBatch(inference_pb2.StepBatchRequest(session_ids=ids, **fields))  # type: ignore[arg-type]
     assert error_info(caught.value).reason == reason
+
+
+def test_a_step_batch_has_a_bound(stubs: Stubs) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.inference.StepBatch(inference_pb2.StepBatchRequest(session_ids=[""] * 100_000))
+    assert error_info(caught.value).reason == "INVALID_REQUEST"
+
+
+def test_a_burst_of_calls_is_answered(stubs: Stubs) -> None:
+    """Two thousand at once are not more than the server may hold."""
+    session_id = open_session(stubs, "lstm")
+    request = sessions_pb2.GetSessionRequest(session_id=session_id)
+    calls = [stubs.sessions.GetSession.future(request) for _ in range(2000)]
+    assert all(call.result().session.session_id == session_id for call in calls)
+
+
+def test_long_names_do_not_break_the_error(stubs: Stubs) -> None:
+    for call in (
+        lambda: stubs.sessions.GetSession(sessions_pb2.GetSessionRequest(session_id="x" * 100_000)),
+        lambda: open_session(stubs, "x" * 100_000),
+        lambda: step(stubs, open_session(stubs), tensor([1], name="x" * 100_000)),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert error_info(caught.value).reason in ("SESSION_NOT_FOUND", "MODEL_NOT_FOUND", "INPUT_NAME")
+
+
+def test_a_reset_or_fork_that_meets_a_close_is_told_so(stubs: Stubs) -> None:
+    session_id = open_session(stubs)
+    long = inference_pb2.StepRequest(session_id=session_id, inputs=[tensor(np.ones((500, 1)))])
+    running = stubs.inference.Step.future(long)
+    waiting: list[Any] = [
+        stubs.sessions.ResetSession.future(sessions_pb2.ResetSessionRequest(session_id=session_id)),
+        stubs.sessions.ForkSession.future(sessions_pb2.ForkSessionRequest(session_id=session_id)),
+    ]
+    stubs.sessions.CloseSession(sessions_pb2.CloseSessionRequest(session_id=session_id))
+    for call in (running, *waiting):
+        error = call.exception()
+        assert error is None or call.code() == Code.NOT_FOUND, error
 
 
 def test_one_step_batch_is_of_one_model(stubs: Stubs) -> None:

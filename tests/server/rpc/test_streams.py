@@ -1,13 +1,15 @@
 """StreamSteps, over the wire."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from recurra.v1 import inference_pb2, sessions_pb2
 
 from tests.support.server import ServerProcess
-from tests.support.wire import Stream, Stubs, array_of, tensor
+from tests.support.wire import Stream, Stubs, array_of, error_info, tensor
 
 Request = inference_pb2.StreamStepsRequest
 Response = inference_pb2.StreamStepsResponse
@@ -61,7 +63,7 @@ def test_one_stream_carries_many_sessions_of_several_models(stubs: Stubs) -> Non
 
 def test_a_step_that_fails_leaves_the_stream_and_its_neighbours_alone(stubs: Stubs) -> None:
     stream = Stream(stubs)
-    stream.ask(open=opening(), inputs=[tensor([1])])
+    session_id = stream.ask(open=opening(), inputs=[tensor([1])]).session_id
     reasons = [
         stream.ask(inputs=[tensor([np.nan])]).error.reason,
         stream.ask(inputs=[tensor([1, 2])]).error.reason,
@@ -80,7 +82,7 @@ def test_a_step_that_fails_leaves_the_stream_and_its_neighbours_alone(stubs: Stu
         "INVALID_REQUEST",
         "INVALID_REQUEST",
     ]
-    assert values(stream.ask(inputs=[tensor([1])])) == [2.0]
+    assert values(stream.ask(session_id=session_id, inputs=[tensor([1])])) == [2.0]
 
 
 def test_a_close_that_rides_on_a_failing_step_is_not_done(stubs: Stubs) -> None:
@@ -90,6 +92,36 @@ def test_a_close_that_rides_on_a_failing_step_is_not_done(stubs: Stubs) -> None:
     assert failed.error.reason == "INPUT_NOT_FINITE"
     assert not failed.HasField("closed")
     assert values(stream.ask(inputs=[tensor([1])])) == [2.0]
+
+
+def test_after_a_failed_opening_nothing_goes_to_the_session_before(stubs: Stubs) -> None:
+    """A caller who pipelines must not step another of its sequences by mistake."""
+    stream = Stream(stubs)
+    stream.ask(open=opening("victim-1"), inputs=[tensor([1])])
+    assert stream.ask(open=opening(model="nothing")).error.reason == "MODEL_NOT_FOUND"
+    assert stream.ask(inputs=[tensor([100])]).error.reason == "INVALID_REQUEST"
+    assert stream.ask(session_id="unknown", inputs=[tensor([1])]).error.reason == "SESSION_NOT_FOUND"
+    assert stream.ask(inputs=[tensor([100])]).error.reason == "INVALID_REQUEST"
+    assert values(stream.ask(session_id="victim-1", inputs=[tensor([1])], close=True)) == [2.0]
+
+
+def test_a_session_is_closed_once(stubs: Stubs) -> None:
+    stream = Stream(stubs)
+    stream.ask(open=opening("twice"))
+    stream.send(inputs=[tensor(np.ones((500, 1)))])
+    stream.send(close=True)
+    stream.send(close=True)
+    answers = [stream.read() for _ in range(3)]
+    assert answers[1].closed.steps == 500
+    assert answers[2].error.reason == "SESSION_NOT_FOUND"
+
+
+def test_a_message_that_is_none_ends_the_stream_with_a_reason(stubs: Stubs) -> None:
+    raw: Any = stubs.channel.stream_stream("/recurra.v1.InferenceService/StreamSteps")
+    with pytest.raises(grpc.RpcError) as caught:
+        next(raw(iter([b"\xff\xff\xff"])))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert error_info(caught.value).reason == "INVALID_REQUEST"
 
 
 def test_a_first_message_must_name_a_session(stubs: Stubs) -> None:
