@@ -169,10 +169,11 @@ class StepStream:
         response = _Response(session_id=session.id or "", opened=opened)
         if session.closed:
             response.error.CopyFrom(to_message(not_found(session.id)))
+            self.reply(response)
         else:
             response.closed.CopyFrom(describe(session, self._driver.clock()))
+            self.reply(response)  # before whatever waits behind it is told that the session has ended
             self._driver.engine.close(session)
-        self.reply(response)
 
     # --- writing -------------------------------------------------------------------------
 
@@ -241,10 +242,12 @@ class _Message:
         response = self.stream.response_to(step, chunk=self.chunk)
         if self.opened is not None:
             response.opened.CopyFrom(self.opened)
-        if self.close and step.error is None:
+        close = self.close and step.error is None
+        if close:
             response.closed.CopyFrom(describe(step.session, self.driver.clock()))
-            self.driver.engine.close(step.session)
         self.stream.reply(response)
+        if close:
+            self.driver.engine.close(step.session)
 
 
 def _as_it_is(response: _Response) -> _Response:
