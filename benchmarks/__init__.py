@@ -1,1 +1,1 @@
-"""This project beside its peers, in one run: `python -m benchmarks`."""
+"""Recurra beside its peers, in one run: `python -m benchmarks`."""

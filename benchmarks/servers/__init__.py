@@ -1,0 +1,1 @@
+"""Servers to compare with that run in this project's own environment."""
