@@ -24,9 +24,9 @@ class Settings:
     """Units of each layer."""
     layers: _Positive = 1
     """Layers of them."""
-    epochs: _Positive = 80
+    epochs: _Positive = 100
     """Passes over the training recordings, at most."""
-    patience: _Positive = 25
+    patience: _Positive = 40
     """Stop after this many epochs without a better figure on the validation recordings; the best weights are kept."""
     seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0
     """Seed of the weights, the order of the recordings and the noise."""

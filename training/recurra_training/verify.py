@@ -94,7 +94,7 @@ def _compare(
         return _check(name, whole, runner.play(inputs, calls))
 
     checks = [
-        _check("as whole sequences", whole, whole),  # finite
+        _check("as whole sequences", whole, whole),  # is it finite?
         check("step by step", [Call([row], 1) for row in _EVERY_ROW for _ in range(_STEPS)]),
         check("in random chunks", [Call([row], length) for row in _EVERY_ROW for length in _cuts(longest, rng)]),
         check("in one batch", together),
