@@ -1,6 +1,6 @@
 """Generate: each output becomes the next input."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -21,7 +21,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 async def generate(
     driver: Driver, request: inference_pb2.GenerateRequest
-) -> AsyncIterator[inference_pb2.GenerateResponse]:
+) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
     """Feed a model's output back to it, step by step.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,7 +13,7 @@ from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc.batches import step_batch
 from recurra_server.rpc.generate import generate
 from recurra_server.rpc.results import StreamResultTemplate, result_of, timing_of
-from recurra_server.rpc.status import abort, guarded, to_engine_error
+from recurra_server.rpc.status import abort, guarded
 from recurra_server.rpc.stream import StepStream
 from recurra_server.rpc.tensors import decode_states, decode_steps, encode
 from recurra_server.telemetry.metrics import EdgeCounts
@@ -107,19 +106,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             outputs = tuple(blob[-spec.step_bytes :] for spec, blob in zip(specs, outputs, strict=True))
         return inference_pb2.PredictResponse(outputs=encode(specs, outputs, lead), timing=timing_of(step))
 
-    async def Generate(
-        self, request: inference_pb2.GenerateRequest, context: _Context
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    @guarded
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: _Context) -> None:  # type: ignore[override]
         """Feed each output back as the next input."""
-        try:
-            async for response in generate(self._driver, request):
-                yield response
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            known = to_engine_error(error)
-            self.edge.count_error(known.reason)
-            await abort(context, known)
+        async with contextlib.aclosing(generate(self._driver, request)) as responses:
+            async for response in responses:
+                await context.write(response)
 
     def _deadline(self, context: _Context) -> float:
         left = context.time_remaining()

@@ -1,5 +1,6 @@
 """The translation table from the engine's errors to gRPC's, and the guard round every call."""
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
@@ -87,8 +88,10 @@ def guarded(
     async def call(servicer: Any, request: Any, context: Any) -> _Response:
         try:
             return await method(servicer, request, context)
-        except grpc.aio.AbortError:
+        except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
+        except grpc.aio.InternalError:
+            raise asyncio.CancelledError from None  # the caller has gone in the middle of an answer
         except Exception as error:
             known = to_engine_error(error)
             edge: EdgeCounts = servicer.edge

@@ -52,6 +52,8 @@ class StepStream:
         self._context = context
         self._window = window  # messages read and not yet answered
         self._unanswered = 0
+        self._max_steps = driver.engine.limits.max_chunk_steps
+        self._unanswered_steps = 0  # of chunks: what is answered to a few long ones is as much as to many steps
         self._session: Session | None = None  # of the message before
         self._writer = EagerWriter(context.write, self._written, self._fail)
         self._room: asyncio.Future[None] | None = None  # what the reader waits for when the window is full
@@ -91,7 +93,7 @@ class StepStream:
             while not self._all_read and (request := await read()) is not grpc.aio.EOF:
                 self._unanswered += 1
                 self._accept(request)
-                while self._unanswered >= self._window:
+                while self._unanswered >= self._window or self._unanswered_steps > self._max_steps:
                     self._room = asyncio.get_running_loop().create_future()
                     await self._room
         except DecodeError:
@@ -163,6 +165,7 @@ class StepStream:
         plain = not (chunk or opened or request.close)
         waiter = self if plain else _Message(self, driver, opened, chunk=chunk, close=request.close)
         driver.submit(Step(session, inputs, count, waiter, driver.clock(), number=request.step))
+        self._unanswered_steps += count
 
     def _close(self, session: Session, opened: sessions_pb2.Session | None) -> None:
         """Called by the engine once the session is at rest, or has ended."""
@@ -179,11 +182,11 @@ class StepStream:
 
     def answered(self, step: Step) -> None:
         """Called by the engine: a plain step is done."""
-        self._writer.put(self._render, step)
+        self._writer.put(self._render, step, 1)
 
-    def reply(self, response: _Response) -> None:
-        """Answer a message."""
-        self._writer.put(_as_it_is, response)
+    def reply(self, response: _Response, steps: int = 0) -> None:
+        """Answer a message that held so many time steps."""
+        self._writer.put(_as_it_is, response, steps)
 
     def response_to(self, step: Step, *, chunk: bool) -> _Response:
         """The answer to a step or chunk."""
@@ -204,9 +207,10 @@ class StepStream:
             template = self._templates[model] = StreamResultTemplate(model)
         return template.fill(step)
 
-    def _written(self) -> None:
+    def _written(self, steps: int) -> None:
         """A response was sent."""
         self._unanswered -= 1
+        self._unanswered_steps -= steps
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         if self._all_read:
@@ -245,7 +249,7 @@ class _Message:
         close = self.close and step.error is None
         if close:
             response.closed.CopyFrom(describe(step.session, self.driver.clock()))
-        self.stream.reply(response)
+        self.stream.reply(response, step.count)
         if close:
             self.driver.engine.close(step.session)
 

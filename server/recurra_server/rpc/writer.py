@@ -17,31 +17,32 @@ class EagerWriter:
 
     Args:
         write: Sends a message; a stream sends one at a time.
-        written: Called after each message that was sent.
+        written: Called after each message that was sent, with the size that it was put with.
         failed: Called once, when making or sending a message has failed; nothing more is sent.
     """
 
     def __init__(
         self,
         write: Callable[[Any], Coroutine[Any, Any, None]],
-        written: Callable[[], None],
+        written: Callable[[int], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._write = write
         self._written = written
         self._failed = failed
         self._sending: Coroutine[Any, Any, None] | None = None
-        self._outbox: deque[tuple[Render, Any]] = deque()
+        self._size = 0
+        self._outbox: deque[tuple[Render, Any, int]] = deque()
         self._closed = False
 
-    def put(self, render: Render, about: Any) -> None:
+    def put(self, render: Render, about: Any, size: int) -> None:
         """Send the message `render(about)`, after those put before it. Never raises."""
         if self._closed:
             return
         if self._sending is not None:
-            self._outbox.append((render, about))
+            self._outbox.append((render, about, size))
         else:
-            self._begin(render, about)
+            self._begin(render, about, size)
             self._resume()
 
     def close(self) -> None:
@@ -49,8 +50,9 @@ class EagerWriter:
         self._closed = True
         self._outbox.clear()
 
-    def _begin(self, render: Render, about: Any) -> None:
+    def _begin(self, render: Render, about: Any, size: int) -> None:
         try:
+            self._size = size
             self._sending = self._write(render(about))
         except Exception as error:
             self._fail(error)
@@ -61,10 +63,10 @@ class EagerWriter:
             try:
                 waited_for = self._sending.send(None)
             except StopIteration:
-                self._sending = None
+                self._sending, size = None, self._size
                 if self._outbox:
                     self._begin(*self._outbox.popleft())
-                self._written()
+                self._written(size)
             except Exception as error:
                 self._fail(error)
             else:
