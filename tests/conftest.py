@@ -2,8 +2,8 @@
 
 import pytest
 from hypothesis import settings
-
 from recurra_server.runtimes.onnx import OnnxRuntime
+
 from tests.support import models
 from tests.support.harness import load
 

@@ -64,6 +64,7 @@ class App:
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._inference = InferenceServicer(self.driver, edge, stream_window=settings.stream_window)
+        self._told = asyncio.Event()
         self._load_models()
         self._server = self._build_server(edge)
 
@@ -77,6 +78,8 @@ class App:
             StartError: A port is taken or not allowed.
         """
         settings = self.settings
+        for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can know that there is a server to end
+            asyncio.get_running_loop().add_signal_handler(number, self._told.set)
         try:
             port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
         except RuntimeError:
@@ -99,10 +102,7 @@ class App:
 
     async def run_until_signal(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends the drain at once."""
-        loop = asyncio.get_running_loop()
-        told = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told.set)
+        told = self._told
         await told.wait()
         told.clear()
         _log.info("draining", streams=len(self._inference.streams), grace_seconds=self.settings.drain_seconds)
