@@ -82,7 +82,7 @@ def fit(
         callbacks: More callbacks for the trainer.
 
     Raises:
-        RunError: The folder holds a run with other settings, or the training diverged.
+        RunError: The folder holds a run with other settings, or the loss became NaN or infinite.
         KeyboardInterrupt: The training was interrupted; `resume` goes on with it.
     """
     config = {"task": task.name} | asdict(settings)
@@ -157,8 +157,6 @@ def _train(
         with _interruptible(trainer):
             trainer.fit(learner, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     history.write(folder / HISTORY)
-    if not (folder / BEST).exists():
-        raise RunError(f"the loss of {folder} is not finite; try a smaller --learning-rate or --clip")
 
 
 def _judge(task: Task, split: Split, settings: Settings, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from recurra_training import metrics
 from recurra_training.checkpoint import CHECKPOINT_KEY
 from recurra_training.data.segments import Segment
+from recurra_training.errors import RunError
 from recurra_training.models import Network
 from recurra_training.signature import Kind
 
@@ -42,6 +43,11 @@ class Learner(pl.LightningModule):
         y, *after = self.network(segment.x, *states)
         self._states = tuple(state.detach() for state in after)
         loss = metrics.loss(y, segment, self._kind)
+        if not loss.isfinite():
+            raise RunError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}: mend the data, or try a smaller "
+                "--learning-rate or --clip"
+            )
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=int(segment.mask.sum()))
         return loss
 
