@@ -174,7 +174,9 @@ class Driver:
             lane.awake = False
         elif lane.executor is None:
             self._finish(lane, batch, lane.call(batch))
-            loop.call_soon(self._pump, lane)
+            lane.awake = lane.model.has_ready
+            if lane.awake:  # after a turn of the loop, in which more can come
+                loop.call_soon(self._pump, lane)
         else:
             call = loop.run_in_executor(lane.executor, lane.call, batch)
             call.add_done_callback(partial(self._returned, lane, batch))

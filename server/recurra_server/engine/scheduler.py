@@ -21,6 +21,11 @@ class Scheduler:
         self._singles: deque[Step] = deque()
         self._ready = {1: self._singles}  # in the order of their turns
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether any step is in line."""
+        return any(self._ready.values())
+
     def push(self, step: Step) -> None:
         """Put a step (back) in line."""
         if step.count == 1:

@@ -66,6 +66,11 @@ class ServedModel:
         self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
         self._in_flight: Batch | None = None
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether there is something for the next batch."""
+        return bool(self._alone) or self._scheduler.has_ready
+
     # --- the way of a step -------------------------------------------------------------
 
     def next_batch(self, now: float) -> Batch | None:
