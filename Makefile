@@ -69,8 +69,8 @@ proto: $(INSTALLED) ## Generate the stubs after a change of a proto
 dashboards: $(INSTALLED) ## Generate the Grafana dashboards after a change of their code
 	$(BIN)/python -m deploy.grafana.build
 
-bench: $(INSTALLED) ## Load a running server and print throughput and latency
-	$(BIN)/recurra bench
+bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only limit,bulk --quick' chooses
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docker: ## Build the server's image
 	docker build --file deploy/docker/Dockerfile --tag recurra .

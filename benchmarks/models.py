@@ -33,9 +33,7 @@ def publish(root: Path, name: str, hidden: int, layers: int = 1) -> Path:
         weights = [f"w_{layer}", f"r_{layer}", f"b_{layer}"]
         cell = [f"in_{layer}", *weights, "", f"h_{layer}", f"c_{layer}"]
         nodes += [
-            helper.make_node(
-                "LSTM", cell, [f"all_{layer}", f"h_{layer}_out", f"c_{layer}_out"], hidden_size=hidden
-            ),
+            helper.make_node("LSTM", cell, [f"all_{layer}", f"h_{layer}_out", f"c_{layer}_out"], hidden_size=hidden),
             helper.make_node("Squeeze", [f"all_{layer}", "axis_1"], [f"in_{layer + 1}"]),
         ]
         states += [f"h_{layer}", f"c_{layer}"]

@@ -43,7 +43,8 @@ def _triton(model: Path, port: int) -> Launch:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     repository = _fresh(programs.parent / "repository")
     _copy(_SERVERS / "triton_model.py", repository / "lstm" / "1" / "model.py")
-    _copy(triton / "python_backend_stubs" / version / "triton_python_backend_stub", repository / "lstm")
+    _copy(_SERVERS / "state.py", repository / "lstm" / "1")
+    _copy(triton / "python_backend_stubs" / version / "triton_python_backend_stub", triton / "backends" / "python")
     (repository / "lstm" / "config.pbtxt").write_text(_TRITON_CONFIG)
     command = [
         triton / "bin" / "tritonserver", f"--model-repository={repository}",

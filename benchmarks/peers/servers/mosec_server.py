@@ -22,7 +22,7 @@ class Step(Worker):
 
     def forward(self, data):
         """Called with up to 64 requests."""
-        names = [body[:8] for body in data]
+        names = [bytes(body[:8]) for body in data]
         y = self._sessions.step(names, [np.frombuffer(body, np.float32, offset=8) for body in data])
         return [row.tobytes() for row in y]
 

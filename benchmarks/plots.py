@@ -1,0 +1,110 @@
+"""The findings as pictures."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import matplotlib.ticker
+from matplotlib.figure import Figure
+
+from benchmarks.parts import options, paced, scale, steps
+from benchmarks.runs import Findings, Spread
+
+_OURS: Final = "#c1272d"
+_STYLE: Final = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+                 "font.size": 10}  # fmt: skip
+Curves = Mapping[str, list[tuple[float, Mapping[str, Spread]]]]
+
+
+def draw(findings: Findings, folder: Path) -> list[Path]:
+    """Draw what there are figures for: the files written."""
+    drawn = []
+    with mpl.rc_context(_STYLE):
+        for part, title in (
+            (steps.LIMIT, "Single steps, LSTM-128, closed loop"),
+            (steps.PEERS, "Single steps, LSTM-128, closed loop, beside the peers"),
+        ):
+            if curves := _curves(findings, part):
+                drawn.append(_save(_against_sessions(curves, title), folder / f"{part}.png"))
+        if curves := _curves(findings, paced.PART):
+            drawn.append(_save(_knee(curves), folder / "paced.png"))
+        for part, label in ((scale.PART, "open sessions"), (options.WORKERS, "")):
+            if curves := _curves(findings, part) if label else _bars(findings, part):
+                drawn.append(_save(_rates(curves, label), folder / f"{part}.png"))
+    return drawn
+
+
+def _curves(findings: Findings, part: str) -> Curves:
+    """By name: the figures at each number of sessions, in order."""
+    curves: dict[str, list[tuple[float, Mapping[str, Spread]]]] = defaultdict(list)
+    for (name, case), values in findings.of(part).items():
+        curves[name].append((float(case), values))
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items()}
+
+
+def _bars(findings: Findings, part: str) -> Curves:
+    """Workers: one curve over their number, which begins the name."""
+    points = [(float(name.split()[0]), values) for (name, _), values in findings.of(part).items()]
+    return {"recurra": sorted(points, key=lambda point: point[0])} if points else {}
+
+
+def _against_sessions(curves: Curves, title: str) -> Figure:
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure.suptitle(title)
+    rate, p50, p99 = figure.subplots(1, 3)
+    for name, points in curves.items():
+        _line(rate, name, points, "steps_per_second", 1)
+        _line(p50, name, points, "p50", 1e3)
+        _line(p99, name, points, "p99", 1e3)
+    for axes, label in ((rate, "steps a second"), (p50, "p50 latency, ms"), (p99, "p99 latency, ms")):
+        axes.set(xlabel="sessions", ylabel=label, xscale="log", yscale="log")
+        axes.set_xticks([1, 8, 64], ["1", "8", "64"], minor=False)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+    figure.legend(*rate.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def _line(axes: Any, name: str, points: list[tuple[float, Mapping[str, Spread]]], key: str, scale_by: float) -> None:
+    x = [at for at, _ in points]
+    spreads = [values[key] for _, values in points]
+    middle = [spread.median * scale_by for spread in spreads]
+    errors = [
+        [(spread.median - spread.low) * scale_by for spread in spreads],
+        [(spread.high - spread.median) * scale_by for spread in spreads],
+    ]
+    ours = name.startswith("recurra")
+    style: dict[str, Any] = {"color": _OURS, "linewidth": 2.5, "zorder": 5} if ours else {"linewidth": 1.2}
+    axes.errorbar(x, middle, yerr=errors, label=name, marker="o", markersize=4, capsize=2, **style)
+
+
+def _knee(curves: Curves) -> Figure:
+    figure = Figure(figsize=(5.5 * len(curves), 4.2), layout="constrained")
+    figure.suptitle("A step every 32 ms and session (open loop)")
+    for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for key in ("p50", "p99"):
+            line = [values[key].median * 1e3 for _, values in points]
+            axes.plot([at for at, _ in points], line, marker="o", markersize=4, label=key)
+        axes.axhline(paced.PACE * 1e3, color="grey", linestyle="--", linewidth=1, label="deadline")
+        axes.set(title=name, xlabel="sessions", ylabel="latency from when a step was due, ms", yscale="log")
+        axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.legend(frameon=False)
+    return figure
+
+
+def _rates(curves: Curves, label: str) -> Figure:
+    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        _line(axes, name, points, "steps_per_second", 1)
+    axes.set(xlabel=label or "workers", ylabel="steps a second", xscale="log" if label else "linear")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    return path

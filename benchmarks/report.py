@@ -1,0 +1,112 @@
+"""The findings as a page of Markdown: a table for each part, medians with the range of the rounds."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from benchmarks.parts import messages, options, paced, scale, steps
+from benchmarks.runs import Findings, Spread
+
+_Format = Callable[[float], str]
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _ms(value: float) -> str:
+    ms = value * 1e3
+    return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}"
+
+
+def _us(value: float) -> str:
+    return f"{value * 1e6:.1f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def _mib(value: float) -> str:
+    return f"{value / 2**20:,.0f}"
+
+
+COLUMNS: Final[dict[str, tuple[str, _Format]]] = {
+    "steps_per_second": ("steps/s", _count),
+    "p50": ("p50 ms", _ms),
+    "p99": ("p99 ms", _ms),
+    "server_cpu_per_step": ("server CPU us/step", _us),
+    "client_cpu": ("client CPU", _percent),
+    "late_p99": ("sent late p99 ms", _ms),
+    "errors": ("errors", _count),
+    "sessions": ("sessions", _count),
+    "resident_bytes": ("memory MiB, open", _mib),
+    "resident_bytes_after": ("memory MiB, after stepping", _mib),
+    "bytes_per_session": ("bytes a session", _count),
+    "open_seconds_each": ("open us", _us),
+    "open_cpu_each": ("open CPU us", _us),
+    "close_seconds_each": ("close us", _us),
+    "close_cpu_each": ("close CPU us", _us),
+    "expire_cpu_each": ("expire CPU us", _us),
+}
+_TITLES: Final = {
+    steps.LIMIT: "Single steps, one session a stream, beside a bare grpc.aio echo",
+    steps.MODEL: "The model alone in ONNX Runtime, one thread; the case is the batch",
+    steps.PEERS: "Single steps, beside the peers; the case is the number of sessions",
+    messages.BULK: "Bulk: one step of each of 256 sessions in a StepBatch",
+    messages.CHUNKS: "Chunks: 64 steps of one session in a message",
+    scale.PART: "Open sessions; 1,000 of them are stepped at random over 64 streams",
+    paced.PART: "A step every 32 ms and session; the case is the number of sessions",
+    paced.PART + " knee": "The most sessions whose p99 stays within 32 ms",
+    options.TELEMETRY: "Metrics and logging, on and off",
+    options.WORKERS: "Workers, LSTM-512x2",
+}
+_RATIOS: Final = {steps.LIMIT: "grpc.aio echo", messages.BULK: "ONNX Runtime alone",
+                  messages.CHUNKS: "ONNX Runtime alone"}  # fmt: skip
+
+
+def markdown(findings: Findings, machine: Mapping[str, str], how: str) -> str:
+    """The whole page."""
+    lines = ["# Benchmark", "", how, "", *(f"* {key}: {value}" for key, value in machine.items()), ""]
+    for part, title in _TITLES.items():
+        figures = findings.of(part)
+        if figures:
+            lines += [f"## {title}", "", *_table(figures), ""]
+            if part in _RATIOS:
+                lines += [*_ratios(findings, part, _RATIOS[part]), ""]
+    if findings.unavailable:
+        lines += ["## Not measured", "", *(f"* {name}: {why}" for name, why in findings.unavailable.items()), ""]
+    return "\n".join(lines)
+
+
+def _table(figures: Mapping[tuple[str, str], Mapping[str, Spread]]) -> list[str]:
+    keys = [key for key in COLUMNS if any(key in values for values in figures.values())]
+    head = ["", "case", *(COLUMNS[key][0] for key in keys)]
+    rows = [head, ["---", "---:", *("---:" for _ in keys)]]
+    for (name, case), values in figures.items():
+        rows.append([name, case, *(_cell(values.get(key), COLUMNS[key][1]) for key in keys)])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _cell(spread: Spread | None, text: _Format) -> str:
+    """The median; and the range, where the rounds differ."""
+    if spread is None:
+        return ""
+    middle, low, high = text(spread.median), text(spread.low), text(spread.high)
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def _ratios(findings: Findings, part: str, base: str) -> list[str]:
+    """Of ours to what it is held against, pair by pair in each round, for that is less noisy than the figures are."""
+    rate = {(s.name, s.case, s.round): s.values["steps_per_second"] for s in findings.samples if s.part == part}
+    lines = []
+    for case in dict.fromkeys(case for _, case, _ in rate):
+        pairs = [
+            value / rate[base, case, turn]
+            for (name, of, turn), value in rate.items()
+            if name == "recurra" and of == case and (base, case, turn) in rate
+        ]
+        if pairs:
+            spread = Spread.of(pairs)
+            text = f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
+            lines.append(f"* recurra / {base}, {case}: {text} of the steps a second")
+    return lines
