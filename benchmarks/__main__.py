@@ -62,9 +62,12 @@ def main(
     folder.mkdir(parents=True)
     findings, about = Findings(), machine.describe()
     how = (
-        f"Client and server on one machine, over loopback. {effort.rounds} rounds, {effort.seconds:g} s for each figure; "
-        "medians, with the lowest and highest in brackets."
+        f"Client and server on one machine, over loopback. {effort.rounds} rounds, {effort.seconds:g} s for each "
+        "figure; medians, with the lowest and highest in brackets."
     )
+    if machine.busy():
+        how += " **Other work was running when this began: the figures say little.**"
+        print("benchmarks: other work is running on this machine: the figures will say little", file=sys.stderr)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as models, ClientProcess() as client:
         bench = Bench(Path(models), effort, client, findings)

@@ -1,9 +1,10 @@
-"""Does a server answer as ONNX Runtime does locally, for sessions whose steps alternate?"""
+"""Whether a server answers as ONNX Runtime does locally, for sessions whose steps alternate."""
 
 import asyncio
 
 import numpy as np
-from recurra_client.load.wire import StreamEndedError, WireConnection
+from recurra_client.load.frames import StreamEndedError
+from recurra_client.load.wire import WireConnection
 
 from benchmarks.client import in_loop
 from benchmarks.dialects import Array, Dialect

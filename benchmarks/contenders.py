@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.dialects import Dialect, Recurra
 from benchmarks.processes import free_port, running
@@ -18,11 +18,12 @@ class Launch:
     """A command that serves on a port.
 
     Attributes:
+        command: Strings and paths.
         env: Environment variables to add.
         folder: Where it is to run.
     """
 
-    command: Sequence[str | Path]
+    command: Sequence[Any]
     env: dict[str, str] = field(default_factory=dict)
     folder: Path = ROOT
 

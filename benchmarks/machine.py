@@ -30,6 +30,11 @@ def load_average() -> str:
     return ", ".join(f"{value:.2f}" for value in os.getloadavg())
 
 
+def busy() -> bool:
+    """Whether something else takes half a processor or more."""
+    return os.getloadavg()[0] >= 0.5
+
+
 def _line(file: str, key: str) -> str:
     try:
         lines = Path(file).read_text().splitlines()
@@ -48,7 +53,7 @@ def _version(package: str) -> str:
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)  # noqa: S603
+        told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return told.stdout.strip()

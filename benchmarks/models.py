@@ -86,7 +86,7 @@ class LocalModel:
 
 
 def _weights(rng: np.random.Generator, *shape: int) -> Array:
-    return (rng.uniform(-1, 1, shape) / np.sqrt(shape[-1])).astype(np.float32)
+    return np.asarray(rng.uniform(-1, 1, shape) / np.sqrt(shape[-1]), np.float32)
 
 
 def _value(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:

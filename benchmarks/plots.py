@@ -13,8 +13,13 @@ from benchmarks.parts import options, paced, scale, steps
 from benchmarks.runs import Findings, Spread
 
 _OURS: Final = "#c1272d"
-_STYLE: Final = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-                 "font.size": 10}  # fmt: skip
+_STYLE: Final[dict[Any, Any]] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "font.size": 10,
+}
 Curves = Mapping[str, list[tuple[float, Mapping[str, Spread]]]]
 
 

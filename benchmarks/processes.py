@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -72,7 +72,7 @@ def running(
         UnavailableError: It ended or did not listen in time, with the last line that it printed.
     """
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own command
+        process = subprocess.Popen(
             [str(part) for part in command],
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -110,10 +110,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a server and all it has started; those that do not go are killed."""
     members = family(process.pid)
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(5)
-    except subprocess.TimeoutExpired:
-        pass
     for pid in members:
         try:
             os.kill(pid, signal.SIGKILL)

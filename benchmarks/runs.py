@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,7 +64,10 @@ class Findings:
             if sample.part == part:
                 groups[sample.name, sample.case].append(sample.values)
         return {
-            key: {metric: Spread.of([v[metric] for v in values if metric in v]) for metric in values[0]}
+            key: {
+                metric: Spread.of([v[metric] for v in values if metric in v])
+                for metric in dict.fromkeys(metric for v in values for metric in v)
+            }
             for key, values in groups.items()
         }
 
@@ -105,7 +109,7 @@ def compare(
             try:
                 with contender.running(port) as pid:
                     if contender.checked:
-                        await_answers(target, contender, local, first=turn == 0)
+                        await_answers(target, contender, local)
                     for count in sessions:
                         job = Job(target, pid, contender.dialect, count, effort.seconds)
                         findings.add(part, contender.name, count, turn, client.measure(job))
@@ -117,14 +121,12 @@ def compare(
                 remaining.remove(contender)
 
 
-def await_answers(target: str, contender: Contender, model: LocalModel, *, first: bool) -> None:
+def await_answers(target: str, contender: Contender, model: LocalModel) -> None:
     """Check the answers; a server that listens may still need a while until it serves.
 
     Raises:
         UnavailableError: They do not come, or are wrong.
     """
-    import time  # noqa: PLC0415
-
     deadline = time.monotonic() + 60
     while True:
         try:

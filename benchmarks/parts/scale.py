@@ -11,53 +11,56 @@ from google.protobuf.duration_pb2 import Duration
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_client.client import Client
 from recurra_client.load import lanes
+from recurra_client.load.frames import StreamEndedError
 from recurra_client.load.loops import once, run_lanes
 from recurra_client.load.outcome import Outcome
-from recurra_client.load.wire import StreamEndedError, WireConnection
+from recurra_client.load.wire import WireConnection
 
 from benchmarks import contenders
 from benchmarks.client import Values, in_loop
 from benchmarks.parts.bench import Bench
 from benchmarks.processes import cpu_seconds, family, free_port, resident_bytes
+from benchmarks.runs import Effort
 
 PART: Final = "scale"
 _STEPPED: Final = 1000
 _STREAMS: Final = 64
 _WINDOW: Final = 128  # messages of a stream that are not answered yet
 _CONNECTIONS: Final = 4
+_X: Final = np.random.default_rng(0).standard_normal(16).astype(np.float32)
 _Request = inference_pb2.StreamStepsRequest
 
 
 def scale(bench: Bench) -> None:
     """Compare 1,000 open sessions with as many as there are to be."""
     many = 20_000 if bench.effort.quick else 1_000_000
-    for turn in range(1 if bench.effort.quick else 2):
-        for count in (_STEPPED, many):
-            port = free_port()
-            server = contenders.ours(bench.models, "lstm-128", "--max-sessions", str(2 * many))
-            with server.running(port) as pid:
-                values = bench.client.run(_visit, f"127.0.0.1:{port}", pid, count, bench.effort.seconds)
-            bench.findings.add(PART, "recurra", count, turn, values)
+    for count in (_STEPPED, many):
+        port = free_port()
+        server = contenders.ours(bench.models, "lstm-128", "--max-sessions", str(2 * many))
+        with server.running(port) as pid:
+            for turn, values in enumerate(bench.client.run(_visit, f"127.0.0.1:{port}", pid, count, bench.effort)):
+                bench.findings.add(PART, "recurra", count, turn, values)
 
 
-def _visit(target: str, pid: int, count: int, seconds: float) -> Values:
-    return in_loop(_measure(target, pid, count, seconds))
+def _visit(target: str, pid: int, count: int, effort: Effort) -> list[Values]:
+    return in_loop(_measure(target, pid, count, effort))
 
 
-async def _measure(target: str, pid: int, count: int, seconds: float) -> Values:
+async def _measure(target: str, pid: int, count: int, effort: Effort) -> list[Values]:
+    """Open, step all once so that every state is really there, step some at random (in rounds), close; expire others."""
     members = family(pid)
     before = resident_bytes(members)
     values: Values = {}
     values |= await _each(target, pid, "open", (_open(i, 86_000) for i in range(count)), count)
+    values |= await _each(target, pid, "first", (_step(i) for i in range(count)), count)
     values["resident_bytes"] = float(resident_bytes(members))
     values["bytes_per_session"] = (values["resident_bytes"] - before) / count
-    values["steps_per_second"] = await _step(target, count, seconds)
-    values["resident_bytes_after"] = float(resident_bytes(members))
+    rates = [await _step_some(target, count, effort.seconds) for _ in range(effort.rounds)]
     values |= await _each(
         target, pid, "close", (_Request(session_id=_name(i), close=True) for i in range(count)), count
     )
     values |= await _expire(target, pid, min(count, 100_000))
-    return values
+    return [{"steps_per_second": rates[0], **values}, *({"steps_per_second": rate} for rate in rates[1:])]
 
 
 def _name(session: int) -> str:
@@ -69,6 +72,10 @@ def _open(session: int, timeout: int) -> _Request:
         model="lstm-128", session_id=_name(session), idle_timeout=Duration(seconds=timeout)
     )
     return _Request(open=request)
+
+
+def _step(session: int) -> _Request:
+    return _Request(session_id=_name(session), inputs=[tensor_pb2.Tensor(shape=[16], data=_X.tobytes())])
 
 
 async def _each(target: str, pid: int, what: str, requests: Iterable[_Request], count: int) -> Values:
@@ -130,14 +137,10 @@ class _AnyOf(lanes.StreamLane):
         super().send()
 
 
-async def _step(target: str, count: int, seconds: float) -> float:
+async def _step_some(target: str, count: int, seconds: float) -> float:
     """Steps a second of 1,000 sessions at random, of all that are open."""
     chosen = random.Random(0).sample(range(count), _STEPPED)
-    x = np.random.default_rng(0).standard_normal(16).astype(np.float32)
-    messages = [
-        _Request(session_id=_name(i), inputs=[tensor_pb2.Tensor(shape=[16], data=x.tobytes())]).SerializeToString()
-        for i in chosen
-    ]
+    messages = [_step(i).SerializeToString() for i in chosen]
     connections = [await WireConnection.connect(target) for _ in range(_STREAMS)]
     senders = [_AnyOf(connection, messages[i::_STREAMS]) for i, connection in enumerate(connections)]
     await asyncio.gather(*(once(lane) for lane in senders))
@@ -154,8 +157,8 @@ async def _expire(target: str, pid: int, count: int) -> Values:
     await _each(target, pid, "open", (_open(10**8 + i, timeout) for i in range(count)), count)
     cpu, began = cpu_seconds(family(pid)), time.perf_counter()
     async with Client(target) as client:
-        while (time.perf_counter() - began) < timeout + 60 and await client.sessions.count("lstm-128"):
-            await asyncio.sleep(1)
+        while (time.perf_counter() - began) < timeout + 60 and await client.sessions.count("lstm-128"):  # noqa: ASYNC110
+            await asyncio.sleep(1)  # the server tells nobody that a session expires
         if await client.sessions.count("lstm-128"):
             raise ConnectionError("sessions do not expire")
     return {"expire_cpu_each": (cpu_seconds(family(pid)) - cpu) / count}

@@ -1,7 +1,6 @@
 """How the peers are spoken to."""
 
 import struct
-from typing import ClassVar
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class OpenInference:
             + field(7, x.tobytes())
         )
 
-    def good(self, session: int) -> bytes:  # noqa: ARG002
+    def good(self, session: int) -> bytes:
         """Triton's errors stand in field 1; elsewhere the status says all."""
         return b"\x12" if self._wrapped else b""
 
@@ -70,7 +69,7 @@ class TorchServe:
             + field(4, str(session))
         )
 
-    def good(self, session: int) -> bytes:  # noqa: ARG002
+    def good(self, session: int) -> bytes:
         """A prediction."""
         return b"\x0a\x04"
 
@@ -86,13 +85,13 @@ class Mosec:
     """HTTP/1.1: the session's number and x as raw bytes, y as raw bytes."""
 
     transport: Transport = "http"
-    path: ClassVar[str] = "/inference"
+    path = "/inference"
 
-    def encode(self, session: int, x: Array, *, first: bool) -> bytes:  # noqa: ARG002
+    def encode(self, session: int, x: Array, *, first: bool) -> bytes:
         """The body of a request."""
         return struct.pack("<q", session) + x.tobytes()
 
-    def good(self, session: int) -> bytes:  # noqa: ARG002
+    def good(self, session: int) -> bytes:
         """The status says all."""
         return b""
 

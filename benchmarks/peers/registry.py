@@ -1,6 +1,7 @@
 """How each peer is installed, set up and started. Versions are pinned: these were tried."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -140,8 +141,6 @@ def _ray(model: Path, port: int) -> Launch:
 
 def _env(programs: Path, model: Path, *more: Path) -> dict[str, str]:
     """What the servers find `state.py` and the model by."""
-    import os  # noqa: PLC0415
-
     return {
         "PATH": f"{programs}:{os.environ.get('PATH', '')}",
         "PYTHONPATH": ":".join(str(folder) for folder in (_SERVERS, *more)),

@@ -18,7 +18,8 @@ from recurra.v1 import inference_pb2, inference_pb2_grpc, tensor_pb2
 from benchmarks.models import Array, LocalModel
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Request, Response = inference_pb2.StreamStepsRequest, inference_pb2.StreamStepsResponse
+Request = inference_pb2.StreamStepsRequest
+Response = inference_pb2.StreamStepsResponse
 
 
 class Steps:
@@ -45,7 +46,7 @@ class Asynchronous(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
 
-    async def StreamSteps(self, request_iterator: object, context: Context) -> None:  # noqa: ARG002, N802
+    async def StreamSteps(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """A session a stream."""
         name = ""
         while (request := await context.read()) is not grpc.aio.EOF:
@@ -59,7 +60,7 @@ class Threaded(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
 
-    def StreamSteps(self, request_iterator: Iterator[Request], context: object) -> Iterator[Response]:  # noqa: ARG002, N802
+    def StreamSteps(self, request_iterator: Iterator[Request], context: object) -> Iterator[Response]:  # noqa: N802
         """A session a stream."""
         name = ""
         for request in request_iterator:
@@ -70,7 +71,7 @@ class Threaded(inference_pb2_grpc.InferenceServiceServicer):
 async def serve(steps: Steps, port: int) -> None:
     """Serve on grpc.aio until the process is ended."""
     server = grpc.aio.server()
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Asynchronous(steps), server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Asynchronous(steps), server)  # type: ignore[abstract]
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()
@@ -79,7 +80,7 @@ async def serve(steps: Steps, port: int) -> None:
 def serve_threaded(steps: Steps, port: int) -> None:
     """Serve on threads until the process is ended."""
     server = grpc.server(ThreadPoolExecutor(80))
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Threaded(steps), server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Threaded(steps), server)  # type: ignore[abstract]
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     server.wait_for_termination()

@@ -14,7 +14,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Echo(inference_pb2_grpc.InferenceServiceServicer):
     """Remembers nothing and computes nothing."""
 
-    async def StreamSteps(self, request_iterator: object, context: Context) -> None:  # noqa: ARG002, N802
+    async def StreamSteps(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """`read` and `write` on the context: quicker than iterating and yielding."""
         name, step = "", 0
         while (request := await context.read()) is not grpc.aio.EOF:
@@ -34,7 +34,7 @@ def _response(name: str, step: int, data: bytes) -> inference_pb2.StreamStepsRes
 async def serve(port: int) -> None:
     """Serve until the process is ended."""
     server = grpc.aio.server()
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Echo(), server)  # type: ignore[no-untyped-call, unused-ignore]
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Echo(), server)  # type: ignore[abstract]
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()

@@ -1,0 +1,144 @@
+"""The machinery of the benchmarks, not their figures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import contenders, plots, report
+from benchmarks.check import check_answers
+from benchmarks.client import ClientProcess
+from benchmarks.dialects import Array, Recurra
+from benchmarks.models import LocalModel, publish
+from benchmarks.peers.dialects import Mosec, OpenInference, TorchServe
+from benchmarks.peers.protobuf import field, fields
+from benchmarks.processes import cpu_seconds, family, free_port, resident_bytes, running
+from benchmarks.runs import Effort, Findings, Spread, compare
+from benchmarks.venvs import UnavailableError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(tmp_path_factory.mktemp("models"), "lstm-128", 128)
+
+
+def test_ours_and_the_echo_are_measured_in_turn(model: Path, tmp_path: Path) -> None:
+    findings = Findings()
+    pair = [contenders.ours(model.parents[2]), contenders.echo()]
+    with ClientProcess() as client:
+        compare("steps", pair, (1, 3), model, Effort(2, 0.2), client, findings)
+    assert findings.unavailable == {}
+    order = [(sample.round, sample.name, sample.case) for sample in findings.samples]
+    names = ["recurra", "grpc.aio echo"]
+    assert order == [(turn, name, case) for turn in range(2) for name in names for case in ("1", "3")]
+    for sample in findings.samples:
+        values = sample.values
+        assert values["errors"] == 0
+        assert values["steps_per_second"] > 0
+        assert 0 < values["p50"] <= values["p99"]
+        assert values["server_cpu_per_step"] > 0
+    page = report.markdown(findings, {"processor": "any"}, "how")
+    assert "| recurra | 1 | " in page
+    assert "recurra / grpc.aio echo, 3: " in page
+    assert [path.name for path in plots.draw(findings, tmp_path)] == ["steps.png"]
+
+
+def test_whoever_answers_something_else_is_not_measured(model: Path) -> None:
+    """The echo answers zeros."""
+    findings = Findings()
+    liar = contenders.Contender("liar", Recurra(), contenders.echo().launch)
+    with ClientProcess() as client:
+        compare("steps", [liar], (1,), model, Effort(1, 0.1), client, findings)
+    assert findings.samples == []
+    assert findings.unavailable["steps: liar"].startswith("answers differ from the model's by up to ")
+
+
+def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
+    program = "import sys; print('going'); sys.exit('SomeError: no such luck')"
+    with (
+        pytest.raises(UnavailableError, match="ended at its start: SomeError: no such luck"),
+        running([sys.executable, "-c", program], free_port()),
+    ):
+        pass
+
+
+def test_processor_time_and_memory_are_those_of_a_process_and_its_children() -> None:
+    program = (
+        "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'while True: pass']);"
+        "print('x', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        members = family(process.pid)
+        try:
+            assert len(members) == 2
+            before = cpu_seconds(members)
+            while cpu_seconds(members) < before + 0.05:  # the child is busy, its parent is not
+                pass
+            assert cpu_seconds([process.pid]) < cpu_seconds(members)
+            assert resident_bytes(members) > resident_bytes([process.pid]) > 1 << 20
+        finally:
+            for pid in reversed(members):
+                subprocess.run(["kill", "-9", str(pid)], check=False)
+
+
+def test_a_model_of_two_layers_has_the_states_of_both(tmp_path: Path) -> None:
+    local = LocalModel(publish(tmp_path, "deep", 8, layers=2))
+    x = _random(3, 4)
+    whole, _ = local.run(x, local.start(3))
+    states = local.start(3)
+    assert set(states) == {"h_0", "c_0", "h_1", "c_1"}
+    for step in range(4):
+        y, states = local.run(x[:, step : step + 1], states)
+        assert abs(y[:, 0] - whole[:, step]).max() < 1e-6
+
+
+def _random(rows: int, steps: int) -> Array:
+    return np.random.default_rng(0).standard_normal((rows, steps, 16)).astype(np.float32)
+
+
+def test_spread_is_the_median_with_the_lowest_and_highest() -> None:
+    assert Spread.of([5.0, 1.0, 2.0]) == Spread(2.0, 1.0, 5.0)
+
+
+def test_protobuf_fields_are_read_as_they_were_written() -> None:
+    message = field(1, "name") + field(2, 300) + field(15, b"\0" * 200) + field(16, "b") + field(1, "again")
+    assert fields(message) == {1: [b"name", b"again"], 15: [b"\0" * 200], 16: [b"b"]}
+
+
+def test_the_dialects_of_the_peers_hold_the_step_and_read_the_answer() -> None:
+    x, y = _random(1, 1)[0, 0], _random(1, 1)[0, 0, :1]
+    triton = OpenInference("stream", wrapped=True)
+    assert fields(triton.encode(7, x, first=True))[7] == [x.tobytes()]
+    assert triton.encode(7, x, first=True) != triton.encode(7, x, first=False)
+    assert triton.decode(field(2, field(6, y.tobytes()))) == y
+    with pytest.raises(ConnectionError, match="no such model"):
+        triton.decode(field(1, "no such model"))
+    assert OpenInference("unary").decode(field(5, field(5, field(6, y.tobytes())))) == y
+    assert fields(TorchServe().encode(7, x, first=False))[4] == [b"7"]
+    assert TorchServe().decode(field(1, y.tobytes())) == y
+    assert Mosec().encode(7, x, first=False) == (7).to_bytes(8, "little") + x.tobytes()
+
+
+def test_parts_are_chosen_on_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path), "--only"]
+    unknown = subprocess.run([*command, "limit,warp"], capture_output=True, text=True, check=False)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("benchmarks: --only knows limit, bulk,")
+    subprocess.run([*command, "telemetry,workers,chunks"], capture_output=True, text=True, check=True)
+    (folder,) = tmp_path.iterdir()
+    found = json.loads((folder / "results.json").read_text())
+    assert {sample["part"] for sample in found["samples"]} >= {"chunks"}
+    assert "load average" in found["machine"]
+    assert "ONNX Runtime alone" in (folder / "results.md").read_text()
+
+
+def test_answers_of_our_server_are_those_of_the_model(model: Path) -> None:
+    port = free_port()
+    server = contenders.ours(model.parents[2])
+    with server.running(port):
+        check_answers(f"127.0.0.1:{port}", server.dialect, LocalModel(model))
