@@ -108,6 +108,8 @@ def _await_port(process: "subprocess.Popen[bytes]", port: int, output: int) -> N
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a server and all it has started; those that do not go are killed."""
+    if process.poll() is not None:  # its number may be another's by now
+        return
     members = family(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):

@@ -36,7 +36,7 @@ class StreamEndedError(Exception):
     """
 
     def __init__(self, code: str, message: str, trailers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(code, message, trailers)  # as they were given, so that it can go to another process
         self.code = code
         self.message = message
         self.trailers = dict(trailers or {})
