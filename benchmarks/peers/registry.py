@@ -98,7 +98,7 @@ def _torchserve(model: Path, port: int) -> Launch:
     folder = _fresh(programs.parent / "store")
     archive = folder / "lstm"  # a folder serves as well as an archive
     _copy(_SERVERS / "torchserve_handler.py", archive / "torchserve_handler.py")
-    manifest = {"runtime": "python", "model": {"modelName": "lstm", "handler": "torchserve_handler.py:Step",
+    manifest = {"runtime": "python", "model": {"modelName": "lstm", "handler": "torchserve_handler.py",
                 "modelVersion": "1.0", "configFile": "model-config.yaml"}, "archiverVersion": "0.12.0"}  # fmt: skip
     (archive / "MAR-INF").mkdir()
     (archive / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
