@@ -19,7 +19,7 @@ def run_cut(network: Network, x: Tensor, lengths: list[int]) -> tuple[Tensor, ..
     """Run a sequence in pieces, the states carried from each to the next."""
     states = network.initial_states(len(x))
     outputs = []
-    for piece in x.split(lengths, dim=1):
+    for piece in torch.split(x, lengths, dim=1):
         y, *states = network(piece, *states)
         outputs.append(y)
     return torch.cat(outputs, 1), *states
@@ -88,7 +88,8 @@ def test_noise_and_dropout_are_of_training_only() -> None:
 def test_an_lstm_begins_by_remembering() -> None:
     def forget_bias(bias: float) -> Tensor:
         torch.manual_seed(0)
-        return RecurrentNet(3, 2, hidden=5, forget_bias=bias).recurrence.bias_ih_l0.detach()
+        biases: dict[str, Tensor] = RecurrentNet(3, 2, hidden=5, forget_bias=bias).state_dict()
+        return biases["recurrence.bias_ih_l0"]
 
     raised = forget_bias(2.0) - forget_bias(0.0)
     assert raised[5:10].tolist() == pytest.approx([2.0] * 5)
@@ -96,4 +97,4 @@ def test_an_lstm_begins_by_remembering() -> None:
 
 
 def test_a_feed_forward_network_has_as_many_hidden_layers_as_asked() -> None:
-    assert sum(isinstance(layer, torch.nn.Linear) for layer in FeedForward(3, 2, layers=3).body) == 4
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in FeedForward(3, 2, layers=3).modules()) == 4

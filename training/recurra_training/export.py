@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim
@@ -24,7 +26,7 @@ from recurra_training.versions import versions
 
 _FOLD_ALL: Final = 1 << 40
 """Constants of any size are folded: rearranged weights must not be rearranged again at each load."""
-_EXAMPLE: Final = {"batch": 2, "time": 3}
+_EXAMPLE: Final = {"batch": 3, "time": 2}
 """Sizes of the example that the network is traced with; neither may be 1, which tracing takes for a constant."""
 
 
@@ -67,9 +69,12 @@ def export_onnx(
     signature = signature or describe(network)  # type: ignore[arg-type]  # said above: it has initial_states
     program = _trace(ExportedNetwork(network, signature), signature)
     optimizer.optimize(program, input_size_limit=_FOLD_ALL, output_size_limit=_FOLD_ALL)
+    ClearMetadataAndDocStringPass()(program)  # source paths and stack traces
     _declare_shapes(program.graph, signature)
+    _rename(program.graph)
+    program.producer_name, program.producer_version = "recurra", versions()["recurra"]
     model = ir.to_proto(program)
-    _strip(model)
+    del model.graph.value_info[:]
     facts = {**(training or {}), "graph_digest": graph_digest(model), "versions": versions()}
     for key, value in {SIGNATURE_KEY: signature.to_json(), TRAINING_KEY: json.dumps(facts)}.items():
         model.metadata_props.add(key=key, value=value)
@@ -133,7 +138,7 @@ def _declare_shapes(graph: ir.Graph, signature: Signature) -> None:
 
     The shapes that tracing leaves take the example's length for the length of every sequence.
     """
-    for node in graph:
+    for node in graph.all_nodes():
         for value in node.outputs:
             value.shape = None
     for values, shapes in ((graph.inputs, signature.input_shapes()), (graph.outputs, signature.output_shapes())):
@@ -141,17 +146,22 @@ def _declare_shapes(graph: ir.Graph, signature: Signature) -> None:
             value.shape = ir.Shape(shape)
 
 
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove the traces of the exporter: source paths, stack traces, its own metadata."""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    parts: list[Any] = [*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer]
-    for part in parts:
-        del part.metadata_props[:]
-        part.doc_string = ""
-    del model.graph.value_info[:]
-    model.graph.name = "recurra"
-    model.producer_name, model.producer_version = "recurra", versions()["recurra"]
+def _rename(graph: ir.Graph) -> None:
+    """Name nodes and what lies between them by their place in the graph.
+
+    The exporter's names count what it has traced before, so one network would not always give one digest.
+    """
+    counted: Counter[str] = Counter()
+    for node in graph:
+        counted[node.op_type] += 1
+        node.name = f"{node.op_type.lower()}_{counted[node.op_type]}"
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer():
+                value.name = f"{node.name}_constant_{index}"
+        for index, value in enumerate(node.outputs):
+            if not value.is_graph_output():
+                value.name = f"{node.name}_output_{index}"
+    graph.name = "recurra"
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def publish(models: Path, name: str, write: Callable[[Path], None], version: str
             no numbers and none is given.
     """
     for what, value in (("name", name), ("version", version)):
-        if value and not _NAME.fullmatch(value):
+        if (value or what == "name") and not _NAME.fullmatch(value):
             raise PublishError(
                 f"{what} {value!r} must be 1 to 64 of A-Z a-z 0-9 . _ -, and begin with a letter or digit"
             )
