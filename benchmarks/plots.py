@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.parts import options, paced, scale, steps
 from benchmarks.runs import Findings, Spread
 
-_OURS: Final = "#c1272d"
+_OURS: Final = "black"
 _STYLE: Final[dict[Any, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -108,15 +108,25 @@ def _torchserve(model: Path, port: int) -> Launch:
     }  # fmt: skip
     lines = [
         *(f"{name}=http://127.0.0.1:{number}" for name, number in addresses.items()),
-        f"grpc_inference_port={port}", "grpc_inference_address=127.0.0.1", "grpc_management_address=127.0.0.1", f"grpc_management_port={free_port()}", f"model_store={folder}",
-        f"load_models={archive}", "disable_token_authorization=true", "enable_model_api=true", "default_workers_per_model=1",
+        f"grpc_inference_port={port}", "grpc_inference_address=127.0.0.1",
+        "grpc_management_address=127.0.0.1", f"grpc_management_port={free_port()}", f"model_store={folder}",
+        f"load_models={archive}", "disable_token_authorization=true", 
+        "enable_model_api=true", "default_workers_per_model=1",
     ]  # fmt: skip
     (folder / "config.properties").write_text("\n".join(lines) + "\n")
-    command = [programs / "torchserve", "--foreground", "--model-store", folder, "--models", f"lstm={archive}",
+    (folder / "log4j2.xml").write_text(_QUIET)  # it would log every batch
+    command = [programs / "torchserve", "--foreground", "--log-config", folder / "log4j2.xml",
+               "--model-store", folder, "--models", f"lstm={archive}",
                "--ts-config", folder / "config.properties", "--disable-token-auth"]  # fmt: skip
     # Its "already running" is a file in the folder for temporary files.
-    return Launch(command, _env(programs, model) | {"TMPDIR": str(folder)})
+    return Launch(command, _env(programs, model) | {"TMPDIR": str(folder)}, programs.parent)
 
+
+_QUIET: Final = """<Configuration>
+<Appenders><Console name="out"><PatternLayout pattern="%level %msg%n"/></Console></Appenders>
+<Loggers><Root level="error"><AppenderRef ref="out"/></Root></Loggers>
+</Configuration>
+"""
 
 _TORCHSERVE_MODEL: Final = """
 minWorkers: 1
