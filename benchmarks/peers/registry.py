@@ -110,7 +110,7 @@ def _torchserve(model: Path, port: int) -> Launch:
         *(f"{name}=http://127.0.0.1:{number}" for name, number in addresses.items()),
         f"grpc_inference_port={port}", "grpc_inference_address=127.0.0.1",
         "grpc_management_address=127.0.0.1", f"grpc_management_port={free_port()}", f"model_store={folder}",
-        f"load_models={archive}", "disable_token_authorization=true", 
+        f"load_models={archive}", "disable_token_authorization=true",
         "enable_model_api=true", "default_workers_per_model=1",
     ]  # fmt: skip
     (folder / "config.properties").write_text("\n".join(lines) + "\n")

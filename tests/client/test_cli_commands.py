@@ -232,7 +232,9 @@ def test_without_matplotlib_a_picture_is_refused_before_anything_is_streamed(
     assert (code, out, err) == (1, "", "recurra: --plot needs matplotlib: pip install matplotlib\n")
 
 
-@pytest.mark.parametrize("options", [[], ["--api", "unary"], ["--api", "batch"], ["--pace", "20ms"], ["--chunk", "4"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--api", "unary"], ["--api", "batch"], ["--pace", "20ms"], ["--chunk", "4"], ["--chunk", "3000"]]
+)
 def test_bench_counts_every_step_that_the_server_answered(
     recurra: Run, server: ServerProcess, options: list[str]
 ) -> None:
@@ -248,6 +250,7 @@ def test_bench_counts_every_step_that_the_server_answered(
     for result in report["results"]:
         assert result["errors"] == {}
         assert 0 < result["p50_seconds"] <= result["p99_seconds"] <= result["longest_seconds"]
+        assert (result["late_p99_seconds"] is not None) == (options == ["--pace", "20ms"])
         if options == ["--pace", "20ms"]:
             assert result["steps_per_second"] <= 1.2 * result["sessions"] / 0.02
     with connect(server.target) as client:
