@@ -13,6 +13,7 @@ import torch
 from recurra_training import metrics
 from recurra_training.checkpoint import load_trained
 from recurra_training.data import Recording, Task
+from recurra_training.data.segments import Segment
 from recurra_training.errors import RunError
 from recurra_training.fit import Run, fit
 from recurra_training.settings import Settings
@@ -37,6 +38,19 @@ class StopIn(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_args: Any) -> None:
         if trainer.current_epoch == self._epoch:
             raise self._error
+
+
+class Watch(pl.Callback):
+    """Notes how each epoch begins: the first reading, and where the random generator stands."""
+
+    def __init__(self) -> None:
+        self.readings: list[float] = []
+        self.generator: list[bytes] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Segment, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.readings.append(float(batch.x[0, 0, 0]))
+            self.generator.append(torch.get_rng_state().numpy().tobytes())
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +85,18 @@ def test_the_same_seed_gives_the_same_run_and_another_another(task: Task, run: R
     assert not same(run, fit(task, replace(SETTINGS, seed=1), tmp_path / "other", CONSOLE))
 
 
+def test_each_epoch_and_each_seed_has_an_order_and_a_noise_of_its_own(task: Task, tmp_path: Path) -> None:
+    readings, generator = [], []
+    for seed in (0, 1):
+        watch = Watch()
+        fit(task, replace(SETTINGS, seed=seed), tmp_path / "run", CONSOLE, callbacks=[watch])
+        readings.append(tuple(watch.readings))
+        generator += watch.generator
+    assert len(set(readings[0])) > 1
+    assert len(set(readings)) == 2
+    assert len(set(generator)) == 2 * SETTINGS.epochs
+
+
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_run_taken_up_again_ends_as_if_it_had_not_been_interrupted(
     task: Task, run: Run, tmp_path: Path, epoch: int
@@ -79,7 +105,9 @@ def test_a_run_taken_up_again_ends_as_if_it_had_not_been_interrupted(
         fit(task, SETTINGS, tmp_path / "run", CONSOLE, callbacks=[StopIn(epoch, MachineDownError())])
     assert not (tmp_path / "run" / "run.json").exists()
     torch.rand(7)
-    resumed = fit(task, SETTINGS, tmp_path / "run", CONSOLE, resume=True)
+    watch = Watch()
+    resumed = fit(task, SETTINGS, tmp_path / "run", CONSOLE, resume=True, callbacks=[watch])
+    assert len(watch.readings) == SETTINGS.epochs - epoch, "what is done is not done again"
     assert same(run, resumed)
     assert history(run) == history(resumed)
     assert resumed.trained.facts == run.trained.facts
@@ -137,7 +165,7 @@ def test_the_test_recordings_have_no_part_in_training(task: Task, run: Run, tmp_
 def test_the_gradient_is_clipped(task: Task, tmp_path: Path) -> None:
     norms: list[float] = []
 
-    class Watch(pl.Callback):
+    class Norms(pl.Callback):
         def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_args: Any) -> None:
             parameters = [parameter.grad.norm() for parameter in pl_module.parameters() if parameter.grad is not None]
             norms.append(float(torch.stack(parameters).norm()))
@@ -146,7 +174,7 @@ def test_the_gradient_is_clipped(task: Task, tmp_path: Path) -> None:
             parameters = [parameter.grad.norm() for parameter in pl_module.parameters() if parameter.grad is not None]
             norms[-1] = min(norms[-1], float(torch.stack(parameters).norm()))
 
-    fit(task, replace(SETTINGS, epochs=1, clip=1e-3), tmp_path / "run", CONSOLE, callbacks=[Watch()])
+    fit(task, replace(SETTINGS, epochs=1, clip=1e-3), tmp_path / "run", CONSOLE, callbacks=[Norms()])
     assert max(norms) <= 1e-3 * 1.01
 
 
