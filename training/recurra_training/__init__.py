@@ -1,6 +1,7 @@
-"""Recurra's training side: recurrent networks in PyTorch, exported to ONNX and proven before they are published."""
+"""Trains recurrent networks, exports them to ONNX, and publishes what is proven to run step by step.
 
-import os
-
-# ONNX Runtime would report models to its makers. Read when it is imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from recurra_training.models import RecurrentNet
+from recurra_training.describe import describe
+from recurra_training.export import export_onnx
+from recurra_training.verify import verify
+"""
