@@ -98,6 +98,7 @@ def test_a_bad_model_is_refused_in_one_line(
     [
         (["verify", "missing.onnx"], "missing.onnx is not a file"),
         (["export", "missing"], "missing is missing"),
+        (["train", "exercise", "--epochs", "1", "--name", "a/b", "--runs", "elsewhere"], "name 'a/b' must be"),
         (["train", "exercise", "--epochs", "2", "--hidden", "8", "--resume"], "begun with epochs 1, not 2"),
     ],
 )
@@ -114,3 +115,4 @@ def test_mistakes_are_told_in_one_line(
     assert error.startswith("recurra: ")
     assert message in error
     assert error.count("\n") == 1
+    assert not Path("elsewhere").exists(), "complain before the work is done"

@@ -11,6 +11,7 @@ from recurra_training.checkpoint import load_trained
 from recurra_training.data import TASKS, Task
 from recurra_training.experiment import HELD_OUT, run_experiment
 from recurra_training.fit import Run
+from recurra_training.publish import check_publishable
 from recurra_training.release import release
 from recurra_training.settings import Settings
 from recurra_training.verify import Check, DifferenceError
@@ -29,6 +30,8 @@ def train(
     resume: bool,
 ) -> None:
     """Train on a task, and publish below `models` if that is given."""
+    if models is not None:
+        check_publishable(models, name or task_name)
     task = TASKS[task_name]()
     try:
         run = run_experiment(task, settings, runs, console, baseline=baseline, resume=resume)

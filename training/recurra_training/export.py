@@ -125,12 +125,10 @@ def _reason(error: BaseException) -> str:
     """The first line of what lies at the bottom of an exporter's error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return (
-        lines[0]
-        if isinstance(error, ExportError)
-        else f"PyTorch cannot export the network: {lines[0] if lines else type(error).__name__}"
-    )
+    if isinstance(error, ExportError):
+        return error.message
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"PyTorch cannot export the network: {lines[0]}"
 
 
 def _declare_shapes(graph: ir.Graph, signature: Signature) -> None:

@@ -33,26 +33,15 @@ def publish(models: Path, name: str, write: Callable[[Path], None], version: str
         PublishError: Name or version is not allowed, the version is there already, or there are versions that are
             no numbers and none is given.
     """
-    for what, value in (("name", name), ("version", version)):
-        if (value or what == "name") and not _NAME.fullmatch(value):
-            raise PublishError(
-                f"{what} {value!r} must be 1 to 64 of A-Z a-z 0-9 . _ -, and begin with a letter or digit"
-            )
+    check_publishable(models, name, version)
     folder = models / name
     folder.mkdir(parents=True, exist_ok=True)
-    if version and (folder / version).exists():
-        raise PublishError(f"{folder / version} is there already; versions are not overwritten, give another")
-    _next_version(folder, version)  # complains before the work is done
     hidden = Path(mkdtemp(prefix=".", suffix=".partial", dir=folder))
     try:
         write(hidden / MODEL_FILE)
         hidden.chmod(0o755)  # mkdtemp lets nobody else in; a server may be somebody else
-        target = folder / _next_version(folder, version)
-        hidden.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-        raise PublishError(f"version {target.name} of {name} came to be meanwhile; publish again") from None
+        target = folder / (version or _next_version(folder))
+        _rename(hidden, target)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         if not any(folder.iterdir()):
@@ -60,10 +49,35 @@ def publish(models: Path, name: str, write: Callable[[Path], None], version: str
     return target / MODEL_FILE
 
 
-def _next_version(folder: Path, version: str) -> str:
-    if version:
-        return version
-    there = [path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+def check_publishable(models: Path, name: str, version: str = "") -> None:
+    """Complain of a name or version before the work is done.
+
+    Raises:
+        PublishError: As `publish`.
+    """
+    for what, value in (("name", name), ("version", version or "1")):
+        if not _NAME.fullmatch(value):
+            raise PublishError(
+                f"{what} {value!r} must be 1 to 64 of A-Z a-z 0-9 . _ -, and begin with a letter or digit"
+            )
+    folder = models / name
+    if version and (folder / version).exists():
+        raise PublishError(f"{folder / version} is there already; versions are not overwritten, give another")
+    if not version:
+        _next_version(folder)
+
+
+def _rename(hidden: Path, target: Path) -> None:
+    try:
+        hidden.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        raise PublishError(f"{target} came to be meanwhile; publish again") from None
+
+
+def _next_version(folder: Path) -> str:
+    there = [path.name for path in folder.glob("*") if _NAME.fullmatch(path.name)]
     if other := [name for name in there if not name.isdecimal()]:
         raise PublishError(f"{folder} has a version {other[0]!r} that is no number; say --version")
     return str(max((int(name) for name in there), default=0) + 1)
