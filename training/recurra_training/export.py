@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +17,7 @@ from torch.export import Dim
 
 from recurra_training.describe import describe
 from recurra_training.errors import ExportError
+from recurra_training.quiet import quiet
 from recurra_training.rnn_ops import OPSET, TRANSLATIONS
 from recurra_training.signature import SIGNATURE_KEY, TRAINING_KEY, Signature, StateSpec, TensorSpec
 from recurra_training.versions import versions
@@ -96,7 +94,7 @@ def _trace(network: ExportedNetwork, signature: Signature) -> ir.Model:
         raise ExportError("a network has one input and one output, besides its states")
     specs: tuple[TensorSpec | StateSpec, ...] = (signature.inputs[0], *signature.states)
     axes = [{i: free[size] for i, size in enumerate(spec.shape()) if isinstance(size, str)} for spec in specs]
-    with _quiet():
+    with quiet("torch.onnx"):
         try:
             program = torch.onnx.export(
                 network,
@@ -160,17 +158,3 @@ def _rename(graph: ir.Graph) -> None:
             if not value.is_graph_output():
                 value.name = f"{node.name}_output_{index}"
     graph.name = "recurra"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes on its own workings off the screen; its errors are raised."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -8,10 +8,8 @@ run.json                 metrics, seed, versions; written last: a run that has i
 """
 
 import json
-import logging
 import shutil
 import signal
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,6 +31,7 @@ from recurra_training.errors import RunError
 from recurra_training.learner import Learner
 from recurra_training.models import NetworkConfig
 from recurra_training.progress import History, ProgressBar
+from recurra_training.quiet import quiet
 from recurra_training.settings import Settings
 from recurra_training.versions import versions
 
@@ -132,7 +131,7 @@ def _train(
         "save_on_train_epoch_end": True,
         "enable_version_counter": False,
     }
-    with _quiet():
+    with quiet("pytorch_lightning"):
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,
@@ -190,20 +189,6 @@ def _check_same(folder: Path, config: dict[str, Any]) -> None:
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's hints on hardware and settings off the screen; its errors are raised."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager
