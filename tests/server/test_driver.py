@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import InternalError, SessionNotFoundError
@@ -13,7 +15,9 @@ from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Step
+from recurra_server.rpc.stream import StepStream
 from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.telemetry.metrics import EdgeCounts
 
 ONE = np.float32(1).tobytes()
 Serve = Callable[[], tuple[Driver, ServedModel]]
@@ -139,3 +143,46 @@ async def test_a_wish_that_was_cancelled_is_not_granted(serve: Serve) -> None:
     await asyncio.gather(step, reset, return_exceptions=True)
     if was_in_time:
         assert value(await driver.run_step(session, (ONE,), 1)) == 2.0
+
+
+async def test_a_state_for_one_is_not_taken_for_all(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numpy would broadcast it to every session of the batch."""
+    driver, model = serve()
+    sessions = [open_session(driver, model) for _ in range(3)]
+    nonsense = [np.zeros((3, 1, 1), np.float32), np.full((1, 1), 9, np.float32)]
+    with monkeypatch.context() as broken:
+        broken.setattr(driver._lanes[model].runtime, "run", lambda _: nonsense)
+        results = await asyncio.gather(
+            *(driver.run_step(session, (ONE,), 1) for session in sessions), return_exceptions=True
+        )
+    assert [type(result) for result in results] == [InternalError] * 3
+    assert value(await driver.run_step(sessions[2], (ONE,), 1)) == 1.0
+
+
+class UnreadCall:
+    """A call whose caller sends chunks of 300 steps without end and reads no answer."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    async def read(self) -> inference_pb2.StreamStepsRequest:
+        self.reads += 1
+        chunk = tensor_pb2.Tensor(data=ONE * 300)
+        opening = sessions_pb2.OpenSessionRequest(model="counter") if self.reads == 1 else None
+        return inference_pb2.StreamStepsRequest(open=opening, inputs=[chunk])
+
+    async def write(self, _: inference_pb2.StreamStepsResponse) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_what_an_unread_stream_may_hold_is_counted_in_time_steps(serve: Serve) -> None:
+    driver, _ = serve()
+    call = UnreadCall()
+    stream = StepStream(driver, EdgeCounts(), {}, cast("Any", call), window=1000)
+    running = asyncio.create_task(stream.run())
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    bound = driver.engine.limits.max_chunk_steps
+    assert call.reads == bound // 300 + 1

@@ -108,12 +108,13 @@ def test_after_a_failed_opening_nothing_goes_to_the_session_before(stubs: Stubs)
 def test_a_session_is_closed_once(stubs: Stubs) -> None:
     stream = Stream(stubs)
     stream.ask(open=opening("twice"))
-    stream.send(inputs=[tensor(np.ones((500, 1)))])
+    for _ in range(10):
+        stream.send(inputs=[tensor(np.ones((500, 1)))])
     stream.send(close=True)
     stream.send(close=True)
-    answers = [stream.read() for _ in range(3)]
-    assert answers[1].closed.steps == 500
-    assert answers[2].error.reason == "SESSION_NOT_FOUND"
+    answers = [stream.read() for _ in range(12)]
+    assert answers[10].closed.steps == 5000
+    assert answers[11].error.reason == "SESSION_NOT_FOUND"
 
 
 def test_a_message_that_is_none_ends_the_stream_with_a_reason(stubs: Stubs) -> None:
