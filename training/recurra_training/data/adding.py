@@ -1,0 +1,40 @@
+"""The adding problem: a sum whose two terms may lie far apart in time (Hochreiter and Schmidhuber, 1997)."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONSTANT_ERROR: Final = 1 / 6
+"""Mean squared error of the best constant answer, 1: the variance of the sum of two numbers uniform in [0, 1)."""
+
+
+def adding_problem(
+    sequences: int, steps: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Draw sequences of the adding problem, in the form of Le, Jaitly and Hinton (2015), arXiv:1504.00941.
+
+    At each step a number is read, uniform in [0, 1), and beside it a marker: 1 at two steps, one in each half of the
+    sequence, and 0 at the others. At the last step, the sum of the two marked numbers is wanted. Who cannot remember
+    over about half of the sequence cannot do better than `CONSTANT_ERROR`.
+
+    Args:
+        sequences: How many.
+        steps: Length of each, at least 2.
+        rng: Where chance comes from.
+
+    Returns:
+        x: `[sequences, steps, 2]`, numbers and markers.
+        y: `[sequences]`, the sums, from 0 to 2.
+
+    Raises:
+        ValueError: `steps` is below 2.
+    """
+    if steps < 2:
+        raise ValueError(f"the adding problem needs at least 2 steps, not {steps}")
+    numbers = rng.random((sequences, steps), dtype=np.float32)
+    markers = np.zeros_like(numbers)
+    rows, half = np.arange(sequences), steps // 2
+    first, second = rng.integers(0, half, sequences), rng.integers(half, steps, sequences)
+    markers[rows, first] = markers[rows, second] = 1
+    return np.stack([numbers, markers], axis=-1), numbers[rows, first] + numbers[rows, second]
