@@ -40,7 +40,7 @@ run: $(INSTALLED) ## Train a model if there is none, serve it, stream held-out r
 	@exec $(BIN)/python scripts/run.py
 
 train: $(INSTALLED) ## Train the model of the tour
-	$(BIN)/recurra train exercise
+	$(BIN)/recurra train watch
 
 test: lint unit ## All checks and all tests
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-MODEL = "exercise"
+MODEL = "watch"
 MODELS = Path("models")
 HELD_OUT = Path("runs", MODEL, "held_out")
 RECORDINGS = 3

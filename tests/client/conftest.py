@@ -36,7 +36,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exercise = with_fields(
         models.lstm(3, 8, 3), inputs=[tensor], outputs=[classes], step_seconds=0.02, description="Which exercise it is."
     )
-    models.publish(root, "exercise", exercise)
+    models.publish(root, "watch", exercise)
     return root
 
 

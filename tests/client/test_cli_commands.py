@@ -41,8 +41,8 @@ def rows_of(text: str) -> list[dict[str, str]]:
 def test_models_are_listed_and_described(recurra: Run, server: ServerProcess) -> None:
     code, out, _ = recurra("models", "--server", server.target)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["counter", "exercise", "letters", "lstm"]
-    _, out, _ = recurra("models", "exercise", "--server", server.target)
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["counter", "letters", "lstm", "watch"]
+    _, out, _ = recurra("models", "watch", "--server", server.target)
     assert "float32[3]" in out
     assert all(label in out for label in SENSORS + CLASSES)
     assert "m/s^2" in out
@@ -75,14 +75,14 @@ def test_sessions_are_opened_forked_reset_and_closed(recurra: Run, server: Serve
 
 def test_a_csv_file_is_streamed_by_the_models_labels(recurra: Run, server: ServerProcess, readings: Path) -> None:
     code, out, err = recurra(
-        "stream", "exercise", str(readings), "--truth", "what", "--output", "-", "--server", server.target
+        "stream", "watch", str(readings), "--truth", "what", "--output", "-", "--server", server.target
     )
     assert code == 0
     rows = rows_of(out)
     with readings.open() as file:
         xs = np.array([[float(row[name]) for name in SENSORS] for row in csv.DictReader(file)])
     with connect(server.target) as client:
-        logits = client.predict("exercise", xs)
+        logits = client.predict("watch", xs)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     got = np.array([[float(row[name]) for name in CLASSES] for row in rows])
     np.testing.assert_allclose(got, probabilities, atol=1e-5)
@@ -98,14 +98,14 @@ def test_a_csv_file_is_streamed_by_the_models_labels(recurra: Run, server: Serve
 def test_an_npy_file_is_streamed(recurra: Run, server: ServerProcess, tmp_path: Path, options: list[str]) -> None:
     np.save(tmp_path / "ones.npy", np.ones((30, 3)))
     at = ("--server", server.target)
-    code, out, _ = recurra("stream", "exercise", "ones.npy", "--output", "out.csv", *options, *at)
+    code, out, _ = recurra("stream", "watch", "ones.npy", "--output", "out.csv", *options, *at)
     assert code == 0
     count = 9 if "--limit" in options else 30
     assert f"ones.npy: {count} steps" in out
     rows = rows_of((tmp_path / "out.csv").read_text())
     assert len(rows) == count
     with connect(server.target) as client:
-        expected = client.predict("exercise", np.ones((count, 3))).argmax(axis=1)
+        expected = client.predict("watch", np.ones((count, 3))).argmax(axis=1)
     assert [row["predicted"] for row in rows] == [CLASSES[k] for k in expected]
 
 
@@ -114,7 +114,7 @@ def test_steps_are_paced(
     recurra: Run, server: ServerProcess, tmp_path: Path, rate: str, steps: int, seconds: float
 ) -> None:
     np.save(tmp_path / "ones.npy", np.ones((steps, 3)))
-    _, out, _ = recurra("stream", "exercise", "ones.npy", "--rate", rate, "--server", server.target)
+    _, out, _ = recurra("stream", "watch", "ones.npy", "--rate", rate, "--server", server.target)
     taken = re.search(r"steps in ([\d.]+) s", out)
     assert taken is not None
     assert float(taken[1]) >= seconds
@@ -159,7 +159,7 @@ def test_truth_of_values_gives_an_error_figure(recurra: Run, server: ServerProce
 def test_a_picture_is_drawn(recurra: Run, server: ServerProcess, readings: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     at = ("--server", server.target)
-    code, out, _ = recurra("stream", "exercise", str(readings), "--truth", "what", "--plot", "classes.png", *at)
+    code, out, _ = recurra("stream", "watch", str(readings), "--truth", "what", "--plot", "classes.png", *at)
     assert code == 0
     assert "drawn into classes.png" in out
     np.save(tmp_path / "ones.npy", np.ones((5, 1)))
@@ -168,7 +168,7 @@ def test_a_picture_is_drawn(recurra: Run, server: ServerProcess, readings: Path,
 
 
 def test_a_terminal_sees_it_live(server: ServerProcess, readings: Path) -> None:
-    command = f"'{RECURRA}' stream exercise '{readings}' --truth what --server {server.target}"
+    command = f"'{RECURRA}' stream watch '{readings}' --truth what --server {server.target}"
     ended = subprocess.run(
         ["script", "-qec", command, "/dev/null"],
         env={"COLUMNS": "110", "LINES": "40", "TERM": "xterm-256color", "PATH": "/usr/bin:/bin"},
@@ -188,7 +188,7 @@ def test_a_terminal_sees_it_live(server: ServerProcess, readings: Path) -> None:
         (
             "a,b\n1,2\n",
             [],
-            "readings.csv has 2 columns of numbers, but model exercise takes 3 numbers a step (ax, ay, gx)",
+            "readings.csv has 2 columns of numbers, but model watch takes 3 numbers a step (ax, ay, gx)",
         ),
         ("ax,ay,gx\n1,2,3\n1,,3\n", [], "readings.csv line 3: column ay holds '', expected a number"),
         ("ax,ay,gx\n", [], "readings.csv holds no steps"),
@@ -204,7 +204,7 @@ def test_what_is_wrong_with_a_file_is_told_in_a_line(
     recurra: Run, server: ServerProcess, tmp_path: Path, content: str, options: list[str], says: str
 ) -> None:
     (tmp_path / "readings.csv").write_text(content)
-    code, _, err = recurra("stream", "exercise", "readings.csv", *options, "--server", server.target)
+    code, _, err = recurra("stream", "watch", "readings.csv", *options, "--server", server.target)
     assert code == 1
     assert err.startswith(f"recurra: {says}")
     assert err.count("\n") == 1
@@ -215,10 +215,10 @@ def test_files_that_are_not_there_or_do_not_fit_are_told(recurra: Run, server: S
     (tmp_path / "text.npy").write_text("no array")
     for name, says in (
         ("nope.csv", "cannot read nope.csv: No such file"),
-        ("wide.npy", "wide.npy holds float64 of shape [4, 7], but model exercise takes 3 numbers"),
+        ("wide.npy", "wide.npy holds float64 of shape [4, 7], but model watch takes 3 numbers"),
         ("text.npy", "cannot read text.npy"),
     ):
-        code, _, err = recurra("stream", "exercise", name, "--server", server.target)
+        code, _, err = recurra("stream", "watch", name, "--server", server.target)
         assert code == 1
         assert err.startswith(f"recurra: {says}")
         assert err.count("\n") == 1
@@ -268,7 +268,7 @@ def test_bench_shares_the_sessions_out_among_processes(recurra: Run, server: Ser
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "name the model to load: counter, exercise, letters, lstm"),
+        ([], "name the model to load: counter, letters, lstm, watch"),
         (["counter", "--sessions", "0"], "--sessions is '0'"),
         (["counter", "--pace", "fast"], "--pace is 'fast', expected a time such as 32ms"),
         (["nope"], "there is no model 'nope'"),

@@ -25,7 +25,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `make run`'s script in an empty folder with one model."""
-    folder = tmp_path / "models" / "exercise" / "1"
+    folder = tmp_path / "models" / "watch" / "1"
     folder.mkdir(parents=True)
     onnx.save(models.counter(), folder / "model.onnx")
     started: list[subprocess.Popen[str]] = []

@@ -16,35 +16,35 @@ from tests.training.graphs import write
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `recurra train exercise` has run, shorter than by default."""
+    """A folder in which `recurra train watch` has run, shorter than by default."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(["train", "exercise", "--epochs", "1", "--hidden", "8"]) == 0
+        assert run(["train", "watch", "--epochs", "1", "--hidden", "8"]) == 0
     return folder
 
 
 def test_train_publishes_a_model_that_says_how_good_it_is(trained: Path) -> None:
-    model = onnx.load(trained / "models/exercise/1/model.onnx")
+    model = onnx.load(trained / "models/watch/1/model.onnx")
     training = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "recurra.training"))
     figures = training["metrics"]
     assert {"test_accuracy", "majority_accuracy", "feedforward_accuracy"} < set(figures)
-    baseline = json.loads((trained / "runs/exercise/ffnn-2x8-seed0/run.json").read_text(encoding="utf-8"))
+    baseline = json.loads((trained / "runs/watch/ffnn-2x8-seed0/run.json").read_text(encoding="utf-8"))
     assert figures["feedforward_accuracy"] == baseline["metrics"]["test_accuracy"]
 
 
 def test_the_published_model_answers_the_recordings_that_were_written(trained: Path) -> None:
     """The figure that was printed is the one that a caller gets: raw readings in, step by step, as the CSV has them."""
-    labels = list(TASKS["exercise"]().output.labels)
-    session = ort.InferenceSession(str(trained / "models/exercise/1/model.onnx"), providers=["CPUExecutionProvider"])
+    labels = list(TASKS["watch"]().output.labels)
+    session = ort.InferenceSession(str(trained / "models/watch/1/model.onnx"), providers=["CPUExecutionProvider"])
     right = []
-    for path in (trained / "runs/exercise/held_out").glob("*.csv"):
+    for path in (trained / "runs/watch/held_out").glob("*.csv"):
         rows = np.loadtxt(path, str, delimiter=",", skiprows=1)
         zeros = np.zeros((1, 1, 8), np.float32)
         feed = {"x": rows[None, :, 1:7].astype(np.float32), "h_in": zeros, "c_in": zeros}
         y, *_ = session.run(None, feed)
         right += [labels[answer] == label for answer, label in zip(y[0].argmax(-1), rows[:, 7], strict=True)]
-    facts = json.loads((trained / "runs/exercise/lstm-1x8-seed0/run.json").read_text(encoding="utf-8"))
+    facts = json.loads((trained / "runs/watch/lstm-1x8-seed0/run.json").read_text(encoding="utf-8"))
     assert np.mean(right) == pytest.approx(facts["metrics"]["test_accuracy"], abs=1e-3)
 
 
@@ -52,10 +52,10 @@ def test_train_shows_what_it_did(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    assert run(["train", "exercise", "--cell", "ffnn", "--epochs", "1", "--hidden", "8", "--name", "plain"]) == 0
+    assert run(["train", "watch", "--cell", "ffnn", "--epochs", "1", "--hidden", "8", "--name", "plain"]) == 0
     shown, chatter = capfd.readouterr()
     assert chatter == ""
-    for part in ("epoch 1,", "always the most frequent class", "models/plain/1/model.onnx", "runs/exercise/held_out"):
+    for part in ("epoch 1,", "always the most frequent class", "models/plain/1/model.onnx", "runs/watch/held_out"):
         assert part in shown
 
 
@@ -63,10 +63,10 @@ def test_a_published_model_verifies_with_and_without_its_checkpoint(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    model = "models/exercise/1/model.onnx"
+    model = "models/watch/1/model.onnx"
     assert run(["verify", model]) == 0
     assert "in PyTorch" not in capsys.readouterr().out
-    assert run(["verify", model, "--checkpoint", "runs/exercise/lstm-1x8-seed0"]) == 0
+    assert run(["verify", model, "--checkpoint", "runs/watch/lstm-1x8-seed0"]) == 0
     assert "in PyTorch" in capsys.readouterr().out
 
 
@@ -74,11 +74,11 @@ def test_export_publishes_the_next_version_of_the_same_graph(
     trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    checkpoint = trained / "runs/exercise/lstm-1x8-seed0/checkpoints/best.ckpt"
-    publish(Path("models"), "exercise", lambda path: None)
+    checkpoint = trained / "runs/watch/lstm-1x8-seed0/checkpoints/best.ckpt"
+    publish(Path("models"), "watch", lambda path: None)
     assert run(["export", str(checkpoint)]) == 0
-    published = (trained / "models/exercise/1/model.onnx").read_bytes()
-    assert (tmp_path / "models/exercise/2/model.onnx").read_bytes() == published
+    published = (trained / "models/watch/1/model.onnx").read_bytes()
+    assert (tmp_path / "models/watch/2/model.onnx").read_bytes() == published
 
 
 def test_a_bad_model_is_refused_in_one_line(
@@ -98,8 +98,8 @@ def test_a_bad_model_is_refused_in_one_line(
     [
         (["verify", "missing.onnx"], "missing.onnx is not a file"),
         (["export", "missing"], "missing is missing"),
-        (["train", "exercise", "--epochs", "1", "--name", "a/b", "--runs", "elsewhere"], "name 'a/b' must be"),
-        (["train", "exercise", "--epochs", "2", "--hidden", "8", "--resume"], "begun with epochs 1, not 2"),
+        (["train", "watch", "--epochs", "1", "--name", "a/b", "--runs", "elsewhere"], "name 'a/b' must be"),
+        (["train", "watch", "--epochs", "2", "--hidden", "8", "--resume"], "begun with epochs 1, not 2"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

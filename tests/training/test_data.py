@@ -15,24 +15,24 @@ from tests.training.toy import toy_task
 
 
 @pytest.fixture(scope="module")
-def exercise() -> Task:
-    return TASKS["exercise"]()
+def watch() -> Task:
+    return TASKS["watch"]()
 
 
 def groups(recordings: tuple[Recording, ...]) -> set[str]:
     return {recording.group for recording in recordings}
 
 
-def test_no_person_stands_in_two_parts_of_the_split(exercise: Task) -> None:
-    split = exercise.split()
+def test_no_person_stands_in_two_parts_of_the_split(watch: Task) -> None:
+    split = watch.split()
     parts = [groups(part) for part in (split.train, split.validation, split.test)]
     assert [len(part) for part in parts] == [6, 2, 2]
     assert len(set.union(*parts)) == 10
-    assert len(split.train) + len(split.validation) + len(split.test) == len(exercise.recordings) == 140
+    assert len(split.train) + len(split.validation) + len(split.test) == len(watch.recordings) == 140
 
 
-def test_the_split_is_the_same_each_time(exercise: Task) -> None:
-    assert groups(exercise.split().test) == groups(TASKS["exercise"]().split().test)
+def test_the_split_is_the_same_each_time(watch: Task) -> None:
+    assert groups(watch.split().test) == groups(TASKS["watch"]().split().test)
 
 
 def test_a_split_can_be_dealt_otherwise() -> None:
@@ -46,17 +46,17 @@ def test_too_few_groups_to_split_are_refused() -> None:
         toy_task(groups=2).split()
 
 
-def test_the_exercises_are_named_raw_and_at_10_hz(exercise: Task) -> None:
-    assert exercise.input.labels[0] == "accelerometer_x"
-    assert len(exercise.output.labels) == 7
-    steps = sum(len(recording.x) for recording in exercise.recordings)
+def test_the_exercises_are_named_raw_and_at_10_hz(watch: Task) -> None:
+    assert watch.input.labels[0] == "accelerometer_x"
+    assert len(watch.output.labels) == 7
+    steps = sum(len(recording.x) for recording in watch.recordings)
     assert steps == pytest.approx(244_102 / 5, abs=140), "5 readings of 50 Hz make a step"
     # Raw: the accelerometer still feels gravity.
-    norms = [np.linalg.norm(recording.x[:, :3].mean(0)) for recording in exercise.recordings]
+    norms = [np.linalg.norm(recording.x[:, :3].mean(0)) for recording in watch.recordings]
     assert 0.5 < np.mean(norms) < 1.1
-    assert len({recording.name for recording in exercise.recordings}) == 140
-    for recording in exercise.recordings:
-        named = exercise.output.labels[recording.target[0]].replace(" ", "_").replace("-", "_")
+    assert len({recording.name for recording in watch.recordings}) == 140
+    for recording in watch.recordings:
+        named = watch.output.labels[recording.target[0]].replace(" ", "_").replace("-", "_")
         assert recording.name.endswith(named)
 
 
@@ -95,17 +95,17 @@ def test_padding_is_masked() -> None:
     assert segment.x[~segment.mask].abs().sum() == 0
 
 
-def test_written_recordings_read_back_exactly(exercise: Task, tmp_path: Path) -> None:
+def test_written_recordings_read_back_exactly(watch: Task, tmp_path: Path) -> None:
     (tmp_path / "of_another_split.csv").touch()
-    recording = exercise.recordings[0]
-    write_recordings(exercise, [recording], tmp_path)
+    recording = watch.recordings[0]
+    write_recordings(watch, [recording], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{recording.name}.csv"]
     with (tmp_path / f"{recording.name}.csv").open(encoding="utf-8") as file:
         header, *lines = csv.reader(file)
-    assert header == ["time_s", *exercise.input.labels, "label"]
+    assert header == ["time_s", *watch.input.labels, "label"]
     assert np.array_equal(np.array([line[1:7] for line in lines], np.float32), recording.x)
     assert [float(line[0]) for line in lines[:3]] == [0, 0.1, 0.2]
-    assert {line[7] for line in lines} == {exercise.output.labels[recording.target[0]]}
+    assert {line[7] for line in lines} == {watch.output.labels[recording.target[0]]}
 
 
 def test_a_split_keeps_recordings_whole() -> None:

@@ -18,7 +18,7 @@ _RUNS: Final = Path("runs")
 
 
 def train(
-    task: Literal["exercise"],
+    task: Literal["watch"],
     *,
     settings: Settings = _DEFAULTS,
     baseline: bool = True,
@@ -33,7 +33,7 @@ def train(
     Parameters
     ----------
     task
-        What to learn. exercise: which of 7 exercises a watch wearer is doing, at every step.
+        What to learn. watch: which of 7 exercises a watch wearer is doing, at every step.
     settings
         How to train.
     baseline

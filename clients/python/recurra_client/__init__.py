@@ -1,9 +1,9 @@
 """The Python client of Recurra: `Client` for asyncio, `connect` for code that blocks.
 
-async with Client("localhost:50051") as client, client.session("exercise") as s:
+async with Client("localhost:50051") as client, client.session("watch") as s:
 y = await s.step(x)
 
-with connect("localhost:50051") as client, client.session("exercise") as s:
+with connect("localhost:50051") as client, client.session("watch") as s:
 y = s.step(x)
 """
 

@@ -1,4 +1,4 @@
-"""The task exercise: which of 7 exercises the wearer of a watch is doing, at every step.
+"""The task watch: which of 7 exercises the wearer of a watch is doing, at every step.
 
 Shoulder exercises of 10 people, 20 repetitions on each side, recorded at 50 Hz by a watch's accelerometer and
 gyroscope: D. M. Burns et al., "Shoulder physiotherapy exercise recognition", Physiol. Meas. 39 (2018) 075007. The part
@@ -48,7 +48,7 @@ def load() -> Task:
         for readings, exercise, subject, side in zip(data["X"], data["y"], data["subject"], data["side"], strict=True)
     ]
     return Task(
-        name="exercise",
+        name="watch",
         description="Which of 7 exercises a watch wearer is doing, at every step.",
         input=TensorSpec(
             "x",
@@ -67,7 +67,7 @@ def _read() -> dict[str, Any]:
     # The data file is all that is wanted of the package: importing it would want pandas.
     package = importlib.util.find_spec("seglearn")
     if package is None or not package.submodule_search_locations:
-        raise TaskError("the task exercise needs the package seglearn, which brings the data: pip install seglearn")
+        raise TaskError("the task watch needs the package seglearn, which brings the data: pip install seglearn")
     path = Path(package.submodule_search_locations[0], "data", "watch_dataset.npy")
     data: dict[str, Any] = np.load(path, allow_pickle=True).item()
     return data
