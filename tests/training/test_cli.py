@@ -81,6 +81,12 @@ def test_export_publishes_the_next_version_of_the_same_graph(
     assert (tmp_path / "models/watch/2/model.onnx").read_bytes() == published
 
 
+def test_a_finished_run_taken_up_again_publishes_nothing_new(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    assert run(["train", "watch", "--epochs", "1", "--hidden", "8", "--resume"]) == 0
+    assert [path.name for path in Path("models/watch").iterdir()] == ["1"]
+
+
 def test_a_bad_model_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from recurra_training import metrics
 from recurra_training.checkpoint import load_trained
+from recurra_training.checkpoint_io import AtomicCheckpointIO
 from recurra_training.data import Recording, Task
 from recurra_training.data.segments import Segment
 from recurra_training.errors import RunError
@@ -111,6 +112,20 @@ def test_a_run_taken_up_again_ends_as_if_it_had_not_been_interrupted(
     assert same(run, resumed)
     assert history(run) == history(resumed)
     assert resumed.trained.facts == run.trained.facts
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks_off(checkpoint: object, file: IO[bytes]) -> None:
+        file.write(b"half a checkp")
+        raise MachineDownError
+
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    monkeypatch.setattr(torch, "save", breaks_off)
+    with pytest.raises(MachineDownError):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_ctrl_c_is_what_it_is(task: Task, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def train(
     if models is not None:
         sequences = [recording.x for recording in task.split().validation]
         with console.status("Exporting and verifying ..."):
-            published, checks = release(run.trained, models, name=name, sequences=sequences)
+            published, checks = release(run.trained, models, name=name, sequences=sequences, twice=not resume)
         _print_checks(console, checks)
     _print_figures(console, task, run)
     console.print(f"\nRun         {run.folder}\nRecordings  {runs / task.name / HELD_OUT}")

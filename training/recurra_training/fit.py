@@ -24,6 +24,7 @@ from rich.console import Console
 
 from recurra_training import metrics
 from recurra_training.checkpoint import BEST, FACTS, LAST, Trained, load_trained
+from recurra_training.checkpoint_io import AtomicCheckpointIO
 from recurra_training.data import Split, Task
 from recurra_training.data.segments import SplitModule
 from recurra_training.describe import describe
@@ -143,6 +144,7 @@ def _train(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            plugins=[AtomicCheckpointIO()],
             callbacks=[
                 history,
                 ProgressBar(console, f"{task.name} {settings.cell}", measure, history),

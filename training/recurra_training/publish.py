@@ -14,7 +14,7 @@ MODEL_FILE: Final = "model.onnx"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def publish(models: Path, name: str, write: Callable[[Path], None], version: str = "") -> Path:
+def publish(models: Path, name: str, write: Callable[[Path], None], version: str = "", *, twice: bool = True) -> Path:
     """Let `write` make a model file, and make it a version of the model once it has succeeded.
 
     The file appears at once and whole: it is written in a hidden folder beside the versions, which is then renamed.
@@ -25,6 +25,7 @@ def publish(models: Path, name: str, write: Callable[[Path], None], version: str
         name: Name of the model.
         write: Writes, and verifies, the file at the path it is given.
         version: The version; empty: one above the highest number there is.
+        twice: Whether a file that is a version already is made another one; if not, that version is returned.
 
     Returns:
         The published file.
@@ -39,6 +40,9 @@ def publish(models: Path, name: str, write: Callable[[Path], None], version: str
     hidden = Path(mkdtemp(prefix=".", suffix=".partial", dir=folder))
     try:
         write(hidden / MODEL_FILE)
+        there = None if twice else _same(hidden / MODEL_FILE, folder)
+        if there:
+            return there
         hidden.chmod(0o755)  # mkdtemp lets nobody else in; a server may be somebody else
         target = folder / (version or _next_version(folder))
         _rename(hidden, target)
@@ -65,6 +69,12 @@ def check_publishable(models: Path, name: str, version: str = "") -> None:
         raise PublishError(f"{folder / version} is there already; versions are not overwritten, give another")
     if not version:
         _next_version(folder)
+
+
+def _same(file: Path, folder: Path) -> Path | None:
+    """The version that is this very file, if there is one."""
+    others = (path for path in folder.glob(f"[!.]*/{MODEL_FILE}") if path.stat().st_size == file.stat().st_size)
+    return next((path for path in others if path.read_bytes() == file.read_bytes()), None)
 
 
 def _rename(hidden: Path, target: Path) -> None:

@@ -11,7 +11,13 @@ from recurra_training.verify import Check, verify
 
 
 def release(
-    trained: Trained, models: Path, *, name: str = "", version: str = "", sequences: Sequence[Array] = ()
+    trained: Trained,
+    models: Path,
+    *,
+    name: str = "",
+    version: str = "",
+    sequences: Sequence[Array] = (),
+    twice: bool = True,
 ) -> tuple[Path, list[Check]]:
     """Export a network and publish it, if and only if it verifies.
 
@@ -20,6 +26,7 @@ def release(
         models: The model repository.
         name: Name of the model; empty: that of its task.
         version: See `publish`.
+        twice: See `publish`.
         sequences: See `verify`.
 
     Returns:
@@ -35,4 +42,4 @@ def release(
         export_onnx(trained.network, path, trained.signature, facts)
         checks.extend(verify(path, trained.network, sequences=sequences))
 
-    return publish(models, name or trained.task, write, version), checks
+    return publish(models, name or trained.task, write, version, twice=twice), checks
