@@ -87,6 +87,23 @@ def test_a_finished_run_taken_up_again_publishes_nothing_new(trained: Path, monk
     assert [path.name for path in Path("models/watch").iterdir()] == ["1"]
 
 
+def test_export_with_gates_answers_them_and_still_verifies(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = str(next((trained / "runs").glob("*/lstm-1x8-seed0")))
+    assert run(["export", folder, "--gates", "--name", "gated"]) == 0
+    session = ort.InferenceSession("models/gated/1/model.onnx", providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    assert names == ["y", "f", "i", "c_tilde", "o", "c", "h_out", "c_out"]
+    capsys.readouterr()
+    assert run(["verify", "models/gated/1/model.onnx", "--checkpoint", folder]) == 0
+    assert "in PyTorch" in capsys.readouterr().out
+    feed_forward = str(next((trained / "runs").glob("*/ffnn-2x8-seed0")))
+    assert run(["export", feed_forward, "--gates", "--name", "plain"]) == 1
+    assert "has no memory; export it without --gates" in capsys.readouterr().err
+
+
 def test_a_bad_model_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

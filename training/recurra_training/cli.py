@@ -54,7 +54,14 @@ def train(
     _commands(console).train(console, task, settings, runs, repository, name=name, baseline=baseline, resume=resume)
 
 
-def export(run: Path, *, models: Path = _MODELS, name: str = "", version: str = "") -> None:
+def export(
+    run: Path,
+    *,
+    models: Path = _MODELS,
+    name: str = "",
+    version: str = "",
+    gates: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
     """Export a trained model to ONNX, verify it and publish it.
 
     Parameters
@@ -67,9 +74,11 @@ def export(run: Path, *, models: Path = _MODELS, name: str = "", version: str = 
         Name of the model; else that of its task.
     version
         Version; else one above the highest number there is.
+    gates
+        With the gates of an LSTM (f, i, c_tilde, o and c of each step) as further outputs.
     """
     console = _console()
-    _commands(console).export(console, run, models, name=name, version=version)
+    _commands(console).export(console, run, models, name=name, version=version, gates=gates)
 
 
 def verify(model: Path, *, checkpoint: Path | None = None) -> None:

@@ -5,12 +5,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from recurra_training import metrics
 from recurra_training.checkpoint import load_trained
+from recurra_training.contract import read_model
 from recurra_training.data import TASKS, Task
 from recurra_training.experiment import HELD_OUT, run_experiment
 from recurra_training.fit import Run
+from recurra_training.gates import has_gates, with_gates
 from recurra_training.publish import check_publishable
 from recurra_training.release import release
 from recurra_training.settings import Settings
@@ -50,17 +53,22 @@ def train(
         console.print(f"Published   {published}")
 
 
-def export(console: Console, run: Path, models: Path, *, name: str, version: str) -> None:
+def export(console: Console, run: Path, models: Path, *, name: str, version: str, gates: bool) -> None:
     """Publish what a run has trained."""
     with console.status("Exporting and verifying ..."):
-        published, checks = release(load_trained(run), models, name=name, version=version)
+        published, checks = release(load_trained(run), models, name=name, version=version, gates=gates)
     _print_checks(console, checks)
     console.print(f"\nPublished   {published}")
 
 
 def verify(console: Console, model: Path, checkpoint: Path | None) -> None:
     """Verify a model file."""
-    network = None if checkpoint is None else load_trained(checkpoint).network
+    network: nn.Module | None = None
+    if checkpoint is not None:
+        trained = load_trained(checkpoint)
+        network = trained.network
+        if has_gates(read_model(model)):
+            network, _ = with_gates(network, trained.signature)
     try:
         checks = verify_file(model, network)
     except DifferenceError as error:

@@ -24,6 +24,7 @@ from recurra_training.versions import versions
 
 _FOLD_ALL: Final = 1 << 40
 """Constants of any size are folded: rearranged weights must not be rearranged again at each load."""
+_GRAPH: Final = ir.AttributeType.GRAPH
 _EXAMPLE: Final = {"batch": 3, "time": 2}
 """Sizes of the example that the network is traced with; neither may be 1, which tracing takes for a constant."""
 
@@ -39,8 +40,8 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """As the network's."""
-        y, *after = self.network(x, *states)
-        return (y.softmax(-1) if self._probabilities else y), *after
+        y, *others = self.network(x, *states)
+        return (y.softmax(-1) if self._probabilities else y), *others
 
 
 def export_onnx(
@@ -54,10 +55,10 @@ def export_onnx(
     `recurra_training.verify.verify` proves that the file does what the network does; this does not.
 
     Args:
-        network: Anything with `forward(x, *states) -> (y, *states)` and `initial_states(batch)`, on the CPU. It is
-            left in evaluation mode.
+        network: Anything with `forward(x, *states) -> (y, *states)` and `initial_states(batch)`, on the CPU; between y
+            and the states may stand further outputs. It is left in evaluation mode.
         path: The file; its folder must be there.
-        signature: What the network takes and answers; None: as `describe(network)` finds it. An output of kind
+        signature: What the network takes and answers; None: as `describe(network)` finds it. A first output of kind
             `probability` gets a softmax over its last axis.
         training: More facts for `recurra.training`, such as `metrics` and `seed`.
 
@@ -90,8 +91,8 @@ def graph_digest(model: onnx.ModelProto) -> str:
 
 def _trace(network: ExportedNetwork, signature: Signature) -> ir.Model:
     free = {name: Dim(name) for name in _EXAMPLE}
-    if len(signature.inputs) != 1 or len(signature.outputs) != 1:
-        raise ExportError("a network has one input and one output, besides its states")
+    if len(signature.inputs) != 1:
+        raise ExportError("a network has one input, besides its states")
     specs: tuple[TensorSpec | StateSpec, ...] = (signature.inputs[0], *signature.states)
     axes = [{i: free[size] for i, size in enumerate(spec.shape()) if isinstance(size, str)} for spec in specs]
     with quiet("torch.onnx"):
@@ -148,13 +149,17 @@ def _rename(graph: ir.Graph) -> None:
     The exporter's names count what it has traced before, so one network would not always give one digest.
     """
     counted: Counter[str] = Counter()
-    for node in graph:
+    for node in graph.all_nodes():  # those in the body of a loop too
         counted[node.op_type] += 1
         node.name = f"{node.op_type.lower()}_{counted[node.op_type]}"
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer():
                 value.name = f"{node.name}_constant_{index}"
         for index, value in enumerate(node.outputs):
-            if not value.is_graph_output():
+            if not (value.is_graph_output() and node.graph is graph):
                 value.name = f"{node.name}_output_{index}"
+        for body in (attribute.as_graph() for attribute in node.attributes.values() if attribute.type == _GRAPH):
+            body.name = f"{node.name}_body"
+            for index, value in enumerate(body.inputs):
+                value.name, value.shape = f"{node.name}_step_{index}", None
     graph.name = "recurra"

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from recurra_training.checkpoint import Trained
 from recurra_training.export import export_onnx
+from recurra_training.gates import with_gates
 from recurra_training.publish import publish
 from recurra_training.runner import Array
 from recurra_training.verify import Check, verify
@@ -18,6 +21,7 @@ def release(
     version: str = "",
     sequences: Sequence[Array] = (),
     twice: bool = True,
+    gates: bool = False,
 ) -> tuple[Path, list[Check]]:
     """Export a network and publish it, if and only if it verifies.
 
@@ -27,6 +31,7 @@ def release(
         name: Name of the model; empty: that of its task.
         version: See `publish`.
         twice: See `publish`.
+        gates: With the gates of an LSTM as further outputs.
         sequences: See `verify`.
 
     Returns:
@@ -36,10 +41,14 @@ def release(
         ExportError, SignatureError, VerificationError, PublishError: Nothing was published.
     """
     checks: list[Check] = []
+    network: nn.Module = trained.network
+    signature = trained.signature
+    if gates:
+        network, signature = with_gates(network, signature)
 
     def write(path: Path) -> None:
         facts = {key: value for key, value in trained.facts.items() if key != "versions"}
-        export_onnx(trained.network, path, trained.signature, facts)
-        checks.extend(verify(path, trained.network, sequences=sequences))
+        export_onnx(network, path, signature, facts)
+        checks.extend(verify(path, network, sequences=sequences))
 
     return publish(models, name or trained.task, write, version, twice=twice), checks

@@ -185,9 +185,12 @@ def _schedule(longest: int, rng: np.random.Generator) -> list[Call]:
 def _play_torch(network: nn.Module, signature: Signature, inputs: dict[str, Array]) -> Played:
     initial_states: Callable[[int], tuple[Tensor, ...]] = network.initial_states  # type: ignore[assignment]
     (x,) = (torch.from_numpy(inputs[spec.name]) for spec in signature.inputs)
-    y, *states = ExportedNetwork(network, signature)(x, *initial_states(_ROWS))
-    ended = zip(signature.states, states, strict=True)
+    answers = ExportedNetwork(network, signature)(x, *initial_states(_ROWS))
+    tensors = dict(zip(signature.output_shapes(), answers, strict=True))
     return Played(
-        {signature.outputs[0].name: y.numpy()},
-        {spec.output_name: np.moveaxis(state.numpy(), spec.batch_axis, 0) for spec, state in ended},
+        {spec.name: tensors[spec.name].numpy() for spec in signature.outputs},
+        {
+            spec.output_name: np.moveaxis(tensors[spec.output_name].numpy(), spec.batch_axis, 0)
+            for spec in signature.states
+        },
     )
