@@ -22,6 +22,7 @@ from recurra.v1 import (
 from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc import transport
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import ModelsServicer
 from recurra_server.rpc.sessions import SessionsServicer
@@ -152,13 +153,14 @@ class App:
             file.version,
             file.digest(),
             runtime.signature,
+            runtime,
             self.settings.limits,
             max_batch_size=1 if runtime.fixed_batch else None,
             metrics=runtime.metrics,
         )
-        seconds = probe(runtime.signature, runtime, model.max_batch_size)
+        seconds = probe(runtime, model.max_batch_size)
         inline = seconds * 1e3 <= self.settings.inline_ms
-        self.driver.serve(model, runtime, None if inline else self._executor)
+        self.driver.serve(model, None if inline else self._executor)
         _log.info(
             "model_loaded",
             model=model.name,
@@ -172,19 +174,9 @@ class App:
     def _build_server(self, edge: EdgeCounts) -> grpc.aio.Server:
         settings = self.settings
         server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", settings.max_message_mb << 20),
-                ("grpc.max_send_message_length", -1),
-                # Without this a second server on the port would take half of the calls in silence.
-                ("grpc.so_reuseport", 0),
-                # Bursts wait in the engine's queue, whose bound is told to callers; the core's own would drop them.
-                ("grpc.server.max_pending_requests", 2 * settings.limits.max_queue),
-                ("grpc.server.max_pending_requests_hard_limit", 4 * settings.limits.max_queue),
-                # Callers keep idle streams alive with pings.
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.keepalive_time_ms", 60_000),
-            ]
+            options=transport.options(
+                max_message_bytes=settings.max_message_mb << 20, max_pending=2 * settings.limits.max_queue
+            )
         )
         models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge), server)
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), server)

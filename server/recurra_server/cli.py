@@ -3,9 +3,8 @@
 import asyncio
 import sys
 
-import uvloop
-
 from recurra_server.app import App, StartError
+from recurra_server.rpc import transport
 from recurra_server.settings import Settings
 from recurra_server.telemetry.logs import configure_logs
 
@@ -20,10 +19,11 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
     settings
         How to serve.
     """
+    transport.begin_with_one_network_thread()
     json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     configure_logs(settings.log_level, json=json)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=transport.new_event_loop) as runner:
             runner.run(_serve(settings))
     except StartError as error:
         print(f"recurra: {error}", file=sys.stderr)

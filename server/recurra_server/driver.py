@@ -6,7 +6,7 @@ batch. So batches grow with the load, and no step ever waits for company.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,7 @@ import structlog
 
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.ports import Runtime
-from recurra_server.engine.served_model import Array, ServedModel
+from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Buffer, Step
 
@@ -38,31 +37,31 @@ class _Lane:
     """A model on the loop.
 
     Attributes:
-        runtime: What runs it.
         executor: Where it is run; None on the loop's own thread, which is quicker for small models.
         awake: Whether a pump is scheduled or a batch is in flight.
     """
 
     model: ServedModel
-    runtime: Runtime
     executor: ThreadPoolExecutor | None
     awake: bool = False
 
-    def call(self, batch: Batch) -> "_Outcome":
-        """Call the model; perhaps on another thread, so it touches nothing but the batch's own arrays."""
-        started = time.perf_counter()
-        try:
-            results: Sequence[Array] | Exception = self.runtime.run(batch.feeds)
-        except Exception as error:
-            results = error
-        return _Outcome(results, time.perf_counter() - started)
-
 
 class _Outcome(NamedTuple):
-    """What a model call returned or raised, and the seconds it took."""
+    """What a model call raised, and the seconds it took."""
 
-    results: Sequence[Array] | Exception
+    error: Exception | None
     seconds: float
+
+
+def _call(batch: Batch) -> _Outcome:
+    """Call the model, perhaps on another thread."""
+    started = time.perf_counter()
+    error = None
+    try:
+        batch.run()
+    except Exception as raised:
+        error = raised
+    return _Outcome(error, time.perf_counter() - started)
 
 
 class _Caller:
@@ -89,10 +88,10 @@ class Driver:
         self._observe = observe
         self._lanes: dict[ServedModel, _Lane] = {}
 
-    def serve(self, model: ServedModel, runtime: Runtime, executor: ThreadPoolExecutor | None = None) -> None:
-        """Add a model and what runs it; with an executor it is run there, off the loop's thread."""
+    def serve(self, model: ServedModel, executor: ThreadPoolExecutor | None = None) -> None:
+        """Add a model; with an executor it is run there, off the loop's thread."""
         self.engine.add_model(model)
-        self._lanes[model] = _Lane(model, runtime, executor)
+        self._lanes[model] = _Lane(model, executor)
 
     def submit(self, step: Step) -> None:
         """Hand a step to the engine; its waiter is told what became of it.
@@ -173,26 +172,26 @@ class Driver:
         if batch is None:
             lane.awake = False
         elif lane.executor is None:
-            self._finish(lane, batch, lane.call(batch))
+            self._finish(lane, batch, _call(batch))
             lane.awake = lane.model.has_ready
             if lane.awake:  # after a turn of the loop, in which more can come
                 loop.call_soon(self._pump, lane)
         else:
-            call = loop.run_in_executor(lane.executor, lane.call, batch)
+            call = loop.run_in_executor(lane.executor, _call, batch)
             call.add_done_callback(partial(self._returned, lane, batch))
 
     def _returned(self, lane: _Lane, batch: Batch, call: "asyncio.Future[_Outcome]") -> None:
         self._finish(lane, batch, call.result())
         self._pump(lane)
 
-    def _finish(self, lane: _Lane, batch: Batch, outcome: "_Outcome") -> None:
+    def _finish(self, lane: _Lane, batch: Batch, outcome: _Outcome) -> None:
         """Take in what a model call returned."""
         model, now = lane.model, self.clock()
         try:
-            if isinstance(outcome.results, Exception):
-                model.fail(batch, outcome.results, now)
+            if outcome.error is not None:
+                model.fail(batch, outcome.error, now)
                 return
-            model.commit(batch, outcome.results, now, outcome.seconds)
+            model.commit(batch, now, outcome.seconds)
         except Exception:
             _log.exception("batch_failed", model=model.name, version=model.version, size=len(batch.steps))
             model.abandon(batch, now)

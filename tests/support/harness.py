@@ -48,11 +48,11 @@ class Harness:
         self.now = 0.0
         self.answered: list[Step] = []
         self.engine = Engine(limits or Limits())
-        self.runtimes: dict[ServedModel, OnnxRuntime] = {}
+        self.models: list[ServedModel] = []
         for name, runtime in models.items():
-            model = ServedModel(name, "1", f"sha256:{name}", runtime.signature, self.engine.limits)
+            model = ServedModel(name, "1", f"sha256:{name}", runtime.signature, runtime, self.engine.limits)
             self.engine.add_model(model)
-            self.runtimes[model] = runtime
+            self.models.append(model)
 
     def open(self, model: str, **options: Any) -> Session:
         """Open a session."""
@@ -76,15 +76,15 @@ class Harness:
 
     def run_batch(self) -> int:
         """Run one batch of any model that has one; return its number of steps, 0 where nothing was ready."""
-        for model, runtime in self.runtimes.items():
+        for model in self.models:
             batch = model.next_batch(self.now)
             if batch is not None:
                 try:
-                    results = runtime.run(batch.feeds)
+                    batch.run()
                 except Exception as error:
                     model.fail(batch, error, self.now)
                 else:
-                    model.commit(batch, results, self.now, 0.0)
+                    model.commit(batch, self.now, 0.0)
                 return len(batch.steps)
         return 0
 
@@ -120,11 +120,10 @@ def whole(runtime: OnnxRuntime, x: Array) -> Array:
     """The outputs `[T, *dims]` of a whole sequence `[T, *dims]` run at once, alone, from the initial states."""
     signature = runtime.signature
     spec = signature.inputs[0]
-    feeds = {spec.name: spec.to_graph(np.ascontiguousarray(x, spec.np_dtype)[np.newaxis])}
-    for state in signature.states:
-        shape = [*state.dims[: state.batch_axis], 1, *state.dims[state.batch_axis :]]
-        feeds[state.input_name] = np.full(shape, state.initial, state.np_dtype)
-    output: Array = signature.outputs[0].from_graph(np.asarray(runtime.run(feeds)[0]))[0]
+    inputs = [np.empty(spec.graph_shape(1, len(x)), spec.np_dtype)]
+    spec.rows(inputs[0])[0] = x
+    inputs += [np.full(state.graph_shape(1), state.initial, state.np_dtype) for state in signature.states]
+    output: Array = signature.outputs[0].rows(np.asarray(runtime.run(inputs)[0]))[0]
     return output
 
 

@@ -58,6 +58,19 @@ def counter(**fields: Any) -> onnx.ModelProto:
     )
 
 
+def sieve(**fields: Any) -> onnx.ModelProto:
+    """Answers its input, but for the steps at which the first session has a zero: so its answer may be too short."""
+    nodes = [
+        helper.make_node("Gather", ["x", "zero"], ["first"], axis=0),
+        helper.make_node("Squeeze", ["first", "last"], ["values"]),
+        helper.make_node("Cast", ["values"], ["kept"], to=TensorProto.BOOL),
+        helper.make_node("Compress", ["x", "kept"], ["y"], axis=1),
+    ]
+    constants = {"zero": np.array(0, np.int64), "last": np.array([-1], np.int64)}
+    tensors = {"inputs": [_tensor("x", [1])], "outputs": [_tensor("y", [1])]}
+    return _model(nodes, constants, **tensors, states=[], fields=fields)
+
+
 def feed_forward(features: int = 4, outputs: int = 2, *, seed: int = 0, **fields: Any) -> onnx.ModelProto:
     """One linear layer: no states."""
     rng = np.random.default_rng(seed)

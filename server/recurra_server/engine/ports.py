@@ -1,25 +1,25 @@
 """What the engine needs from outside, implemented by `runtimes`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 
 class Runtime(Protocol):
-    """Runs one version of one model. Stateless: the states are arguments and results."""
+    """Runs one version of one model. Stateless: the states are among what goes in and what comes out."""
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        """Run the model once.
+    def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> Callable[[], None]:
+        """Make a model call between arrays, which can be made again and again.
 
         Args:
-            feeds: Every input and every state of the signature by name, laid out as the
-                graph has them, for B >= 1 sessions and T >= 1 time steps.
+            inputs: The inputs in the signature's order, then the states; each contiguous, of the graph's shape
+                for B >= 1 sessions and T >= 1 time steps.
+            outputs: The outputs in the signature's order, then the next states; likewise.
 
         Returns:
-            The outputs in the signature's order, then the next states in the signature's order.
-
-        Raises:
-            Exception: The model refuses these values; the engine finds out whose they are.
+            A function that runs the model once: reads what stands in `inputs` then, and writes `outputs`. It may
+            be called on any thread, one at a time. It raises where the model refuses the values (the engine
+            finds out whose they are), or answers in another shape than that of `outputs`.
         """
         ...

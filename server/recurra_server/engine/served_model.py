@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from recurra_server.engine.batch import Batch, all_finite, rows_not_finite, stack_inputs, unstack_results
+from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.errors import (
     DeadlineError,
     InputNotFiniteError,
@@ -18,12 +18,14 @@ from recurra_server.engine.errors import (
     StateNotFiniteError,
 )
 from recurra_server.engine.limits import Limits
+from recurra_server.engine.ports import Runtime
 from recurra_server.engine.scheduler import Scheduler
 from recurra_server.engine.sessions import KeptReply, Session
 from recurra_server.engine.signature import Signature
 from recurra_server.engine.slots import SlotTable, rows_of
 from recurra_server.engine.steps import Step
 from recurra_server.engine.turns import Turns
+from recurra_server.engine.workspace import Workspaces
 
 Array = NDArray[Any]
 
@@ -47,6 +49,7 @@ class ServedModel:
         version: str,
         digest: str,
         signature: Signature,
+        runtime: Runtime,
         limits: Limits,
         *,
         max_batch_size: int | None = None,
@@ -64,6 +67,7 @@ class ServedModel:
         self._scheduler = Scheduler(limits.max_piece_steps if signature.has_time else 1)
         self.turns = Turns(limits, self._scheduler, self.slots)
         self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
+        self._workspaces = Workspaces(signature, runtime)
         self._in_flight: Batch | None = None
 
     @property
@@ -99,25 +103,22 @@ class ServedModel:
                 self._in_flight = batch
                 return batch
 
-    def commit(self, batch: Batch, results: Sequence[Array], now: float, compute: float) -> None:
-        """Take a batch's results in: keep the next states, answer the steps that are complete.
+    def commit(self, batch: Batch, now: float, compute: float) -> None:
+        """Take in what a batch that was run has left: keep the next states, answer the steps that are complete.
 
         Args:
             batch: What was run.
-            results: What the runtime returned.
             now: The time in seconds.
             compute: Seconds that the model call took.
-
-        Raises:
-            ValueError: The results are not what the signature declares; nothing was committed.
         """
-        outputs, states = unstack_results(self.signature, batch, results)
         self._in_flight = None
-        steps, slots, size = batch.steps, batch.slots, len(batch.steps)
+        steps, slots, workspace = batch.steps, batch.slots, batch.workspace
+        outputs = list(zip(*[tensor.split() for tensor in workspace.outputs], strict=True))
+        states = [tensor.rows for tensor in workspace.next_states]
         lost = {row for row, step in enumerate(steps) if step.session.closed}
-        bad = {row for rows in states if not all_finite(rows) for row in rows_not_finite(rows)}
+        bad = {row for state in workspace.next_states if not state.all_finite() for row in state.rows_not_finite()}
         if lost or bad or batch.begins_chunks:
-            good = [row for row in range(size) if row not in lost and row not in bad]
+            good = [row for row in range(len(steps)) if row not in lost and row not in bad]
             for row in good:
                 if steps[row].position == 0 and steps[row].count != batch.length:
                     # The session keeps its own states until the whole chunk has succeeded.
@@ -128,7 +129,7 @@ class ServedModel:
         self.slots.touch(slots, now)
         for row, step in enumerate(steps):
             step.compute += compute
-            step.batch_size = size
+            step.batch_size = len(steps)
             if row in lost:
                 self._give_up_slots(step)
             elif row in bad:
@@ -197,21 +198,21 @@ class ServedModel:
         """Make a batch of ready steps; those whose inputs are not finite fail."""
         if not steps:
             return None
-        feeds, bad = stack_inputs(self.signature, steps, length)
+        workspace = self._workspaces.get(len(steps), length)
+        bad = stack_inputs(workspace, steps, length)
         if bad:
             for row, name in bad.items():
                 message = f"input {name!r} holds NaN or infinity; the step was not applied"
                 self.turns.fail(steps[row], InputNotFiniteError(message, input=name), now)
             return self._stack([step for row, step in enumerate(steps) if row not in bad], length, now)
         slots = rows_of([step.slot for step in steps])
-        for state, tensor in zip(self.signature.states, self.slots.gather(slots), strict=True):
-            feeds[state.input_name] = tensor
+        self.slots.gather(slots, [state.rows for state in workspace.states])
         begins_chunks = False
         for step in steps:
             if step.position == 0:
                 step.started = now
                 begins_chunks = begins_chunks or step.count != length
-        return Batch(steps, length, slots, feeds, begins_chunks)
+        return Batch(steps, length, slots, workspace, begins_chunks)
 
     def _advance(self, step: Step, outputs: tuple[bytes, ...], length: int, now: float) -> None:
         """A piece of the step has been run and its states kept."""

@@ -41,31 +41,31 @@ class TensorSpec:
         return np.dtype(self.dtype).newbyteorder("<")
 
     @cached_property
+    def dims_list(self) -> list[int]:
+        """`dims`, to be compared with a list."""
+        return list(self.dims)
+
+    @cached_property
     def step_bytes(self) -> int:
         """Bytes of one step of one session."""
         return math.prod(self.dims) * self.np_dtype.itemsize
 
     @cached_property
-    def _to_graph(self) -> tuple[int, ...] | None:
-        """The order of the axes of `[B, T, *dims]` in the graph; None where it is the same."""
-        rank = len(self.dims) + 2
-        places = [self.batch_axis, rank - 1 if self.time_axis is None else self.time_axis]
-        return _order(rank, places)
+    def _order(self) -> tuple[int, ...]:
+        """Where the axes of `[B, T, *dims]` are in the graph's tensor; a missing time axis is put last."""
+        time_axis = len(self.dims) + 1 if self.time_axis is None else self.time_axis
+        return _order(len(self.dims) + 2, [self.batch_axis, time_axis])
 
-    @cached_property
-    def _from_graph(self) -> tuple[int, ...] | None:
-        return None if self._to_graph is None else tuple(int(axis) for axis in np.argsort(self._to_graph))
+    def graph_shape(self, batch: int, steps: int) -> tuple[int, ...]:
+        """The shape of the graph's tensor for `batch` sessions of `steps` time steps each."""
+        shape = _placed((batch, steps, *self.dims), self._order)
+        return shape[:-1] if self.time_axis is None else shape
 
-    def to_graph(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Lay out `[B, T, *dims]` as the graph has it; without a time axis T must be 1."""
-        tensor = rows if self._to_graph is None else np.ascontiguousarray(rows.transpose(self._to_graph))
-        return tensor[..., 0] if self.time_axis is None else tensor
-
-    def from_graph(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """Lay out the graph's tensor as `[B, T, *dims]`; the inverse of `to_graph`."""
+    def rows(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        """See the graph's tensor as rows `[B, T, *dims]`, one for each session; a view, to read or to write."""
         if self.time_axis is None:
             tensor = tensor[..., np.newaxis]
-        return np.ascontiguousarray(tensor if self._from_graph is None else tensor.transpose(self._from_graph))
+        return tensor.transpose(self._order)
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,17 @@ class StateSpec:
         return math.prod(self.dims) * self.np_dtype.itemsize
 
     @cached_property
-    def _to_graph(self) -> tuple[int, ...] | None:
+    def _order(self) -> tuple[int, ...]:
+        """Where the axes of `[B, *dims]` are in the graph's tensor."""
         return _order(len(self.dims) + 1, [self.batch_axis])
 
-    @cached_property
-    def _from_graph(self) -> tuple[int, ...] | None:
-        return None if self._to_graph is None else tuple(int(axis) for axis in np.argsort(self._to_graph))
+    def graph_shape(self, batch: int, steps: int = 1) -> tuple[int, ...]:  # noqa: ARG002
+        """The shape of the graph's tensor for `batch` sessions."""
+        return _placed((batch, *self.dims), self._order)
 
-    def stack(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Put rows `[B, *dims]` in the layout of the graph, with the batch at its axis."""
-        return np.ascontiguousarray(rows if self._to_graph is None else rows.transpose(self._to_graph))
-
-    def unstack(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """Take the graph's tensor apart into rows `[B, *dims]`; the inverse of `stack`."""
-        return tensor if self._from_graph is None else tensor.transpose(self._from_graph)
+    def rows(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        """See the graph's tensor as rows `[B, *dims]`, one for each session; a view, to read or to write."""
+        return tensor.transpose(self._order)
 
 
 @dataclass(frozen=True)
@@ -160,11 +157,14 @@ class Signature:
         return all(spec.time_axis is not None for spec in (*self.inputs, *self.outputs))
 
 
-def _order(rank: int, places: Sequence[int]) -> tuple[int, ...] | None:
-    """The permutation that brings the first axes to `places` and keeps the order of the others; None if it is idle."""
-    rest = iter(range(len(places), rank))
-    order = tuple(places.index(axis) if axis in places else next(rest) for axis in range(rank))
-    return None if order == tuple(range(rank)) else order
+def _order(rank: int, places: Sequence[int]) -> tuple[int, ...]:
+    """For each axis of the rows where it is in the graph's tensor: the first axes at `places`, the rest in order."""
+    return (*places, *(axis for axis in range(rank) if axis not in places))
+
+
+def _placed(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """The graph's shape for rows of a shape."""
+    return tuple(shape[order.index(axis)] for axis in range(len(shape)))
 
 
 def _check_tensor(spec: TensorSpec) -> None:

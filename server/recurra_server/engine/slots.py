@@ -106,11 +106,13 @@ class SlotTable(Generic[Owner]):
             if state is not None:
                 table[slot] = state
 
-    def gather(self, slots: Slots) -> list[Array]:
-        """Stack the states of these slots, laid out as the graph takes them; read-only for the caller."""
-        if isinstance(slots, slice):
-            return [spec.stack(table[slots]) for table, spec in zip(self._tables, self.specs, strict=True)]
-        return [spec.stack(table.take(slots, axis=0)) for table, spec in zip(self._tables, self.specs, strict=True)]
+    def gather(self, slots: Slots, rows: Sequence[Array]) -> None:
+        """Copy the states of these slots to rows `[B, *dims]`."""
+        for table, states in zip(self._tables, rows, strict=True):
+            if isinstance(slots, slice):
+                states[...] = table[slots]
+            else:  # "clip" checks no bounds, and so copies straight to its end
+                table.take(slots, axis=0, out=states, mode="clip")
 
     def scatter(self, slots: Slots, rows: Sequence[Array]) -> None:
         """Set the states of these slots from rows `[B, *dims]`."""

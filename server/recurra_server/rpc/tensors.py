@@ -62,11 +62,13 @@ def decode_steps(
     specs = signature.inputs
     if len(specs) == 1 and len(tensors) == 1:
         tensor, spec = tensors[0], specs[0]
+        data = tensor.data
+        if len(data) == spec.step_bytes and not tensor.name and not tensor.dtype:
+            shape = tensor.shape
+            if not shape or shape == spec.dims_list:
+                return (data,), 1, False  # nearly every message: one step
         if tensor.name and tensor.name != spec.name:
             by_name(tensors, [spec.name], "input")
-        data = tensor.data
-        if not tensor.dtype and not tensor.shape and len(data) == spec.step_bytes:
-            return (data,), 1, False  # the leanest message: one step, described by its length
         count, is_chunk = _count_steps(tensor, spec, 0, max_steps)
         return (data,), count, is_chunk
     found = by_name(tensors, [spec.name for spec in specs], "input")

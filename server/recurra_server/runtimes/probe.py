@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra_server.engine.ports import Runtime
 from recurra_server.engine.signature import Signature, SignatureError, StateSpec, TensorSpec
+from recurra_server.runtimes.onnx import OnnxRuntime
 
 _REPEATS = 5
 
 
-def probe(signature: Signature, runtime: Runtime, max_batch_size: int) -> float:
+def probe(runtime: OnnxRuntime, max_batch_size: int) -> float:
     """Run zeros through a model and hold what comes back against its signature.
 
     Returns:
@@ -22,19 +22,19 @@ def probe(signature: Signature, runtime: Runtime, max_batch_size: int) -> float:
     Raises:
         SignatureError: The model cannot be run as its signature says.
     """
-    steps = 2 if signature.has_time else 1
-    _run(signature, runtime, 1, 1)
-    _run(signature, runtime, min(2, max_batch_size), steps)
-    return float(np.median([_run(signature, runtime, max_batch_size, 1) for _ in range(_REPEATS)]))
+    steps = 2 if runtime.signature.has_time else 1
+    _run(runtime, 1, 1)
+    _run(runtime, min(2, max_batch_size), steps)
+    return float(np.median([_run(runtime, max_batch_size, 1) for _ in range(_REPEATS)]))
 
 
-def _run(signature: Signature, runtime: Runtime, batch: int, steps: int) -> float:
-    feeds = {spec.name: spec.to_graph(np.zeros((batch, steps, *spec.dims), spec.np_dtype)) for spec in signature.inputs}
-    for state in signature.states:
-        feeds[state.input_name] = np.full(_state_shape(state, batch), state.initial, state.np_dtype)
+def _run(runtime: OnnxRuntime, batch: int, steps: int) -> float:
+    signature = runtime.signature
+    inputs = [np.zeros(spec.graph_shape(batch, steps), spec.np_dtype) for spec in signature.inputs]
+    states = [np.full(state.graph_shape(batch), state.initial, state.np_dtype) for state in signature.states]
     started = time.perf_counter()
     try:
-        results = runtime.run(feeds)
+        results = runtime.run([*inputs, *states])
     except Exception as error:
         detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SignatureError(f"the model fails on zeros for {batch} sessions and {steps} steps: {detail}") from None
@@ -46,10 +46,9 @@ def _run(signature: Signature, runtime: Runtime, batch: int, steps: int) -> floa
 def _check(signature: Signature, results: Sequence[NDArray[Any]], batch: int, steps: int) -> None:
     outputs = results[: len(signature.outputs)]
     for spec, tensor in zip(signature.outputs, outputs, strict=True):
-        expected = spec.to_graph(np.zeros((batch, steps, *spec.dims), spec.np_dtype))
-        _compare(spec, spec.name, tensor, expected.shape)
+        _compare(spec, spec.name, tensor, spec.graph_shape(batch, steps))
     for state, tensor in zip(signature.states, results[len(outputs) :], strict=True):
-        _compare(state, state.output_name, tensor, _state_shape(state, batch))
+        _compare(state, state.output_name, tensor, state.graph_shape(batch))
 
 
 def _compare(spec: TensorSpec | StateSpec, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -58,7 +57,3 @@ def _compare(spec: TensorSpec | StateSpec, name: str, tensor: NDArray[Any], shap
             f"output {name!r} came as {tensor.dtype} {list(tensor.shape)}; "
             f"the signature says {spec.dtype} {list(shape)}"
         )
-
-
-def _state_shape(state: StateSpec, batch: int) -> tuple[int, ...]:
-    return (*state.dims[: state.batch_axis], batch, *state.dims[state.batch_axis :])

@@ -1,47 +1,71 @@
 """The engine's parts: slots, scheduling, signatures, sampling."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from recurra_server.engine.engine import version_key
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.feedback import Sampling
 from recurra_server.engine.signature import Feedback, Signature, SignatureError, StateSpec, TensorSpec
-from recurra_server.engine.slots import SlotTable
+from recurra_server.engine.slots import SlotTable, rows_of
+from recurra_server.engine.workspace import Workspaces
+
+Array = NDArray[Any]
 
 dims = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 
 
-@given(dims=dims, batch=st.integers(1, 4), data=st.data())
-def test_stack_and_unstack_are_inverses(dims: tuple[int, ...], batch: int, data: st.DataObject) -> None:
-    spec = StateSpec("in", "out", "float32", dims, batch_axis=data.draw(st.integers(0, len(dims))))
-    rows = np.random.default_rng(0).normal(size=(batch, *dims)).astype(np.float32)
-    tensor = spec.stack(rows)
-    assert tensor.shape[spec.batch_axis] == batch
-    assert tensor.flags.c_contiguous
-    np.testing.assert_array_equal(spec.unstack(tensor), rows)
+class Mirror:
+    """A runtime that answers what it is given."""
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], None]:
+        """Copy."""
+
+        def run() -> None:
+            for source, target in zip(inputs, outputs, strict=True):
+                target[...] = source
+
+        return run
 
 
 @given(dims=dims, batch=st.integers(1, 4), steps=st.integers(1, 4), data=st.data())
-def test_to_graph_and_from_graph_are_inverses(
+def test_what_is_stacked_and_unstacked_comes_back(
     dims: tuple[int, ...], batch: int, steps: int, data: st.DataObject
 ) -> None:
-    rank = len(dims) + 2
-    batch_axis, time_axis = data.draw(st.permutations(range(rank)))[:2]
-    spec = TensorSpec("x", "float32", dims, batch_axis, time_axis)
-    rows = np.random.default_rng(0).normal(size=(batch, steps, *dims)).astype(np.float32)
-    tensor = spec.to_graph(rows)
-    assert (tensor.shape[batch_axis], tensor.shape[time_axis]) == (batch, steps)
-    np.testing.assert_array_equal(spec.from_graph(tensor), rows)
-
-
-@given(dims=dims, batch=st.integers(1, 4), data=st.data())
-def test_a_graph_without_a_time_axis_takes_single_steps(dims: tuple[int, ...], batch: int, data: st.DataObject) -> None:
-    spec = TensorSpec("x", "float32", dims, data.draw(st.integers(0, len(dims))), None)
-    rows = np.random.default_rng(0).normal(size=(batch, 1, *dims)).astype(np.float32)
-    assert spec.to_graph(rows).ndim == len(dims) + 1
-    np.testing.assert_array_equal(spec.from_graph(spec.to_graph(rows)), rows)
+    """For every place of the axes, in every order of calls: alike inputs, states and outputs."""
+    batch_axis, time_axis = data.draw(st.permutations(range(len(dims) + 2)))[:2]
+    has_time = data.draw(st.booleans())
+    x = TensorSpec("x", "float32", dims, batch_axis if has_time else min(batch_axis, len(dims)), time_axis)
+    if not has_time:
+        x, steps = replace(x, time_axis=None), 1
+    state = StateSpec("h", "h2", "float32", dims, batch_axis=data.draw(st.integers(0, len(dims))))
+    workspaces = Workspaces(Signature((x,), (replace(x, name="y"),), (state,)), Mirror())
+    table: SlotTable[None] = SlotTable([state])
+    slots = rows_of([table.allocate() for _ in range(batch)])
+    rng = np.random.default_rng(0)
+    for size in (batch, batch + 1, batch):  # the one between moves the memory of the others
+        workspaces.get(size, steps)
+    workspace = workspaces.get(batch, steps)
+    rows = rng.normal(size=(batch, steps, *dims)).astype(np.float32)
+    states = rng.normal(size=(batch, *dims)).astype(np.float32)
+    table.scatter(slots, [states])
+    workspace.inputs[0].put(rows.tobytes())
+    table.gather(slots, [tensor.rows for tensor in workspace.states])
+    np.testing.assert_array_equal(np.moveaxis(workspace.states[0].graph, state.batch_axis, 0), states)
+    expected = np.moveaxis(rows, (0, 1), (batch_axis, time_axis)) if has_time else None
+    if expected is not None:
+        np.testing.assert_array_equal(workspace.inputs[0].graph, expected)
+    workspace.run()
+    assert workspace.outputs[0].split() == [row.tobytes() for row in rows]
+    table.scatter(slots, [np.zeros_like(states)])
+    table.scatter(slots, [tensor.rows for tensor in workspace.next_states])
+    np.testing.assert_array_equal([table.read(slot)[0] for slot in range(batch)], states)
 
 
 def test_slots_keep_their_states_when_the_table_grows() -> None:

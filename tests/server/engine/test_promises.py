@@ -1,15 +1,18 @@
 """The engine's promises, for random interleavings of sessions, cuts and batches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recurra_server.engine.errors import EngineError
+from recurra_server.engine.errors import EngineError, InputRefusedError
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
 
-from tests.support.harness import Array, Harness, outputs_of, whole
+from tests.support import models
+from tests.support.harness import Array, Harness, load, outputs_of, whole
 
 # One tolerance for all: ONNX Runtime may sum in another order for another batch size.
 TOLERANCE = 1e-5
@@ -179,6 +182,16 @@ def test_single_steps_do_not_starve_a_chunk(runtimes: dict[str, OnnxRuntime]) ->
     assert long in harness.answered
 
 
+def test_a_row_for_which_the_model_answers_another_shape_fails_alone(tmp_path: Path) -> None:
+    harness = Harness({"sieve": load(tmp_path, models.sieve())})
+    good, bad = harness.open("sieve"), harness.open("sieve")
+    steps = [harness.submit(bad, np.zeros((1, 1))), harness.submit(good, np.ones((1, 1)))]
+    harness.run()
+    assert isinstance(steps[0].error, InputRefusedError)
+    assert outputs_of(steps[1]).tolist() == [[1.0]]
+    assert harness.ask(bad, np.full((2, 1), 7.0)).tolist() == [[7.0], [7.0]]
+
+
 def test_one_batch_of_a_model_is_in_flight_at_a_time(runtimes: dict[str, OnnxRuntime]) -> None:
     harness = Harness(runtimes)
     first, second = harness.open("counter"), harness.open("counter")
@@ -187,7 +200,8 @@ def test_one_batch_of_a_model_is_in_flight_at_a_time(runtimes: dict[str, OnnxRun
     assert batch is not None
     harness.submit(second, np.ones((1, 1)))
     assert first.model.next_batch(0.0) is None
-    first.model.commit(batch, harness.runtimes[first.model].run(batch.feeds), 0.0, 0.0)
+    batch.run()
+    first.model.commit(batch, 0.0, 0.0)
     assert harness.run_batch() == 1
 
 

@@ -221,7 +221,8 @@ def test_a_late_result_does_not_reach_the_slots_next_owner(runtimes: Runtimes) -
     assert batch is not None
     harness.engine.close(gone)
     following = harness.open("counter")
-    model.commit(batch, harness.runtimes[model].run(batch.feeds), 0.0, 0.0)
+    batch.run()
+    model.commit(batch, 0.0, 0.0)
     assert isinstance(step.error, errors.SessionNotFoundError)
     assert len(harness.answered) == 1
     assert harness.ask(following, ONE).tolist() == [[1.0]]
