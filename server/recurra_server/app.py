@@ -10,6 +10,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 from recurra.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -30,7 +31,7 @@ from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.runtimes.probe import probe
 from recurra_server.runtimes.repository import ModelFile, find_models
 from recurra_server.settings import Settings
-from recurra_server.telemetry.exporter import MetricsExporter
+from recurra_server.telemetry.exporter import MetricsExporter, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
 _log = structlog.get_logger(__name__)
@@ -52,16 +53,21 @@ class StartError(Exception):
 class App:
     """A server, from loading its models to the end of its drain. Made on the event loop it runs on.
 
+    Args:
+        settings: How to serve.
+        worker: Whether it is one of several: it shares the port, and its metrics are for whoever adds them up.
+
     Raises:
         StartError: No model can be loaded.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, worker: bool = False) -> None:
         self.settings = settings
+        self._worker = worker
         self.engine = Engine(settings.limits)
         edge = EdgeCounts()
         self.metrics = ServerMetrics(self.engine, edge, _build_info())
-        self.driver = Driver(self.engine, observe=self.metrics.observe_batch)
+        self.driver = Driver(self.engine, observe=self.metrics.observe_batch if settings.metrics else None)
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._inference = InferenceServicer(self.driver, edge, stream_window=settings.stream_window)
@@ -73,25 +79,21 @@ class App:
         """Listen, and say so through the health service.
 
         Returns:
-            The ports of gRPC and of the metrics.
+            The ports of gRPC and of the metrics, which is 0 where there are none.
 
         Raises:
             StartError: A port is taken or not allowed.
         """
         settings = self.settings
         for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can know that there is a server to end
-            asyncio.get_running_loop().add_signal_handler(number, self._told.set)
+            asyncio.get_running_loop().add_signal_handler(number, self.end)
         try:
             port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
         except RuntimeError:
             raise StartError(
                 f"cannot listen on {settings.host}:{settings.port}: the port is in use, or not allowed; choose --port"
             ) from None
-        try:
-            self._exporter = MetricsExporter(self.metrics, settings.host, settings.metrics_port)
-        except OSError as error:
-            where = f"{settings.host}:{settings.metrics_port}"
-            raise StartError(f"cannot serve metrics on {where}: {error.strerror}; choose --metrics-port") from None
+        self._exporter = self._export() if settings.metrics else None
         self._expiry = asyncio.ensure_future(self.driver.expire_forever())
         await self._server.start()
         for service in ("", *_SERVICES):
@@ -99,10 +101,14 @@ class App:
         for model in self.engine.models():
             await self._health.set(f"{model.name}/{model.version}", _SERVING)
             await self._health.set(model.name, _SERVING)
-        return port, self._exporter.port
+        return port, self._exporter.port if self._exporter is not None else 0
 
-    async def run_until_signal(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain; a second signal ends the drain at once."""
+    def end(self) -> None:
+        """Begin to drain; asked again, end the drain at once."""
+        self._told.set()
+
+    async def run_until_end(self) -> None:
+        """Serve until SIGTERM, SIGINT or `end`, then drain."""
         told = self._told
         await told.wait()
         told.clear()
@@ -128,8 +134,13 @@ class App:
         await self._server.stop(grace=1.0)
         self._expiry.cancel()
         await asyncio.gather(self._expiry, return_exceptions=True)
-        await asyncio.to_thread(self._exporter.close)
+        if self._exporter is not None:
+            await asyncio.to_thread(self._exporter.close)
         self._executor.shutdown()
+
+    def _export(self) -> MetricsExporter:
+        host = "127.0.0.1" if self._worker else self.settings.host
+        return export_metrics(process_metrics(self.metrics), host, self.settings.metrics_port)
 
     def _load_models(self) -> None:
         files = find_models(self.settings.models)
@@ -175,7 +186,9 @@ class App:
         settings = self.settings
         server = grpc.aio.server(
             options=transport.options(
-                max_message_bytes=settings.max_message_mb << 20, max_pending=2 * settings.limits.max_queue
+                max_message_bytes=settings.max_message_mb << 20,
+                max_pending=2 * settings.limits.max_queue,
+                share_port=self._worker,
             )
         )
         models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge), server)
@@ -186,6 +199,18 @@ class App:
             names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, server)
         return server
+
+
+def export_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsExporter:
+    """Serve metrics.
+
+    Raises:
+        StartError: The port is taken or not allowed.
+    """
+    try:
+        return MetricsExporter(registry, host, port)
+    except OSError as error:
+        raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose --metrics-port") from None
 
 
 def _build_info() -> dict[str, str]:

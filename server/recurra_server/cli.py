@@ -3,10 +3,12 @@
 import asyncio
 import sys
 
-from recurra_server.app import App, StartError
+from recurra_server.app import StartError
 from recurra_server.rpc import transport
 from recurra_server.settings import Settings
 from recurra_server.telemetry.logs import configure_logs
+from recurra_server.worker import Ready, run
+from recurra_server.workers import Workers
 
 _DEFAULTS = Settings()
 
@@ -20,22 +22,20 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
         How to serve.
     """
     transport.begin_with_one_network_thread()
-    json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    configure_logs(settings.log_level, json=json)
+
+    def ready(server: Ready) -> None:
+        for model in server.models:
+            print(model)
+        print(f"gRPC on {settings.host}:{server.port}", flush=True)
+        if settings.metrics:
+            print(f"metrics on http://{settings.host}:{server.metrics_port}/metrics", flush=True)
+
     try:
-        with asyncio.Runner(loop_factory=transport.new_event_loop) as runner:
-            runner.run(_serve(settings))
+        if settings.workers == 1:
+            run(settings, ready)
+        else:
+            configure_logs(settings.log_level, json=settings.logs_json)
+            asyncio.run(Workers(settings).run(ready))
     except StartError as error:
         print(f"recurra: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-async def _serve(settings: Settings) -> None:
-    app = App(settings)
-    port, metrics_port = await app.start()
-    for model in app.engine.models():
-        states = f"{model.signature.state_bytes} bytes of state a session" if model.signature.states else "no states"
-        print(f"serving {model.name} version {model.version} ({states})")
-    print(f"gRPC on {settings.host}:{port}")
-    print(f"metrics on http://{settings.host}:{metrics_port}/metrics", flush=True)
-    await app.run_until_signal()

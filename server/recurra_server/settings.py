@@ -1,5 +1,6 @@
 """The server's settings. Each is a flag, an environment variable and a key of recurra.toml."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,8 +25,12 @@ class Settings:
     """Address to listen on; 0.0.0.0 for all."""
     port: _Port = 50051
     """Port for gRPC; 0 takes a free one."""
+    metrics: bool = True
+    """Whether metrics are kept and served."""
     metrics_port: _Port = 9464
     """Port for Prometheus metrics over HTTP; 0 takes a free one."""
+    workers: _Positive = 1
+    """Processes that share the port; a session lives in the one that its connection was given to."""
     threads: _Positive = 1
     """Threads inside one model call."""
     inline_ms: _Seconds = 1.0
@@ -43,3 +48,8 @@ class Settings:
     log_format: Literal["auto", "json", "text"] = "auto"
     """JSON lines or columns for people; auto: columns on a terminal."""
     limits: Annotated[Limits, Parameter(name="*", group="Bounds")] = field(default_factory=Limits)
+
+    @property
+    def logs_json(self) -> bool:
+        """Whether logs are written as JSON."""
+        return self.log_format == "json" or (self.log_format == "auto" and not sys.stderr.isatty())

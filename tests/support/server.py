@@ -36,11 +36,15 @@ class ServerProcess:
 
     Attributes:
         target: Address of the gRPC port.
-        metrics_url: Where the metrics are.
         output: What it has printed so far.
+
+    Args:
+        models: Its model repository.
+        options: Flags of `recurra serve`.
+        ready: How the last line begins that it prints before it serves.
     """
 
-    def __init__(self, models: Path, *options: str) -> None:
+    def __init__(self, models: Path, *options: str, ready: str = "metrics on ") -> None:
         command = [str(Path(sys.executable).with_name("recurra")), "serve", "--models", str(models)]
         self._process = subprocess.Popen(
             [*command, "--port", "0", "--metrics-port", "0", *options],
@@ -49,14 +53,19 @@ class ServerProcess:
             text=True,
         )
         self.output = ""
+        self._last_line = ready
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._ready.wait(_START_SECONDS) or "metrics on " not in self.output:
+        if not self._ready.wait(_START_SECONDS) or ready not in self.output:
             self.kill()
             raise RuntimeError(f"the server did not start:\n{self.output}")
         self.target = self._find(r"gRPC on (\S+)")
-        self.metrics_url = self._find(r"metrics on (\S+)")
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the metrics are."""
+        return self._find(r"metrics on (\S+)")
 
     @property
     def pid(self) -> int:
@@ -101,15 +110,15 @@ class ServerProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.output += line
-            if line.startswith("metrics on "):
+            if line.startswith(self._last_line):
                 self._ready.set()
         self._ready.set()
 
 
 @contextmanager
-def running_server(models: Path, *options: str) -> Iterator[ServerProcess]:
+def running_server(models: Path, *options: str, ready: str = "metrics on ") -> Iterator[ServerProcess]:
     """A server for the length of a `with` block."""
-    server = ServerProcess(models, *options)
+    server = ServerProcess(models, *options, ready=ready)
     try:
         yield server
     finally:

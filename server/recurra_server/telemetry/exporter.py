@@ -29,18 +29,23 @@ class _OnLoop(Collector):
         return asyncio.run_coroutine_threadsafe(gather(), self._loop).result(timeout=5.0)
 
 
+def process_metrics(collector: Collector) -> CollectorRegistry:
+    """The metrics of this process: those of a collector that belongs to the running event loop, and Python's own."""
+    registry = CollectorRegistry()
+    registry.register(_OnLoop(collector, asyncio.get_running_loop()))
+    for process in (ProcessCollector, PlatformCollector, GCCollector):
+        process(registry=registry)
+    return registry
+
+
 class MetricsExporter:
-    """An HTTP server with `/metrics`.
+    """An HTTP server with `/metrics`, on a thread of its own.
 
     Raises:
         OSError: The address is taken or not allowed.
     """
 
-    def __init__(self, collector: Collector, host: str, port: int) -> None:
-        registry = CollectorRegistry()
-        registry.register(_OnLoop(collector, asyncio.get_running_loop()))
-        for process in (ProcessCollector, PlatformCollector, GCCollector):
-            process(registry=registry)
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
         self._server: WSGIServer
         self._server, self._thread = start_http_server(port, host, registry)
 

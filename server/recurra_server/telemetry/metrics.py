@@ -79,6 +79,7 @@ class ServerMetrics(Collector):
         yield GaugeMetricFamily(
             "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)
         )
+        yield GaugeMetricFamily("recurra_workers", "Server processes.", value=1)  # added up where there are several
         build = GaugeMetricFamily("recurra_build_info", "Always 1.", labels=list(self._build))
         build.add_metric(list(self._build.values()), 1)
         yield build

@@ -1,0 +1,92 @@
+"""The metrics of several processes as those of one."""
+
+import threading
+import urllib.request
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+_TIMEOUT = 4.0  # seconds
+_COUNTED = ("counter", "histogram")
+_LARGEST = ("_info", "_draining")
+_SMALLEST = ("process_start_time_seconds",)
+_Key = tuple[str, frozenset[tuple[str, str]]]
+_Values = dict[_Key, float]
+
+
+class MergedMetrics(Collector):
+    """Scrapes workers and adds up what they tell.
+
+    What a worker that has died had counted stays in the sums: a counter must not go back.
+
+    Attributes:
+        registry: What to serve.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # scrapes come on other threads
+        self._ports: dict[int, int] = {}
+        self._last: dict[int, dict[str, Metric]] = {}
+        self._departed: dict[str, Metric] = {}
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def add(self, place: int, port: int) -> None:
+        """A worker serves its metrics on this port of this machine."""
+        with self._lock:
+            self._ports[place] = port
+
+    def remove(self, place: int) -> None:
+        """A worker is gone."""
+        with self._lock:
+            self._ports.pop(place, None)
+            last = self._last.pop(place, {})
+            counted = {name: metric for name, metric in last.items() if metric.type in _COUNTED}
+            self._departed = merge([self._departed, counted])
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, lest registering scrapes at once."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Scrape all workers; one that does not answer counts with what it last told."""
+        with self._lock:
+            for place, port in self._ports.items():
+                try:
+                    self._last[place] = _scrape(port)
+                except OSError:
+                    continue
+            merged = merge([self._departed, *self._last.values()])
+        yield from merged.values()
+
+
+def merge(parts: Iterable[dict[str, Metric]]) -> dict[str, Metric]:
+    """Add up metrics, by name; information and states are the largest, start times the smallest."""
+    merged: dict[str, Metric] = {}
+    values: dict[str, _Values] = {}
+    for part in parts:
+        for name, metric in part.items():
+            merged.setdefault(name, Metric(name, metric.documentation, metric.type))
+            found = values.setdefault(name, {})
+            for sample in metric.samples:
+                key = (sample.name, frozenset(sample.labels.items()))
+                found[key] = _together(name, found[key], sample.value) if key in found else sample.value
+    for name, metric in merged.items():
+        for (sample_name, labels), value in values[name].items():
+            metric.add_sample(sample_name, dict(labels), value)
+    return merged
+
+
+def _together(name: str, one: float, other: float) -> float:
+    if name.endswith(_LARGEST):
+        return max(one, other)
+    return min(one, other) if name in _SMALLEST else one + other
+
+
+def _scrape(port: int) -> dict[str, Metric]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=_TIMEOUT) as answer:
+        text = answer.read().decode()
+    return {metric.name: metric for metric in text_string_to_metric_families(text)}

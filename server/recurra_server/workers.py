@@ -1,0 +1,166 @@
+"""Several server processes on one port, and the one that keeps them: it starts them anew should they die.
+
+The kernel gives each new connection to one of them (SO_REUSEPORT). They share nothing: each has its own sessions,
+bounds and models.
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import structlog
+
+from recurra_server.app import StartError, export_metrics
+from recurra_server.settings import Settings
+from recurra_server.telemetry.merged import MergedMetrics
+from recurra_server.worker import READY, SETTINGS, Ready
+
+_log = structlog.get_logger(__name__)
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+_LIVED_WELL = 60.0  # seconds after which a death is no longer one of a row
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A running worker."""
+
+    process: asyncio.subprocess.Process
+    ready: Ready
+
+    def end(self) -> None:
+        """Ask it to drain; asked again, it hurries."""
+        with suppress(ProcessLookupError):
+            self.process.terminate()
+
+
+class Workers:
+    """Keeps `settings.workers` servers running until SIGTERM or SIGINT; a second signal hurries them.
+
+    Raises:
+        StartError: The port is taken or not allowed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._reserved = _reserve(settings.host, settings.port)
+        self._settings = settings
+        port: int = self._reserved.getsockname()[1]
+        self._each = replace(settings, port=port, metrics_port=0, workers=1)
+        self._running: dict[int, _Worker] = {}
+        self._ending = asyncio.Event()
+        self._merged = MergedMetrics()
+
+    async def run(self, ready: Callable[[Ready], None]) -> None:
+        """Serve; `ready` is called once all workers do.
+
+        Raises:
+            StartError: A worker cannot serve.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        exporter = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                firsts = [group.create_task(self._start(place)) for place in range(self._settings.workers)]
+            if self._settings.metrics:
+                exporter = export_metrics(self._merged.registry, self._settings.host, self._settings.metrics_port)
+            first = firsts[0].result().ready
+            ready(replace(first, metrics_port=exporter.port if exporter is not None else 0))
+            await asyncio.gather(*(self._keep(place, task.result()) for place, task in enumerate(firsts)))
+        except* StartError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            for worker in self._running.values():
+                worker.end()
+            await asyncio.gather(*(worker.process.wait() for worker in self._running.values()))
+            if exporter is not None:
+                await asyncio.to_thread(exporter.close)
+            self._reserved.close()
+
+    def _end(self) -> None:
+        self._ending.set()
+        for worker in self._running.values():
+            worker.end()
+
+    async def _keep(self, place: int, worker: _Worker) -> None:
+        """Start a worker anew whenever it dies, after longer pauses the oftener it does."""
+        pause = _FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            status = await worker.process.wait()
+            self._forget(place)
+            if self._ending.is_set():
+                return
+            _log.error("worker_died", worker=place, status=status, again_in_seconds=pause)
+            if time.monotonic() - began > _LIVED_WELL:
+                pause = _FIRST_PAUSE
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause)
+            if self._ending.is_set():
+                return
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            try:
+                worker = await self._start(place)
+            except StartError as error:
+                _log.error("worker_not_started", worker=place, why=str(error))
+
+    async def _start(self, place: int) -> _Worker:
+        """Start a worker and wait until it serves.
+
+        Raises:
+            StartError: It cannot.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "recurra_server.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for us alone: a worker that is told twice hurries
+        )
+        self._running[place] = worker = _Worker(process, Ready())
+        assert process.stdin is not None  # noqa: S101 - they are pipes
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(SETTINGS.dump_json(self._each) + b"\n")
+        line = await process.stdout.readline()
+        worker.ready = READY.validate_json(line) if line else Ready(error="a worker ended before it served")
+        if worker.ready.error:
+            await process.wait()
+            self._forget(place)
+            raise StartError(worker.ready.error)
+        if worker.ready.metrics_port:
+            self._merged.add(place, worker.ready.metrics_port)
+        return worker
+
+    def _forget(self, place: int) -> None:
+        self._running.pop(place, None)
+        self._merged.remove(place)
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """Hold a port that the workers share: bound, not listening, so no connection comes here.
+
+    Raises:
+        StartError: It is taken or not allowed.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        with socket.socket(family, kind) as alone:  # without SO_REUSEPORT: nobody else is to have it
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            address = alone.getsockname()
+        shared = socket.socket(family, kind)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind(address)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; choose --port") from None
+    return shared

@@ -1,0 +1,89 @@
+"""Metrics of several workers as those of one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from recurra_server.telemetry.merged import MergedMetrics
+
+from tests.support.server import Samples
+
+
+class Worker:
+    """A process that counts, as its metrics tell."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.steps = Counter("steps", "Steps.", ["model"], registry=self.registry)
+        self.seconds = Histogram("step_seconds", "Time.", buckets=(1, 2), registry=self.registry)
+        self.sessions = Gauge("sessions", "Open.", registry=self.registry)
+        self.draining = Gauge("recurra_draining", "1 or 0.", registry=self.registry)
+        self.workers = Gauge("recurra_workers", "Processes.", registry=self.registry)
+        self.workers.set(1)
+        self.info = Gauge("recurra_build_info", "Always 1.", ["version"], registry=self.registry)
+        self.started = Gauge("process_start_time_seconds", "When.", registry=self.registry)
+        self.info.labels("1").set(1)
+
+    @contextmanager
+    def serving(self) -> Iterator[int]:
+        server, thread = start_http_server(0, "127.0.0.1", self.registry)
+        yield server.server_port
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def scrape(merged: MergedMetrics) -> Samples:
+    return Samples(generate_latest(merged.registry).decode())
+
+
+def test_counts_are_added_up_and_states_are_not() -> None:
+    one, other = Worker(), Worker()
+    for worker, many in ((one, 3), (other, 4)):
+        worker.steps.labels("a").inc(many)
+        worker.sessions.set(many)
+        worker.started.set(100 * many)
+        worker.seconds.observe(many - 2.5)
+    other.steps.labels("b").inc(5)
+    other.draining.set(1)
+    merged = MergedMetrics()
+    with one.serving() as port, other.serving() as other_port:
+        merged.add(0, port)
+        merged.add(1, other_port)
+        samples = scrape(merged)
+    for name, labels, value in (
+        ("recurra_workers", {}, 2),
+        ("steps_total", {"model": "a"}, 7),
+        ("steps_total", {"model": "b"}, 5),
+        ("sessions", {}, 7),
+        ("step_seconds_count", {}, 2),
+        ("step_seconds_sum", {}, 2.0),
+        ("step_seconds_bucket", {"le": "1.0"}, 1),
+        ("step_seconds_bucket", {"le": "2.0"}, 2),
+        ("recurra_draining", {}, 1),
+        ("recurra_build_info", {"version": "1"}, 1),
+        ("process_start_time_seconds", {}, 300),
+    ):
+        assert samples.get(name, **labels) == value, name
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_no_count_goes_back_when_a_worker_dies(forgotten: bool) -> None:
+    """Whether it is known to be gone, or does not answer yet."""
+    first, second = Worker(), Worker()
+    first.steps.labels("a").inc(10)
+    first.sessions.set(10)
+    merged = MergedMetrics()
+    with first.serving() as port:
+        merged.add(0, port)
+        scrape(merged)
+    if not forgotten:
+        assert scrape(merged).get("steps_total", model="a") == 10
+    merged.remove(0)
+    with second.serving() as port:
+        merged.add(0, port)
+        second.steps.labels("a").inc()
+        samples = scrape(merged)
+    assert samples.get("steps_total", model="a") == 11
+    assert samples.get("sessions") == 0, "its sessions went with it"
