@@ -235,12 +235,14 @@ def _sessions(dashboard: Dashboard) -> None:
                 [
                     Query(_rate("recurra_sessions_opened_total"), "opened"),
                     Query(_rate("recurra_sessions_ended_total", by="reason"), "{{reason}}"),
+                    Query(_rate("recurra_sessions_refused_total", by="bound"), "refused: {{bound}}"),
                 ],
                 unit="ops",
                 width=6,
-                means="Sessions opened per second, and ended: `closed` by the caller, or `expired` unused.",
+                means="Sessions opened per second, and ended: `closed` by the caller, or `expired` unused. Refused: "
+                "`max_sessions` are open, or the steps of those that are open take too long (`latency`).",
                 act="Many `expired`: callers vanish without closing, or pause for longer than the idle timeout and "
-                "will meet SESSION_EXPIRED.",
+                "will meet SESSION_EXPIRED. Any refused for `latency`: the server is full, add one.",
             ),
             graph(
                 "Memory of states",
@@ -311,6 +313,13 @@ def _process(dashboard: Dashboard) -> None:
                 width=6,
                 means="Runs of Python's garbage collector per second. Those of generation 2 stop the server longest.",
                 act="Often and with a rising p99: fewer, longer-lived sessions and connections help.",
+            ),
+            number(
+                "Processes",
+                Query("sum (recurra_workers)", "processes"),
+                unit="short",
+                means="Server processes, over all servers (`--workers`).",
+                act="Fewer than were started: one has died and is started anew; see the log for `worker_died`.",
             ),
             number(
                 "Shortest uptime",

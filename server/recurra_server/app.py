@@ -94,7 +94,9 @@ class App:
                 f"cannot listen on {settings.host}:{settings.port}: the port is in use, or not allowed; choose --port"
             ) from None
         self._exporter = self._export() if settings.metrics else None
-        self._expiry = asyncio.ensure_future(self.driver.expire_forever())
+        self._chores = [
+            asyncio.ensure_future(chore) for chore in (self.driver.expire_forever(), self.driver.watch_load())
+        ]
         await self._server.start()
         for service in ("", *_SERVICES):
             await self._health.set(service, _SERVING)
@@ -132,8 +134,9 @@ class App:
     async def stop(self) -> None:
         """Stop listening, and end what is left."""
         await self._server.stop(grace=1.0)
-        self._expiry.cancel()
-        await asyncio.gather(self._expiry, return_exceptions=True)
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
         self._executor.shutdown()

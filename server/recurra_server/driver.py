@@ -160,6 +160,23 @@ class Driver:
             await asyncio.sleep(interval)
             self.engine.expire(self.clock())
 
+    async def watch_load(self, interval: float = 0.25) -> None:
+        """Tell the models' admission how busy the loop's thread and the models' are, every `interval` seconds.
+
+        To be awaited on the loop's thread.
+        """
+        lanes = [lane for lane in self._lanes.values() if lane.model.admission is not None]
+        before = self.clock(), time.thread_time(), [lane.model.compute_seconds for lane in lanes]
+        while lanes:
+            await asyncio.sleep(interval)
+            after = self.clock(), time.thread_time(), [lane.model.compute_seconds for lane in lanes]
+            passed = after[0] - before[0]
+            loop = (after[1] - before[1]) / passed
+            for lane, computed, was in zip(lanes, after[2], before[2], strict=True):
+                if lane.model.admission is not None:
+                    lane.model.admission.observe_load(max(loop, (computed - was) / passed))
+            before = after
+
     def _pump(self, lane: _Lane) -> None:
         """Run the next batch; called again as long as there is one."""
         loop = asyncio.get_running_loop()

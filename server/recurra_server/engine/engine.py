@@ -40,6 +40,7 @@ class Engine:
     Attributes:
         limits: The bounds it keeps.
         draining: While True, no session is opened.
+        refused: Sessions that could not be opened so far, by (model name, version, bound).
         ended: Sessions ended so far, by (model name, version, "closed" or "expired").
         opened: Sessions opened so far, by (model name, version).
     """
@@ -48,6 +49,7 @@ class Engine:
         self.limits = limits
         self.draining = False
         self.opened: Counter[tuple[str, str]] = Counter()
+        self.refused: Counter[tuple[str, str, str]] = Counter()
         self.ended: Counter[tuple[str, str, str]] = Counter()
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._sessions: dict[str, Session] = {}
@@ -120,7 +122,13 @@ class Engine:
             raise DrainingError("the server shuts down; open the session on another one", retry_after=1.0)
         session_id = self._new_id(session_id, now)
         timeout = self._idle_timeout(idle_timeout)
-        self._check_room()
+        try:
+            self._check_room()
+            if model.admission is not None:
+                model.admission.check(model.sessions, now)
+        except CapacityError as error:
+            self.refused[model.name, model.version, error.metadata["bound"]] += 1
+            raise
         session = self._begin(model, session_id, timeout, now)
         if initial_states:
             states = [initial_states.get(spec.input_name) for spec in model.signature.states]

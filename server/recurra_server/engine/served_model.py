@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from recurra_server.engine.admission import Admission
 from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.errors import (
     DeadlineError,
@@ -41,6 +42,8 @@ class ServedModel:
         turns: Its steps from when they are accepted until they are answered.
         sessions: Number of open sessions that have an id.
         applied_steps: Time steps applied so far.
+        compute_seconds: Seconds spent in model calls so far.
+        admission: What judges whether it can take more sessions; None where nothing says how fast it is to be.
     """
 
     def __init__(
@@ -64,6 +67,9 @@ class ServedModel:
         self.slots: SlotTable[Session] = SlotTable(signature.states)
         self.sessions = 0
         self.applied_steps = 0
+        self.compute_seconds = 0.0
+        target = (signature.step_seconds or 0) / 2 if limits.admit_below is None else limits.admit_below
+        self.admission = Admission(target) if target > 0 else None
         self._scheduler = Scheduler(limits.max_piece_steps if signature.has_time else 1)
         self.turns = Turns(limits, self._scheduler, self.slots)
         self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
@@ -112,7 +118,10 @@ class ServedModel:
             compute: Seconds that the model call took.
         """
         self._in_flight = None
+        self.compute_seconds += compute
         steps, slots, workspace = batch.steps, batch.slots, batch.workspace
+        if self.admission is not None:
+            self.admission.observe(steps, now)
         outputs = list(zip(*[tensor.split() for tensor in workspace.outputs], strict=True))
         states = [tensor.rows for tensor in workspace.next_states]
         lost = {row for row, step in enumerate(steps) if step.session.closed}

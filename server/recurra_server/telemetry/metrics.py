@@ -119,6 +119,9 @@ class ServerMetrics(Collector):
         steps = CounterMetricFamily("recurra_steps", "Steps and chunks answered.", labels=[*_MODEL, "outcome"])
         time_steps = CounterMetricFamily("recurra_timesteps", "Time steps applied.", labels=_MODEL)
         opened = CounterMetricFamily("recurra_sessions_opened", "Sessions opened.", labels=_MODEL)
+        refused = CounterMetricFamily(
+            "recurra_sessions_refused", "Sessions that could not be opened for a bound.", labels=[*_MODEL, "bound"]
+        )
         ended = CounterMetricFamily("recurra_sessions_ended", "Sessions ended.", labels=[*_MODEL, "reason"])
         for model in self._engine.models():
             labels = (model.name, model.version)
@@ -127,6 +130,8 @@ class ServerMetrics(Collector):
                 steps.add_metric([*labels, outcome], count)
             time_steps.add_metric(labels, model.applied_steps)
             opened.add_metric(labels, self._engine.opened[labels])
+            for bound in ("max_sessions", "latency"):
+                refused.add_metric([*labels, bound], self._engine.refused[*labels, bound])
             for reason in ("closed", "expired"):
                 ended.add_metric([*labels, reason], self._engine.ended[*labels, reason])
-        yield from (steps, time_steps, opened, ended)
+        yield from (steps, time_steps, opened, refused, ended)

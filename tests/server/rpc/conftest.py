@@ -14,7 +14,7 @@ from tests.support.wire import Stubs
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository."""
     root = tmp_path_factory.mktemp("models")
-    models.publish(root, "counter", models.counter(description="A running sum.", step_seconds=0.032))
+    models.publish(root, "counter", models.counter(description="A running sum.", step_seconds=60.0))
     models.publish(root, "echo", models.feed_forward(1, 1, feedback={"output": "y", "input": "x"}))
     models.publish(root, "letters", models.letters(5))
     models.publish(root, "lstm", models.lstm(4, 8, 2), version="9")

@@ -1,0 +1,96 @@
+"""Whether a model can take one more session, judged by how long its steps take now.
+
+A server that is given more than it can compute serves nobody in time: every session's steps come late. So new
+sessions are turned away while those that are open still have what they need.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recurra_server.engine.errors import CapacityError
+from recurra_server.engine.steps import Step
+
+WINDOW = 1.0
+"""Seconds that are looked back on."""
+_SLICES = 4
+_LATE_SHARE = 0.01
+_EVIDENCE = 10  # late steps: fewer are an accident
+_FULL = 0.85  # of a processor: nearer to 1, waiting times grow out of bounds
+_GROWTH = 1 / 16
+_LEAST_GROWTH = 16
+
+
+@dataclass(slots=True)
+class _Slice:
+    """What was seen in a part of the window."""
+
+    number: int
+    steps: int = 0
+    late: int = 0
+    opened: int = 0
+
+
+class Admission:
+    """Watches the steps of one model.
+
+    Sessions are refused while more than 1 % of the last second's steps took longer than the target. What was opened
+    within that second has not shown yet what it costs; so the more of the processor is in use, the fewer
+    are taken at a time: as many as there is room for if they are like those that are open.
+
+    Args:
+        target: Seconds from a step's arrival to its answer, for each of its time steps.
+    """
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self._busy = 0.0
+        self._slices: deque[_Slice] = deque()
+
+    def observe(self, steps: Sequence[Step], now: float) -> None:
+        """Take note of a batch that is answered."""
+        current = self._current(now)
+        current.steps += len(steps)
+        current.late += sum([now - step.arrived > self.target * step.count for step in steps])
+
+    def observe_load(self, busy: float) -> None:
+        """Take note of how much of a processor was in use lately: of the thread that was used most."""
+        self._busy = busy
+
+    def check(self, sessions: int, now: float) -> None:
+        """Take one more session beside those that are open.
+
+        Raises:
+            CapacityError: Those that are open need what there is.
+        """
+        current = self._current(now)
+        steps = sum(part.steps for part in self._slices)
+        late = sum(part.late for part in self._slices)
+        if late >= _EVIDENCE and late > _LATE_SHARE * steps:
+            self._refuse(f"{late / steps:.0%} of the last second's steps took longer than {self.target * 1e3:g} ms")
+        opened = sum(part.opened for part in self._slices)
+        if steps and opened >= self._room(sessions - opened):
+            self._refuse(f"{opened} sessions were opened within a second, with {self._busy:.0%} of a processor in use")
+        current.opened += 1
+
+    def _room(self, sessions: int) -> float:
+        """How many can be opened within a window, beside those that were open before it."""
+        least = max(_LEAST_GROWTH, sessions * _GROWTH)
+        return max(least, sessions * (_FULL / self._busy - 1)) if self._busy > 0 else float("inf")
+
+    def _refuse(self, why: str) -> None:
+        raise CapacityError(
+            f"no new sessions for now, for those that are open need what there is: {why}",
+            retry_after=WINDOW,
+            bound="latency",
+            limit=self.target,
+        )
+
+    def _current(self, now: float) -> _Slice:
+        number = int(now * _SLICES / WINDOW)
+        slices = self._slices
+        while slices and slices[0].number <= number - _SLICES:
+            slices.popleft()
+        if not slices or slices[-1].number != number:
+            slices.append(_Slice(number))
+        return slices[-1]

@@ -1,0 +1,119 @@
+"""New sessions are refused by how long the steps of those that are open take."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recurra_server.engine.errors import CapacityError
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.sessions import Session
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+from tests.support import models
+from tests.support.harness import Harness, load
+
+TARGET = 0.01
+Runtimes = dict[str, OnnxRuntime]
+
+
+class Calls(Harness):
+    """Sessions of a model that is to answer within 10 ms."""
+
+    def __init__(self, runtimes: Runtimes) -> None:
+        super().__init__({"counter": runtimes["counter"]}, Limits(admit_below=TARGET))
+        self.sessions: list[Session] = []
+
+    def open_many(self, count: int) -> int:
+        """Open up to so many; return how many were taken."""
+        for taken in range(count):
+            try:
+                self.sessions.append(self.open("counter"))
+            except CapacityError:
+                return taken
+        return count
+
+    def step_all(self, seconds: float, steps: int = 1) -> None:
+        """A step or chunk of every session, answered so many seconds after it came."""
+        for session in self.sessions:
+            self.submit(session, np.ones((steps, 1)))
+        self.now += seconds
+        self.run()
+
+    def load(self, busy: float) -> None:
+        """So much of a processor is in use."""
+        admission = self.engine.model("counter").admission
+        assert admission is not None
+        admission.observe_load(busy)
+
+
+def test_while_steps_are_late_nothing_is_opened_and_then_again(runtimes: Runtimes) -> None:
+    calls = Calls(runtimes)
+    assert calls.open_many(100) == 100
+    calls.step_all(TARGET)
+    assert calls.open_many(1) == 1, "just in time is in time"
+    calls.step_all(1.5 * TARGET)
+    with pytest.raises(CapacityError, match=r"50% of the last second's steps took longer than 10 ms") as caught:
+        calls.open("counter")
+    assert caught.value.retry_after == 1.0
+    assert caught.value.metadata["bound"] == "latency"
+    assert calls.engine.refused["counter", "1", "latency"] == 1
+    calls.now += 0.5
+    calls.step_all(0)
+    assert calls.open_many(1) == 0, "the late steps are still of the last second"
+    calls.now += 0.6
+    assert calls.open_many(1) == 1
+    for session in calls.sessions:
+        assert calls.ask(session, np.ones((1, 1))).size == 1, "those that were open were served all the time"
+
+
+def test_one_late_step_in_a_hundred_is_allowed(runtimes: Runtimes) -> None:
+    calls = Calls(runtimes)
+    calls.open_many(20)
+    for _ in range(100):
+        calls.step_all(0)
+    calls.step_all(2 * TARGET)
+    assert calls.open_many(1) == 1
+    calls.step_all(2 * TARGET)
+    assert calls.open_many(1) == 0
+
+
+def test_a_few_late_steps_are_an_accident(runtimes: Runtimes) -> None:
+    calls = Calls(runtimes)
+    calls.open_many(9)
+    calls.step_all(100 * TARGET)
+    assert calls.open_many(1) == 1
+
+
+def test_a_chunk_may_take_the_time_of_its_steps(runtimes: Runtimes) -> None:
+    calls = Calls(runtimes)
+    calls.open_many(20)
+    calls.step_all(4 * TARGET, steps=5)
+    assert calls.open_many(1) == 1
+    calls.step_all(6 * TARGET, steps=5)
+    assert calls.open_many(1) == 0
+
+
+@pytest.mark.parametrize(("busy", "room"), [(0.425, 100), (0.68, 25), (0.99, 16), (0.0, 1000)])
+def test_a_rush_is_taken_as_far_as_there_is_room(runtimes: Runtimes, busy: float, room: int) -> None:
+    """What was just opened does not show in any measurement yet."""
+    calls = Calls(runtimes)
+    calls.open_many(100)
+    calls.now += 2
+    calls.step_all(0)
+    calls.load(busy)
+    assert calls.open_many(1000) == room
+
+
+def test_sessions_that_do_nothing_can_be_opened_in_any_number(runtimes: Runtimes) -> None:
+    calls = Calls(runtimes)
+    calls.load(1.0)
+    assert calls.open_many(5000) == 5000
+
+
+def test_the_target_is_half_of_the_time_between_steps(runtimes: Runtimes, tmp_path: Path) -> None:
+    """As far as the model says; and nothing is refused where nothing says how fast it is to be."""
+    hurried = Harness({"counter": load(tmp_path, models.counter(step_seconds=0.032))}).engine.model("counter")
+    assert hurried.admission is not None
+    assert hurried.admission.target == 0.016
+    assert Harness(runtimes).engine.model("counter").admission is None
+    assert Harness(runtimes, Limits(admit_below=0)).engine.model("counter").admission is None
