@@ -19,6 +19,7 @@ _EVIDENCE = 10  # late steps: fewer are an accident
 _FULL = 0.85  # of a processor: nearer to 1, waiting times grow out of bounds
 _GROWTH = 1 / 16
 _LEAST_GROWTH = 16
+_GROWTH_OF_FEW = 256  # with nothing else to do
 
 
 @dataclass(slots=True)
@@ -28,7 +29,8 @@ class _Slice:
     number: int
     steps: int = 0
     late: int = 0
-    opened: int = 0
+    sessions: int | None = None
+    """How many were open when the first one asked."""
 
 
 class Admission:
@@ -68,15 +70,18 @@ class Admission:
         late = sum(part.late for part in self._slices)
         if late >= _EVIDENCE and late > _LATE_SHARE * steps:
             self._refuse(f"{late / steps:.0%} of the last second's steps took longer than {self.target * 1e3:g} ms")
-        opened = sum(part.opened for part in self._slices)
-        if steps and opened >= self._room(sessions - opened):
-            self._refuse(f"{opened} sessions were opened within a second, with {self._busy:.0%} of a processor in use")
-        current.opened += 1
+        if current.sessions is None:
+            current.sessions = sessions
+        before = next(part.sessions for part in self._slices if part.sessions is not None)
+        if steps and sessions - before >= self._room(before):
+            more, busy = sessions - before, self._busy
+            self._refuse(f"there are {more} more than a second ago, with {busy:.0%} of a processor in use")
 
     def _room(self, sessions: int) -> float:
         """How many can be opened within a window, beside those that were open before it."""
-        least = max(_LEAST_GROWTH, sessions * _GROWTH)
-        return max(least, sessions * (_FULL / self._busy - 1)) if self._busy > 0 else float("inf")
+        busy = max(self._busy, 1e-6)
+        few = max(_LEAST_GROWTH, _GROWTH_OF_FEW * (_FULL - busy))
+        return max(few, sessions * _GROWTH, sessions * (_FULL / busy - 1))
 
     def _refuse(self, why: str) -> None:
         raise CapacityError(

@@ -93,15 +93,34 @@ def test_a_chunk_may_take_the_time_of_its_steps(runtimes: Runtimes) -> None:
     assert calls.open_many(1) == 0
 
 
-@pytest.mark.parametrize(("busy", "room"), [(0.425, 100), (0.68, 25), (0.99, 16), (0.0, 1000)])
+@pytest.mark.parametrize(("busy", "room"), [(0.425, 400), (0.68, 100), (0.84, 25), (0.99, 25), (0.0, 5000)])
 def test_a_rush_is_taken_as_far_as_there_is_room(runtimes: Runtimes, busy: float, room: int) -> None:
     """What was just opened does not show in any measurement yet."""
     calls = Calls(runtimes)
-    calls.open_many(100)
+    calls.open_many(400)
     calls.now += 2
     calls.step_all(0)
     calls.load(busy)
-    assert calls.open_many(1000) == room
+    assert calls.open_many(5000) == room
+
+
+@pytest.mark.parametrize(("busy", "room"), [(0.1, 192), (1.0, 16)])
+def test_a_few_sessions_tell_little_of_what_one_costs(runtimes: Runtimes, busy: float, room: int) -> None:
+    calls = Calls(runtimes)
+    calls.open_many(2)
+    calls.now += 2
+    calls.step_all(0)
+    calls.load(busy)
+    assert calls.open_many(5000) == room
+
+
+def test_sessions_that_come_and_go_are_no_rush(runtimes: Runtimes) -> None:
+    calls = Calls(runtimes)
+    calls.open_many(2)
+    calls.load(1.0)
+    for _ in range(1000):
+        calls.step_all(0)
+        calls.engine.close(calls.open("counter"))
 
 
 def test_sessions_that_do_nothing_can_be_opened_in_any_number(runtimes: Runtimes) -> None:

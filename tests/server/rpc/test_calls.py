@@ -36,7 +36,7 @@ def test_models_are_described(stubs: Stubs) -> None:
     ]
     model = stubs.models.GetModel(models_pb2.GetModelRequest(name="counter")).model
     assert model.description == "A running sum."
-    assert model.step_period.ToMilliseconds() == 32
+    assert model.step_period.ToSeconds() == 60
     assert model.digest.startswith("sha256:")
     assert (model.states[0].input_name, list(model.states[0].dims), model.state_bytes) == ("s_in", [1], 4)
     assert [(spec.name, list(spec.dims)) for spec in model.inputs] == [("x", [1])]
