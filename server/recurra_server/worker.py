@@ -5,6 +5,7 @@ serves, or why it cannot. It drains on SIGTERM, and when stdin ends: then whoeve
 """
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,6 +62,7 @@ async def _serve(settings: Settings, ready: Callable[[Ready], None], *, worker: 
     port, metrics_port = await app.start()
     if worker:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), app.end)
+    gc.freeze()  # what is there now stays: it need not be looked at again and again
     ready(Ready(port, metrics_port, [_about(model) for model in app.engine.models()]))
     await app.run_until_end()
 

@@ -64,7 +64,10 @@ class ServedModel:
         self.signature = signature
         self.max_batch_size = min(limits.max_batch_size, max_batch_size or limits.max_batch_size)
         self.metrics = metrics or {}
-        self.slots: SlotTable[Session] = SlotTable(signature.states)
+        self.slots: SlotTable[Session] = SlotTable(
+            signature.states,
+            limits.max_sessions + self.max_batch_size,  # and those of chunks that have not ended
+        )
         self.sessions = 0
         self.applied_steps = 0
         self.compute_seconds = 0.0

@@ -20,44 +20,58 @@ def rows_of(slots: Sequence[int]) -> Slots:
 
 
 class SlotTable(Generic[Owner]):
-    """State arrays `[capacity, *dims]`, grown by doubling; a batch is gathered and scattered by index.
+    """State arrays `[capacity, *dims]`; a batch is gathered and scattered by index.
+
+    Address space is reserved for all sessions that there may be, and memory is only taken by slots that were
+    written to: so nothing is ever moved while callers wait. Where even that cannot be had, the arrays begin smaller and
+    grow by doubling.
 
     When a session was last used is a column too, so that a batch touches all its sessions with
     one operation and a sweep finds the expired ones with another: no session has a timer.
     """
 
-    def __init__(self, specs: Sequence[StateSpec], capacity: int = 64) -> None:
+    def __init__(self, specs: Sequence[StateSpec], capacity: int) -> None:
         self.specs = tuple(specs)
-        self.owners: list[Owner | None] = [None] * capacity
-        self.last_used = np.zeros(capacity)
-        self.idle_timeout = np.full(capacity, np.inf)
-        self._tables = [np.zeros((capacity, *spec.dims), spec.np_dtype) for spec in specs]
+        self.owners: list[Owner | None] = []  # as many as there are slots that were handed out at least once
+        self.last_used: Array
+        self.idle_timeout: Array
+        self._tables: list[Array]
         self._free: list[int] = []
-        self._used = 0  # slots below this were handed out at least once
+        while True:
+            try:
+                self._reserve(capacity)
+            except MemoryError:
+                if capacity == 1:
+                    raise
+                capacity //= 2
+            else:
+                return
 
     @property
     def capacity(self) -> int:
-        """Number of slots that memory is set aside for."""
-        return len(self.owners)
+        """Number of slots that there is address space for."""
+        return len(self.last_used)
 
     @property
     def in_use(self) -> int:
         """Number of slots handed out."""
-        return self._used - len(self._free)
+        return len(self.owners) - len(self._free)
 
     @property
     def nbytes(self) -> int:
-        """Bytes set aside for states."""
-        return sum(table.nbytes for table in self._tables)
+        """Bytes that states take or have taken; they are kept for the sessions to come."""
+        return len(self.owners) * sum(spec.row_bytes for spec in self.specs)
 
     def allocate(self) -> int:
         """Hand out a slot. Its states are whatever its last owner left; nobody owns it and it does not expire."""
         if self._free:
             return self._free.pop()
-        if self._used == self.capacity:
-            self._grow()
-        self._used += 1
-        return self._used - 1
+        slot = len(self.owners)
+        if slot == self.capacity:
+            self._reserve(2 * slot)
+        self.idle_timeout[slot] = np.inf
+        self.owners.append(None)
+        return slot
 
     def release(self, slot: int) -> None:
         """Take a slot back; whoever held it must not use it again."""
@@ -88,7 +102,8 @@ class SlotTable(Generic[Owner]):
 
     def expired(self, now: float) -> list[Owner]:
         """Find the sessions whose time is up."""
-        due = np.flatnonzero(self.last_used + self.idle_timeout <= now).tolist()
+        used = len(self.owners)
+        due = np.flatnonzero(self.last_used[:used] + self.idle_timeout[:used] <= now).tolist()
         return [owner for slot in due if (owner := self.owners[slot]) is not None]
 
     def reset(self, slot: int) -> None:
@@ -119,15 +134,20 @@ class SlotTable(Generic[Owner]):
         for table, states in zip(self._tables, rows, strict=True):
             table[slots] = states
 
-    def _grow(self) -> None:
-        # Zeroed pages are backed by memory only once they are written to, so doubling
-        # reserves more address space than memory.
-        # All are made before any is put to use, lest a lack of memory leaves some behind.
-        old = self.capacity
-        tables = [np.zeros((2 * old, *table.shape[1:]), table.dtype) for table in self._tables]
-        for larger, table in zip(tables, self._tables, strict=True):
-            larger[:old] = table
-        last_used = np.concatenate([self.last_used, np.zeros(old)])
-        idle_timeout = np.concatenate([self.idle_timeout, np.full(old, np.inf)])
-        self.owners.extend([None] * old)
-        self._tables, self.last_used, self.idle_timeout = tables, last_used, idle_timeout
+    def _reserve(self, capacity: int) -> None:
+        """Set so many slots aside, and keep what there is.
+
+        Raises:
+            MemoryError: There is no room; nothing has changed.
+        """
+        used = len(self.owners)
+        # Zeroed pages are backed by memory only once they are written to.
+        columns = [np.zeros(capacity) for _ in range(2)]
+        tables = [np.zeros((capacity, *spec.dims), spec.np_dtype) for spec in self.specs]
+        if used:
+            for larger, column in zip(columns, (self.last_used, self.idle_timeout), strict=True):
+                larger[:used] = column
+            for larger, table in zip(tables, self._tables, strict=True):
+                larger[:used] = table
+        self.last_used, self.idle_timeout = columns
+        self._tables = tables

@@ -102,7 +102,7 @@ class ServerMetrics(Collector):
         depth = GaugeMetricFamily("recurra_queue_depth", "Steps accepted and not yet answered.", labels=_MODEL)
         used = GaugeMetricFamily("recurra_state_bytes", "Bytes of state that open sessions hold.", labels=_MODEL)
         allocated = GaugeMetricFamily(
-            "recurra_state_allocated_bytes", "Bytes of memory set aside for states.", labels=_MODEL
+            "recurra_state_allocated_bytes", "Bytes of memory that states take or have taken.", labels=_MODEL
         )
         info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "digest", "latest"])
         for model in self._engine.models():

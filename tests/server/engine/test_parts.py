@@ -46,7 +46,7 @@ def test_what_is_stacked_and_unstacked_comes_back(
         x, steps = replace(x, time_axis=None), 1
     state = StateSpec("h", "h2", "float32", dims, batch_axis=data.draw(st.integers(0, len(dims))))
     workspaces = Workspaces(Signature((x,), (replace(x, name="y"),), (state,)), Mirror())
-    table: SlotTable[None] = SlotTable([state])
+    table: SlotTable[None] = SlotTable([state], 4)
     slots = rows_of([table.allocate() for _ in range(batch)])
     rng = np.random.default_rng(0)
     for size in (batch, batch + 1, batch):  # the one between moves the memory of the others
@@ -82,6 +82,14 @@ def test_slots_keep_their_states_when_the_table_grows() -> None:
         h, n = table.read(slot)
         assert h.tolist() == [value] * 3
         assert n == value
+
+
+def test_slots_begin_with_what_can_be_had() -> None:
+    """A few for a state so large that there is no room for all."""
+    table: SlotTable[None] = SlotTable([StateSpec("h", "h2", "float32", (2**20,))], capacity=2**40)
+    assert 0 < table.capacity < 2**40
+    table.write(table.allocate(), [np.ones(2**20, np.float32)])
+    assert table.nbytes == 2**22
 
 
 def signature(**changes: object) -> Signature:
