@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import structlog
 
 from recurra_server.engine.batch import Batch
+from recurra_server.engine.blocks import Block, BlockBatch
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
@@ -27,7 +28,7 @@ _log = structlog.get_logger(__name__)
 class BatchObserver(Protocol):
     """Is told of every batch after it was committed."""
 
-    def __call__(self, model: ServedModel, batch: Batch, now: float) -> None:
+    def __call__(self, model: ServedModel, batch: Batch | BlockBatch, now: float) -> None:
         """Record a batch; `now` is when its steps were answered."""
         ...
 
@@ -53,7 +54,7 @@ class _Outcome(NamedTuple):
     seconds: float
 
 
-def _call(batch: Batch) -> _Outcome:
+def _call(batch: Batch | BlockBatch) -> _Outcome:
     """Call the model, perhaps on another thread."""
     started = time.perf_counter()
     error = None
@@ -101,11 +102,12 @@ class Driver:
         """
         model = step.session.model
         model.turns.submit(step, step.arrived)
-        lane = self._lanes[model]
-        if not lane.awake:
-            # Not at once: the other steps that came with this turn of the loop join the batch.
-            lane.awake = True
-            asyncio.get_running_loop().call_soon(self._pump, lane)
+        self._wake(model)
+
+    def submit_block(self, model: ServedModel, block: Block) -> None:
+        """Hand a block to the engine that it `takes`; its waiter is told what became of it."""
+        model.blocks.submit(block)
+        self._wake(model)
 
     async def run_step(
         self,
@@ -177,6 +179,13 @@ class Driver:
                     lane.model.admission.observe_load(max(loop, (computed - was) / passed))
             before = after
 
+    def _wake(self, model: ServedModel) -> None:
+        lane = self._lanes[model]
+        if not lane.awake:
+            # Not at once: the other steps that came with this turn of the loop join the batch.
+            lane.awake = True
+            asyncio.get_running_loop().call_soon(self._pump, lane)
+
     def _pump(self, lane: _Lane) -> None:
         """Run the next batch; called again as long as there is one."""
         loop = asyncio.get_running_loop()
@@ -197,11 +206,11 @@ class Driver:
             call = loop.run_in_executor(lane.executor, _call, batch)
             call.add_done_callback(partial(self._returned, lane, batch))
 
-    def _returned(self, lane: _Lane, batch: Batch, call: "asyncio.Future[_Outcome]") -> None:
+    def _returned(self, lane: _Lane, batch: Batch | BlockBatch, call: "asyncio.Future[_Outcome]") -> None:
         self._finish(lane, batch, call.result())
         self._pump(lane)
 
-    def _finish(self, lane: _Lane, batch: Batch, outcome: _Outcome) -> None:
+    def _finish(self, lane: _Lane, batch: Batch | BlockBatch, outcome: _Outcome) -> None:
         """Take in what a model call returned."""
         model, now = lane.model, self.clock()
         try:
@@ -210,7 +219,7 @@ class Driver:
                 return
             model.commit(batch, now, outcome.seconds)
         except Exception:
-            _log.exception("batch_failed", model=model.name, version=model.version, size=len(batch.steps))
+            _log.exception("batch_failed", model=model.name, version=model.version, size=len(batch))
             model.abandon(batch, now)
         if self._observe is not None:
             self._observe(model, batch, now)

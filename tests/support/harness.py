@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from recurra_server.engine.blocks import Block
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
@@ -28,6 +29,19 @@ class Asker:
         """Note the answer."""
         assert not self.gone
         self._answers.append(step)
+
+
+class BlockAsker:
+    """Waits for one block."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.answers: list[Block] = []
+
+    def block_answered(self, block: Block) -> None:
+        """Note the answer."""
+        assert not self.gone
+        self.answers.append(block)
 
 
 def walk_away(step: Step) -> None:
@@ -74,6 +88,27 @@ class Harness:
         session.model.turns.submit(step, self.now)
         return step
 
+    def submit_block(
+        self, sessions: list[Session], x: Array, *, numbered: bool = False, deadline: float = float("inf")
+    ) -> Block:
+        """Send rows `[B, T, *dims]` of a model with one input, which it must take as a block."""
+        model = sessions[0].model
+        numbers = [session.applied + 1 for session in sessions] if numbered else []
+        assert model.fits_block(x.shape[1])
+        assert model.blocks.takes(sessions, numbers)
+        rows = np.ascontiguousarray(x, model.signature.inputs[0].np_dtype)
+        block = Block(
+            sessions,
+            (rows.tobytes(),),
+            x.shape[1],
+            BlockAsker(),
+            self.now,
+            numbered=numbered,
+            deadline=deadline,
+        )
+        model.blocks.submit(block)
+        return block
+
     def run_batch(self) -> int:
         """Run one batch of any model that has one; return its number of steps, 0 where nothing was ready."""
         for model in self.models:
@@ -85,7 +120,7 @@ class Harness:
                     model.fail(batch, error, self.now)
                 else:
                     model.commit(batch, self.now, 0.0)
-                return len(batch.steps)
+                return len(batch)
         return 0
 
     def run(self) -> None:
@@ -102,6 +137,14 @@ class Harness:
         step = self.submit(session, x, **options)
         self.run()
         return outputs_of(step)
+
+
+def rows_of(block: Block) -> Array:
+    """The outputs `[B, T, *dims]` of a block that was answered, of a model with one output."""
+    assert isinstance(block.waiter, BlockAsker)
+    assert block.waiter.answers == [block], "answered once"
+    spec = block.sessions[0].model.signature.outputs[0]
+    return np.frombuffer(block.outputs[0], spec.np_dtype).reshape(len(block), block.count, *spec.dims)
 
 
 def outputs_of(step: Step) -> Array:

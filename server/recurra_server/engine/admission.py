@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recurra_server.engine.blocks import Block
 from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.steps import Step
 
@@ -19,7 +20,8 @@ _EVIDENCE = 10  # late steps: fewer are an accident
 _FULL = 0.85  # of a processor: nearer to 1, waiting times grow out of bounds
 _GROWTH = 1 / 16
 _LEAST_GROWTH = 16
-_GROWTH_OF_FEW = 256  # with nothing else to do
+_IDLE, _HALF = 0.05, 0.5
+_MANY = 256  # fewer tell little of what a session costs
 
 
 @dataclass(slots=True)
@@ -49,8 +51,8 @@ class Admission:
         self._busy = 0.0
         self._slices: deque[_Slice] = deque()
 
-    def observe(self, steps: Sequence[Step], now: float) -> None:
-        """Take note of a batch that is answered."""
+    def observe(self, steps: Sequence[Step | Block], now: float) -> None:
+        """Take note of what was answered: steps, or a block once for each of its rows."""
         current = self._current(now)
         current.steps += len(steps)
         current.late += sum([now - step.arrived > self.target * step.count for step in steps])
@@ -79,9 +81,9 @@ class Admission:
 
     def _room(self, sessions: int) -> float:
         """How many can be opened within a window, beside those that were open before it."""
-        busy = max(self._busy, 1e-6)
-        few = max(_LEAST_GROWTH, _GROWTH_OF_FEW * (_FULL - busy))
-        return max(few, sessions * _GROWTH, sessions * (_FULL / busy - 1))
+        if self._busy <= _IDLE or (sessions < _MANY and self._busy <= _HALF):
+            return float("inf")
+        return max(_LEAST_GROWTH, sessions * _GROWTH, sessions * (_FULL / self._busy - 1))
 
     def _refuse(self, why: str) -> None:
         raise CapacityError(

@@ -26,6 +26,14 @@ class Batch:
     workspace: Workspace
     begins_chunks: bool
 
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def answered(self) -> list[Step]:
+        """The steps that were applied and are complete."""
+        return [step for step in self.steps if step.position == step.count and step.error is None]
+
     def run(self) -> None:
         """Call the model; perhaps on another thread: it touches nothing but the workspace.
 

@@ -3,10 +3,11 @@
 import re
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 from recurra_server.engine.errors import (
     CapacityError,
@@ -164,6 +165,17 @@ class Engine:
         if self._expire_if_due(session, now):
             raise self._missing(session_id, now)
         return session
+
+    def find(self, session_ids: Sequence[str], now: float) -> list[Session] | None:
+        """Find many open sessions of one model at once; None where one is not open, or of another model."""
+        known = self._sessions
+        found = [known.get(session_id) for session_id in session_ids]
+        first = found[0]
+        if first is None or not all(session is not None and session.model is first.model for session in found):
+            return None
+        sessions = cast("list[Session]", found)
+        expired = first.model.slots.any_expired([session.slot for session in sessions], now)
+        return None if expired else sessions
 
     def sessions(self, model: str, start: int, count: int) -> tuple[list[Session], int]:
         """List open sessions in the order they were opened.

@@ -50,6 +50,10 @@ class Scheduler:
                 return steps, length
         return [], 0
 
+    def is_piece(self, steps: int) -> bool:
+        """Whether so many time steps run in one model call."""
+        return steps <= self._max_piece and steps & (steps - 1) == 0
+
     def piece_length(self, step: Step) -> int:
         """The number of time steps of this step that run in its next model call."""
         left = step.count - step.position

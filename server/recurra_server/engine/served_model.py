@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from recurra_server.engine.admission import Admission
 from recurra_server.engine.batch import Batch, stack_inputs
+from recurra_server.engine.blocks import BlockBatch, Blocks
 from recurra_server.engine.errors import (
     DeadlineError,
     InputNotFiniteError,
     InputRefusedError,
     InternalError,
-    StateNotFiniteError,
 )
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.ports import Runtime
 from recurra_server.engine.scheduler import Scheduler
-from recurra_server.engine.sessions import KeptReply, Session
+from recurra_server.engine.sessions import KeptReply, Session, state_not_finite
 from recurra_server.engine.signature import Signature
 from recurra_server.engine.slots import SlotTable, rows_of
 from recurra_server.engine.steps import Step
@@ -40,6 +40,7 @@ class ServedModel:
         metrics: Figures from training, for whoever asks.
         slots: Where its sessions' states are.
         turns: Its steps from when they are accepted until they are answered.
+        blocks: Its steps that came as rows of one message.
         sessions: Number of open sessions that have an id.
         applied_steps: Time steps applied so far.
         compute_seconds: Seconds spent in model calls so far.
@@ -77,16 +78,22 @@ class ServedModel:
         self.turns = Turns(limits, self._scheduler, self.slots)
         self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
         self._workspaces = Workspaces(signature, runtime)
-        self._in_flight: Batch | None = None
+        self.blocks = Blocks(limits, self.slots, self.turns, self._workspaces)
+        self._in_flight: Batch | BlockBatch | None = None
+        self._steps_were_last = False
 
     @property
     def has_ready(self) -> bool:
         """Whether there is something for the next batch."""
-        return bool(self._alone) or self._scheduler.has_ready
+        return bool(self._alone) or self._scheduler.has_ready or self.blocks.has_ready
+
+    def fits_block(self, steps: int) -> bool:
+        """Whether so many steps of each row run in one call, and several rows do."""
+        return self.max_batch_size > 1 and self._scheduler.is_piece(steps)
 
     # --- the way of a step -------------------------------------------------------------
 
-    def next_batch(self, now: float) -> Batch | None:
+    def next_batch(self, now: float) -> Batch | BlockBatch | None:
         """Choose and stack what runs next; None where nothing is ready or a batch is in flight.
 
         Raises:
@@ -94,6 +101,17 @@ class ServedModel:
         """
         if self._in_flight is not None:
             return None
+        batch: Batch | BlockBatch | None = None
+        while batch is None and self.has_ready:  # what is not wanted any more lets others become ready
+            if self._steps_were_last:  # by turns, lest one kind starves the other
+                batch = self.blocks.next_batch(now) or self._next_steps(now)
+            else:
+                batch = self._next_steps(now) or self.blocks.next_batch(now)
+        self._steps_were_last = isinstance(batch, Batch)
+        self._in_flight = batch
+        return batch
+
+    def _next_steps(self, now: float) -> Batch | None:
         while True:
             if self._alone:
                 steps = [self._alone.popleft()]
@@ -109,10 +127,9 @@ class ServedModel:
                 self._abandon(wanted, now)
                 raise
             if batch is not None:
-                self._in_flight = batch
                 return batch
 
-    def commit(self, batch: Batch, now: float, compute: float) -> None:
+    def commit(self, batch: Batch | BlockBatch, now: float, compute: float) -> None:
         """Take in what a batch that was run has left: keep the next states, answer the steps that are complete.
 
         Args:
@@ -122,9 +139,16 @@ class ServedModel:
         """
         self._in_flight = None
         self.compute_seconds += compute
-        steps, slots, workspace = batch.steps, batch.slots, batch.workspace
+        if isinstance(batch, BlockBatch):
+            self.blocks.commit(batch, now, compute)
+            self.applied_steps += len(batch.answered) * batch.block.count
+        else:
+            self._commit_steps(batch, now, compute)
         if self.admission is not None:
-            self.admission.observe(steps, now)
+            self.admission.observe(batch.answered, now)
+
+    def _commit_steps(self, batch: Batch, now: float, compute: float) -> None:
+        steps, slots, workspace = batch.steps, batch.slots, batch.workspace
         outputs = list(zip(*[tensor.split() for tensor in workspace.outputs], strict=True))
         states = [tensor.rows for tensor in workspace.next_states]
         lost = {row for row, step in enumerate(steps) if step.session.closed}
@@ -145,26 +169,32 @@ class ServedModel:
             if row in lost:
                 self._give_up_slots(step)
             elif row in bad:
-                self.turns.fail(step, _state_not_finite(step), now)
+                self.turns.fail(step, state_not_finite(step.session), now)
             else:
                 self._advance(step, outputs[row], batch.length, now)
 
-    def fail(self, batch: Batch, error: Exception, now: float) -> None:
+    def fail(self, batch: Batch | BlockBatch, error: Exception, now: float) -> None:
         """The model refused a batch: find out whose fault it is by running its steps one by one."""
         self._in_flight = None
+        if isinstance(batch, BlockBatch):
+            self._alone.extend(self.blocks.fail(batch, now))
+            return
         for step in batch.steps:
             if step.session.closed:
                 self._give_up_slots(step)
-            elif len(batch.steps) > 1:
+            elif len(batch) > 1:
                 self._alone.append(step)
             else:
                 message = f"the model failed on this input{_reason(error)}"
                 self.turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
 
-    def abandon(self, batch: Batch, now: float) -> None:
+    def abandon(self, batch: Batch | BlockBatch, now: float) -> None:
         """A bug: the batch could not be committed. Its steps fail, as far as they are not answered yet."""
         self._in_flight = None
-        self._abandon(batch.steps, now)
+        if isinstance(batch, BlockBatch):
+            self.blocks.abandon(batch.block, now)
+        else:
+            self._abandon(batch.steps, now)
 
     # --- sessions ----------------------------------------------------------------------
 
@@ -186,11 +216,15 @@ class ServedModel:
         current = session.current
         if current is None:
             self.slots.release(session.slot)
-        elif self._in_flight is None or current not in self._in_flight.steps:
+        elif isinstance(current, Step) and not self._runs(current):
             self._give_up_slots(current)
         self.turns.end(session)
 
     # --- inside ------------------------------------------------------------------------
+
+    def _runs(self, step: Step) -> bool:
+        """Whether a step is in the batch in flight."""
+        return isinstance(self._in_flight, Batch) and step in self._in_flight.steps
 
     def _is_wanted(self, step: Step, now: float) -> bool:
         """Whether somebody still waits for a ready step; if not, it leaves."""
@@ -264,13 +298,3 @@ def _reason(error: Exception) -> str:
     """What ONNX Runtime says of an input, without the places in its source and in the graph."""
     text = str(error).rpartition("Status Message: ")[2].splitlines()
     return f": {text[0][:200]}" if text and not text[0].startswith(("/", "[")) else ""
-
-
-def _state_not_finite(step: Step) -> StateNotFiniteError:
-    number = step.session.applied + 1
-    return StateNotFiniteError(
-        f"step {number} would make the session's memory NaN or infinite; it was not applied: "
-        "leave it out or reset the session",
-        session_id=step.session.id,
-        step=number,
-    )

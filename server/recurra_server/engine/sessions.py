@@ -7,10 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recurra_server.engine.errors import SessionNotFoundError, StepGapError, StepNotHeldError, shown
+from recurra_server.engine.errors import (
+    SessionNotFoundError,
+    StateNotFiniteError,
+    StepGapError,
+    StepNotHeldError,
+    shown,
+)
 from recurra_server.engine.steps import Step
 
 if TYPE_CHECKING:
+    from recurra_server.engine.blocks import Block
     from recurra_server.engine.served_model import ServedModel
 
 Action = Callable[[], None]
@@ -33,7 +40,7 @@ class Session:
         model: The version of the model that it began with and stays on.
         slot: Its row in the model's slot table.
         applied: Number of time steps applied.
-        current: The one step in flight, or None.
+        current: What is in flight: a step, a block of steps, or None.
         waiting: Steps, and actions that need the session at rest, in order of arrival.
         kept: The last numbered reply.
         closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
@@ -46,7 +53,7 @@ class Session:
         self.model = model
         self.slot = slot
         self.applied = 0
-        self.current: Step | None = None
+        self.current: Step | Block | None = None
         self.waiting: deque[Step | Action] | None = None
         self.kept: KeptReply | None = None
         self.closed = False
@@ -87,4 +94,15 @@ def not_found(session_id: str | None) -> SessionNotFoundError:
     return SessionNotFoundError(
         f"there is no session {shown(session_id or '')}; it was closed or never opened: open one first",
         session_id=session_id,
+    )
+
+
+def state_not_finite(session: Session) -> StateNotFiniteError:
+    """The error for a step that would poison a session for good."""
+    number = session.applied + 1
+    return StateNotFiniteError(
+        f"step {number} would make the session's memory NaN or infinite; it was not applied: "
+        "leave it out or reset the session",
+        session_id=session.id,
+        step=number,
     )

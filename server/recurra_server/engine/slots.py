@@ -100,6 +100,11 @@ class SlotTable(Generic[Owner]):
         """When the session in this slot expires if it is not used."""
         return float(self.last_used[slot] + self.idle_timeout[slot])
 
+    def any_expired(self, slots: Sequence[int], now: float) -> bool:
+        """Whether the time of any session in these slots is up."""
+        rows = np.array(slots, np.intp)
+        return bool((self.last_used[rows] + self.idle_timeout[rows] <= now).any())
+
     def expired(self, now: float) -> list[Owner]:
         """Find the sessions whose time is up."""
         used = len(self.owners)

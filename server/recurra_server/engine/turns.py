@@ -1,6 +1,10 @@
 """Whose turn it is: one step of a session is in flight, the others wait behind it."""
 
+from __future__ import annotations
+
 from collections import Counter, deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from recurra_server.engine.errors import CapacityError, EngineError
 from recurra_server.engine.limits import Limits
@@ -8,6 +12,9 @@ from recurra_server.engine.scheduler import Scheduler
 from recurra_server.engine.sessions import Action, Session, not_found
 from recurra_server.engine.slots import SlotTable
 from recurra_server.engine.steps import Step
+
+if TYPE_CHECKING:
+    from recurra_server.engine.blocks import Block
 
 
 class Turns:
@@ -62,12 +69,8 @@ class Turns:
         if step.slot != session.slot:
             self._slots.release(step.slot)
         self._answer(step)
-        while session.waiting and session.current is None:
-            item = session.waiting.popleft()
-            if isinstance(item, Step):
-                self._begin(item, now)
-            else:
-                item()
+        if session.waiting:
+            self._go_on(session, now)
 
     def fail(self, step: Step, error: EngineError, now: float) -> None:
         """A step in flight has failed: the session is as it was before it."""
@@ -78,14 +81,51 @@ class Turns:
     def end(self, session: Session) -> None:
         """The session has ended: whatever is in flight or waits is answered so."""
         waiting, session.waiting = session.waiting, None
-        for item in (session.current, *(waiting or ())):
+        current = [session.current] if isinstance(session.current, Step) else []  # a block is answered when it is over
+        for item in (*current, *(waiting or ())):
             if isinstance(item, Step):
                 item.error = not_found(session.id)
                 self._answer(item)
-            elif item is not None:
+            else:
                 item()
 
-    def _line(self, session: Session) -> "deque[Step | Action]":
+    # --- the steps of a block ------------------------------------------------------------
+
+    def begin_all(self, sessions: Sequence[Session], block: Block) -> None:
+        """A block begins: it is in flight in each of its sessions, which are at rest."""
+        self.depth += len(sessions)
+        for session in sessions:
+            session.current = block
+
+    def over_all(self, sessions: Sequence[Session], failed: Sequence[str], *, gone: bool) -> None:
+        """A block is over; `failed` are the reasons of its rows that failed, `gone` whether anybody waits."""
+        self.depth -= len(sessions)
+        for session in sessions:
+            session.current = None
+        if gone:
+            self.outcomes["cancelled"] += len(sessions)
+        else:
+            self.outcomes["ok"] += len(sessions) - len(failed)
+            self.outcomes.update(reason.lower() for reason in failed)
+
+    def go_on_all(self, sessions: Sequence[Session], now: float) -> None:
+        """A block is answered: what waits behind its steps begins."""
+        for session in sessions:
+            if session.waiting:
+                self._go_on(session, now)
+
+    # --- inside --------------------------------------------------------------------------
+
+    def _go_on(self, session: Session, now: float) -> None:
+        """The session is at rest: what waits for it begins, one after the other as far as they go."""
+        while session.waiting and session.current is None:
+            item = session.waiting.popleft()
+            if isinstance(item, Step):
+                self._begin(item, now)
+            else:
+                item()
+
+    def _line(self, session: Session) -> deque[Step | Action]:
         """What waits for a session, with room for one more."""
         if session.waiting is None:
             session.waiting = deque()

@@ -1,31 +1,40 @@
-"""StepBatch: one message, many sessions."""
+"""StepBatch: one message, many sessions.
+
+Nearly always each row is the next step of another session: then the message is run as it is, in blocks. Otherwise
+its rows are run step by step.
+"""
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 from recurra.v1 import inference_pb2
 
 from recurra_server.driver import Driver
+from recurra_server.engine.blocks import Block
 from recurra_server.engine.errors import EngineError, InvalidRequestError
+from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.signature import Signature
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import micros
 from recurra_server.rpc.status import to_message
-from recurra_server.rpc.tensors import decode_rows, encode
+from recurra_server.rpc.tensors import decode_table, encode, split_rows
+
+_Request = inference_pb2.StepBatchRequest
+_Response = inference_pb2.StepBatchResponse
 
 
-async def step_batch(
-    driver: Driver, request: inference_pb2.StepBatchRequest, deadline: float
-) -> inference_pb2.StepBatchResponse:
+async def step_batch(driver: Driver, request: _Request, deadline: float) -> _Response:
     """Apply one step or chunk to each of many sessions.
 
     Raises:
         EngineError: The message as a whole cannot be used; no row was applied.
     """
-    rows = len(request.session_ids)
-    if not rows or len(request.steps) not in (0, rows):
+    session_ids, numbers = list(request.session_ids), list(request.steps)
+    rows = len(session_ids)
+    if not rows or len(numbers) not in (0, rows):
         raise InvalidRequestError(
-            f"there are {rows} session_ids and {len(request.steps)} steps; send at least one row, "
+            f"there are {rows} session_ids and {len(numbers)} steps; send at least one row, "
             "and as many steps as rows or none",
             field="steps",
         )
@@ -33,6 +42,29 @@ async def step_batch(
     if rows > limit:
         raise InvalidRequestError(f"a StepBatch has at most {limit} rows, not {rows}", field="session_ids")
     now = driver.clock()
+    sessions = driver.engine.find(session_ids, now)
+    if sessions is None:
+        return await _step_by_step(driver, request, now, deadline)
+    model = sessions[0].model
+    table, count, is_chunk = decode_table(request.inputs, model.signature, rows, driver.engine.limits.max_chunk_steps)
+    if not (model.fits_block(count) and model.blocks.takes(sessions, numbers)):
+        return await _step_by_step(driver, request, now, deadline)
+    waiter = _Gather()
+    blocks = []
+    for begin in range(0, rows, model.max_batch_size):
+        some = slice(begin, begin + model.max_batch_size)
+        inputs = tuple(_rows(data, some, rows) for data in table)
+        blocks.append(Block(sessions[some], inputs, count, waiter, now, numbered=bool(numbers), deadline=deadline))
+
+    def submit() -> None:
+        for block in blocks:
+            driver.submit_block(model, block)
+
+    await waiter.wait(len(blocks), submit)
+    return _respond_blocks(model, blocks, [count] if is_chunk else [])
+
+
+async def _step_by_step(driver: Driver, request: _Request, now: float, deadline: float) -> _Response:
     failed: dict[int, EngineError] = {}
     sessions: dict[int, Session] = {}
     for row, session_id in enumerate(request.session_ids):
@@ -40,6 +72,7 @@ async def step_batch(
             sessions[row] = driver.engine.session(session_id, now)
         except EngineError as error:
             failed[row] = error
+    rows = len(request.session_ids)
     models = {session.model for session in sessions.values()}
     if len(models) > 1:
         raise InvalidRequestError(
@@ -48,49 +81,88 @@ async def step_batch(
             field="session_ids",
         )
     if not models:
-        return _respond(None, rows, {}, failed, chunk_steps=None)
+        return _respond_steps(None, rows, {}, failed, chunk_steps=None)
     signature = models.pop().signature
-    inputs, count, chunk = decode_rows(request.inputs, signature, rows, driver.engine.limits.max_chunk_steps)
-    gather = _Gather(len(sessions))
-    numbers, data = request.steps or [0] * rows, list(zip(*inputs, strict=True))
+    table, count, is_chunk = decode_table(request.inputs, signature, rows, driver.engine.limits.max_chunk_steps)
+    data = list(zip(*(split_rows(data, rows) for data in table), strict=True))
+    numbers = request.steps or [0] * rows
+    waiter = _Gather()
     steps = {
-        row: Step(session, data[row], count, gather, now, number=numbers[row], deadline=deadline)
+        row: Step(session, data[row], count, waiter, now, number=numbers[row], deadline=deadline)
         for row, session in sessions.items()
     }
-    await gather.run(driver, list(steps.values()))
-    failed.update({row: step.error for row, step in steps.items() if step.error is not None})
-    return _respond(signature, rows, steps, failed, chunk_steps=count if chunk else None)
 
-
-class _Gather:
-    """Waits for many steps with one future."""
-
-    def __init__(self, count: int) -> None:
-        self.gone = False
-        self._left = count
-        self._all_told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def run(self, driver: Driver, steps: list[Step]) -> None:
-        """Submit the steps and wait for all; a step that is not accepted has its error set."""
-        for step in steps:
+    def submit() -> None:
+        for step in steps.values():
             try:
                 driver.submit(step)
             except EngineError as error:
                 step.error = error
-                self.answered(step)
+                waiter.answered(step)
+
+    await waiter.wait(len(steps), submit)
+    failed.update({row: step.error for row, step in steps.items() if step.error is not None})
+    return _respond_steps(signature, rows, steps, failed, chunk_steps=count if is_chunk else None)
+
+
+class _Gather:
+    """Waits for many steps or blocks with one future."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._left = 0
+        self._all_told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self, count: int, submit: Callable[[], object]) -> None:
+        """Submit so many, and wait until all are answered."""
+        self._left = count
         try:
+            submit()
             await self._all_told
         finally:
             self.gone = True
 
-    def answered(self, _: Step) -> None:
+    def answered(self, _: Step | Block) -> None:
         """Count."""
         self._left -= 1
         if not self._left and not self._all_told.done():
             self._all_told.set_result(None)
 
+    block_answered = answered
 
-def _respond(
+
+def _rows(data: bytes, some: slice, rows: int) -> bytes | memoryview:
+    """The bytes of some of the rows of a table."""
+    if some.start == 0 and some.stop >= rows:
+        return data
+    width = len(data) // rows
+    return memoryview(data)[some.start * width : some.stop * width]
+
+
+def _respond_blocks(model: ServedModel, blocks: Sequence[Block], lead: list[int]) -> _Response:
+    rows = sum(len(block) for block in blocks)
+    response = _Response(
+        outputs=encode(
+            model.signature.outputs,
+            [b"".join(parts) for parts in zip(*(block.outputs for block in blocks), strict=True)],
+            [rows, *lead],
+        )
+    )
+    begin = 0
+    for block in blocks:
+        response.steps.extend(block.last_numbers)
+        for row, error in sorted(block.errors.items()):
+            response.errors.add(row=begin + row, error=to_message(error))
+        begin += len(block)
+    applied = [block for block in blocks if len(block.errors) < len(block)]
+    if applied:
+        response.timing.queue_us = micros(max(block.started - block.arrived for block in applied))
+        response.timing.compute_us = micros(max(block.compute for block in applied))
+        response.timing.batch_size = len(applied[-1])
+    return response
+
+
+def _respond_steps(
     signature: Signature | None,
     rows: int,
     steps: dict[int, Step],

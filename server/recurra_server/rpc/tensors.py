@@ -90,35 +90,39 @@ def decode_steps(
     return tuple(data_of), next(iter(counts.values())), chunked
 
 
-def decode_rows(
+def decode_table(
     tensors: Sequence[tensor_pb2.Tensor], signature: Signature, rows: int, max_steps: int
-) -> tuple[list[list[memoryview]], int, bool]:
+) -> tuple[tuple[bytes, ...], int, bool]:
     """Read the inputs of many sessions, `[B, *dims]` or `[B, T, *dims]`.
 
     Returns:
-        For each input in the signature's order the bytes of each row; the number of steps of every
-        row; and whether they came as chunks.
+        The bytes of each input in the signature's order, row after row; the number of steps of every row; and
+        whether they came as chunks.
 
     Raises:
         InputNameError, InputDtypeError, InputShapeError, ChunkLengthError: They are not what the model takes.
     """
     names = [spec.name for spec in signature.inputs]
     found = by_name(tensors, names, "input")
-    split: list[list[memoryview]] = []
+    table: list[bytes] = []
     counts: set[tuple[int, bool]] = set()
     for spec in signature.inputs:
         if spec.name not in found:
             raise InputNameError(f"input {spec.name!r} is missing", input=spec.name, expected=",".join(names))
         tensor = found[spec.name]
-        count, is_chunk = _count_steps(tensor, spec, rows, max_steps)
-        counts.add((count, is_chunk))
-        width = count * spec.step_bytes
-        view = memoryview(tensor.data)
-        split.append([view[start : start + width] for start in range(0, rows * width, width)])
+        counts.add(_count_steps(tensor, spec, rows, max_steps))
+        table.append(tensor.data)
     if len(counts) > 1:
         raise InputShapeError("all inputs must have the same number of steps")
     count, is_chunk = counts.pop()
-    return split, count, is_chunk
+    return tuple(table), count, is_chunk
+
+
+def split_rows(data: bytes, rows: int) -> list[memoryview]:
+    """The bytes of each row of a table."""
+    width = len(data) // rows
+    view = memoryview(data)
+    return [view[start : start + width] for start in range(0, len(data), width)]
 
 
 def decode_states(tensors: Sequence[tensor_pb2.Tensor], states: Sequence[StateSpec]) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from recurra_server.engine.batch import Batch
+from recurra_server.engine.blocks import BlockBatch
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.telemetry.histograms import SECONDS, SIZES, BulkHistogram
@@ -53,16 +54,22 @@ class ServerMetrics(Collector):
         self._build = build
         self._timings: dict[ServedModel, _Timings] = {}
 
-    def observe_batch(self, model: ServedModel, batch: Batch, now: float) -> None:
+    def observe_batch(self, model: ServedModel, batch: Batch | BlockBatch, now: float) -> None:
         """Record a batch whose steps were answered at `now`."""
         timings = self._timings.get(model)
         if timings is None:
             timings = self._timings[model] = _Timings()
-        timings.batch_size.observe((len(batch.steps),))
-        applied = [step for step in batch.steps if step.position == step.count and step.error is None]
-        timings.total.observe([now - step.arrived for step in applied])
-        timings.queue.observe([step.started - step.arrived for step in applied])
-        timings.compute.observe([step.compute for step in applied])
+        timings.batch_size.observe((len(batch),))
+        answered = batch.answered
+        if isinstance(batch, BlockBatch):  # all alike
+            block, count = batch.block, len(answered)
+            timings.total.observe([now - block.arrived] * count)
+            timings.queue.observe([block.started - block.arrived] * count)
+            timings.compute.observe([block.compute] * count)
+        else:
+            timings.total.observe([now - step.arrived for step in answered])
+            timings.queue.observe([step.started - step.arrived for step in answered])
+            timings.compute.observe([step.compute for step in answered])
 
     def collect(self) -> Iterator[Metric]:
         """Answer a scrape."""

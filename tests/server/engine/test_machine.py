@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from recurra_server.engine.blocks import Block
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SessionExpiredError
 from recurra_server.engine.limits import Limits
@@ -17,7 +18,7 @@ from recurra_server.engine.steps import Step
 from recurra_server.runtimes.onnx import OnnxRuntime
 
 from tests.support import models
-from tests.support.harness import Harness, load, outputs_of
+from tests.support.harness import BlockAsker, Harness, load, outputs_of, rows_of
 
 _IDLE = 10.0
 
@@ -48,7 +49,7 @@ class EngineMachine(RuleBasedStateMachine):
         limits = Limits(max_batch_size=3, max_piece_steps=2, default_idle_timeout=_IDLE)
         self.harness = Harness({"counter": self.runtime}, limits)
         self.open_sessions: list[Expected] = []
-        self.last_used: dict[int, float] = {}
+        self.blocks: list[tuple[Block, list[tuple[Expected, list[float] | str]]]] = []
 
     @property
     def engine(self) -> Engine:
@@ -82,6 +83,30 @@ class EngineMachine(RuleBasedStateMachine):
             step = self.harness.submit(one.session, np.zeros((1, 1)), number=one.steps + ahead)
             one.answers.append((step, "STEP_GAP"))
 
+    @rule(
+        steps=st.sampled_from([1, 2]),
+        numbered=st.booleans(),
+        values=st.lists(st.lists(st.integers(-9, 9), min_size=2, max_size=2), min_size=3, max_size=3),
+        bad=st.none() | st.integers(0, 2),
+    )
+    def send_block(self, steps: int, numbered: bool, values: list[list[int]], bad: int | None) -> None:
+        """A row for each of some sessions at rest; one of the rows may be nonsense."""
+        ready = [one for one in self.open_sessions if one.session.current is None][:3]
+        if not ready:
+            return
+        x = np.array(values, np.float32)[: len(ready), :steps, None]
+        if bad is not None and bad < len(ready):
+            x[bad, -1] = np.nan
+        sent: list[tuple[Expected, list[float] | str]] = []
+        for row, one in enumerate(ready):
+            if row == bad:
+                sent.append((one, "INPUT_NOT_FINITE"))
+                continue
+            sums = (one.total + np.cumsum(x[row, :, 0])).tolist()
+            one.total, one.steps = sums[-1], one.steps + steps
+            sent.append((one, sums))
+        self.blocks.append((self.harness.submit_block([one.session for one in ready], x, numbered=numbered), sent))
+
     @rule(batches=st.integers(1, 4))
     def run_some(self, batches: int) -> None:
         for _ in range(batches):
@@ -100,6 +125,15 @@ class EngineMachine(RuleBasedStateMachine):
                 else:
                     assert outputs_of(step).ravel().tolist() == expected
             one.answers.clear()
+        for block, sent in self.blocks:
+            for row, (one, expected) in enumerate(sent):
+                if row in block.errors:
+                    ended = one.session.closed and block.errors[row].reason == "SESSION_NOT_FOUND"
+                    assert ended or block.errors[row].reason == expected
+                    assert not rows_of(block)[row].any()
+                else:
+                    assert rows_of(block)[row, :, 0].tolist() == expected
+        self.blocks.clear()
         model = self.engine.model("counter")
         assert model.turns.depth == 0
         assert model.slots.in_use == len(self.open_sessions), "a slot was not given back"
@@ -146,11 +180,23 @@ class EngineMachine(RuleBasedStateMachine):
         model = self.engine.model("counter")
         assert model.sessions == len(self.open_sessions)
         unanswered = sum(step not in self.harness.answered for one in self.open_sessions for step, _ in one.answers)
-        assert model.turns.depth == unanswered
+        rows = sum(len(block) for block, _ in self.blocks if not waiter_of(block).answers)
+        assert model.turns.depth == unanswered + rows
         slots = model.slots
         in_use = {slot for slot, owner in enumerate(slots.owners) if owner is not None}
-        assert in_use == {one.session.slot for one in self.open_sessions}
+        ended = {
+            session.slot
+            for block, _ in self.blocks
+            for session in block.sessions
+            if session.closed and not waiter_of(block).answers
+        }
+        assert in_use == {one.session.slot for one in self.open_sessions} | ended
         assert len(set(slots._free)) == len(slots._free), "a slot was given back twice"
+
+
+def waiter_of(block: Block) -> BlockAsker:
+    assert isinstance(block.waiter, BlockAsker)
+    return block.waiter
 
 
 TestEngineMachine = EngineMachine.TestCase

@@ -208,6 +208,25 @@ def test_step_batch_answers_row_by_row(stubs: Stubs) -> None:
     assert [row.error.reason for row in again.errors] == ["STEP_NOT_HELD"]
 
 
+def test_a_step_batch_of_more_rows_than_run_in_one_call(stubs: Stubs) -> None:
+    ids = [open_session(stubs, "counter") for _ in range(300)]
+    x = np.arange(600, dtype=np.float32).reshape(300, 2, 1)
+    x[299, 1] = np.nan
+    request = inference_pb2.StepBatchRequest(session_ids=ids, steps=[1] * 300, inputs=[tensor(x)])
+    response = stubs.inference.StepBatch(request)
+    assert list(response.steps) == [2] * 299 + [0]
+    assert [(error.row, error.error.reason) for error in response.errors] == [(299, "INPUT_NOT_FINITE")]
+    expected = np.cumsum(x, axis=1)
+    expected[299] = 0
+    assert list(response.outputs[0].shape) == [300, 2, 1]
+    np.testing.assert_array_equal(np.frombuffer(response.outputs[0].data, np.float32), expected.ravel())
+    assert response.timing.batch_size == 44
+    assert response.timing.compute_us > 0
+    again = stubs.inference.StepBatch(request)
+    assert list(again.replayed_rows) == list(range(299))
+    assert again.outputs == response.outputs
+
+
 def test_step_batch_takes_chunks(stubs: Stubs) -> None:
     ids = [open_session(stubs) for _ in range(3)]
     x = np.arange(12, dtype=np.float32).reshape(3, 4, 1)
