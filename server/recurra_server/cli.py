@@ -21,6 +21,7 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
     settings
         How to serve.
     """
+    transport.allow_many_connections()
     transport.begin_with_one_network_thread()
 
     def ready(server: Ready) -> None:

@@ -7,10 +7,12 @@ all goes on, only slower.
 import asyncio
 import fcntl
 import os
+import resource
 import socket
 import sys
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -26,6 +28,17 @@ def begin_with_one_network_thread() -> None:
     if "GRPC_EXPERIMENTS" not in os.environ:
         os.environ["GRPC_EXPERIMENTS"] = "-event_engine_listener"
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - itself
+
+
+def allow_many_connections() -> None:
+    """Raise the number of files that this process may open, each connection being one, to the most that it may ask for.
+
+    It is often 1,024. Where it is used up, gRPC leaves new connections unaccepted and says nothing: the kernel has
+    answered them, so their callers wait for ever (https://github.com/grpc/grpc/issues/20418).
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

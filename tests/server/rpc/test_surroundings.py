@@ -1,6 +1,7 @@
 """Health, reflection, metrics, settings and refusals at the start: what operators rely on."""
 
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from recurra.v1 import inference_pb2, sessions_pb2
+from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 
 from tests.support import models
 from tests.support.server import ServerProcess, running_server
@@ -34,6 +35,24 @@ def test_reflection_lists_the_services(stubs: Stubs) -> None:
     answer = next(reflection.ServerReflectionInfo(iter([request])))
     names = {service.name for service in answer.list_services_response.service}
     assert {"recurra.v1.ModelsService", "recurra.v1.SessionsService", "recurra.v1.InferenceService"} <= names
+
+
+def test_more_connections_are_served_than_the_soft_limit_of_open_files(repository: Path) -> None:
+    """At the limit callers would wait without an answer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        server = ServerProcess(repository)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    callers = [Stubs(server.target) for _ in range(80)]
+    try:
+        for caller in callers:
+            caller.models.ListModels(models_pb2.ListModelsRequest(), timeout=20, wait_for_ready=True)
+    finally:
+        for caller in callers:
+            caller.channel.close()
+        server.stop()
 
 
 def test_metrics_count_what_happened(repository: Path) -> None:
