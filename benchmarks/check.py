@@ -47,7 +47,7 @@ class _Talk:
 
     def close(self) -> None:
         if self._dialect.transport == "http":
-            self._lane.close()
+            self._lane.cut()
         else:
             self._connection.close()
 

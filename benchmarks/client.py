@@ -3,18 +3,21 @@
 import asyncio
 import multiprocessing
 import random
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
-from recurra_client.load.lanes import Judge, Lane, StreamLane, UnaryLane
-from recurra_client.load.loops import once, run_lanes
+from recurra_client.load.judges import Judge
+from recurra_client.load.lanes import Lane, StreamLane, UnaryLane
+from recurra_client.load.loops import close_all, open_all, run_closed
 from recurra_client.load.outcome import Outcome
+from recurra_client.load.paced import run_paced
+from recurra_client.load.processes import allow_many_connections
 from recurra_client.load.wire import WireConnection
 
 from benchmarks.dialects import Dialect
@@ -37,6 +40,8 @@ class Job:
     seconds: float
     warmup: float = 0.3
     pace: float = 0.0
+    arrivals: float = 500.0
+    """Of paced sessions, in a second."""
     steps: int = 1
     """In one message."""
 
@@ -45,7 +50,7 @@ class ClientProcess:
     """Runs jobs one after another, in a process that has everything imported."""
 
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), allow_many_connections)
 
     def __enter__(self) -> "ClientProcess":
         return self
@@ -75,51 +80,53 @@ def in_loop(work: Coroutine[Any, Any, T]) -> T:
 
 async def _measure(job: Job) -> Values:
     outcome = Outcome()
+    members = family(job.pid)
+    cpu = 0.0
+
+    def began() -> None:
+        nonlocal cpu
+        cpu = cpu_seconds(members)
+
+    async with opened(job, outcome) as lanes:
+        timing = {"warmup": job.warmup, "seconds": job.seconds}
+        if job.pace:
+            await run_paced(lanes, pace=job.pace, arrivals=job.arrivals, outcome=outcome, began=began, **timing)
+        else:
+            await run_closed(lanes, outcome=outcome, began=began, **timing)
+        cpu = cpu_seconds(members) - cpu
+    return _values(job, outcome, cpu)
+
+
+@asynccontextmanager
+async def opened(job: Job, outcome: Outcome) -> AsyncIterator[list[Lane]]:
+    """The lanes of a job; open, unless they are paced."""
     x = np.random.default_rng(0).standard_normal((job.steps, 16) if job.steps > 1 else 16).astype(np.float32)
     connections: list[WireConnection] = []
     begin_id = random.randrange(1 << 30)  # a server may remember the sessions of the job before
-    senders = [await _lane(job, begin_id + i, x, connections) for i in range(job.sessions)]
+    lanes = [await _lane(job, begin_id + i, x, connections) for i in range(job.sessions)]
     try:
-        for begin in range(0, len(senders), 64):
-            answers = await asyncio.gather(*(once(lane) for lane in senders[begin : begin + 64]))
-            if failures := [reason for reasons in answers for reason in reasons]:
-                raise ConnectionError(f"a first step failed: {failures[0]}")
-        members = family(job.pid)
-        samples: list[tuple[float, float, int]] = []
-        sampler = asyncio.create_task(_sample(job, members, outcome, samples))
-        await run_lanes(senders, warmup=job.warmup, seconds=job.seconds, pace=job.pace, outcome=outcome)
-        await sampler
+        yield lanes if job.pace else await open_all(lanes, outcome)
     finally:
+        await close_all(lanes)
         for connection in connections:
             connection.close()
-        for lane in senders:
-            if isinstance(lane, HttpLane):
-                lane.close()
-    return _values(job, outcome, samples)
 
 
-async def _sample(job: Job, members: list[int], outcome: Outcome, samples: list[tuple[float, float, int]]) -> None:
-    """Processor time of the server and messages answered, at the begin and the end of measuring."""
-    for wait in (job.warmup, job.seconds):
-        await asyncio.sleep(wait)
-        samples.append((time.perf_counter(), cpu_seconds(members), len(outcome.latencies)))
-
-
-def _values(job: Job, outcome: Outcome, samples: Sequence[tuple[float, float, int]]) -> Values:
+def _values(job: Job, outcome: Outcome, server_cpu: float) -> Values:
     latencies: NDArray[np.float64] = np.frombuffer(outcome.latencies)
     p50, p99 = np.percentile(latencies, [50, 99])
-    (_, cpu_before, before), (_, cpu_after, after) = samples
     failed = sum(outcome.errors.values())
     values = {
         "steps_per_second": (len(latencies) - failed) * job.steps / outcome.seconds,
         "p50": float(p50),
         "p99": float(p99),
-        "server_cpu_per_step": (cpu_after - cpu_before) / max(1, (after - before) * job.steps),
-        "client_cpu": outcome.cpu / (outcome.seconds + job.warmup),
+        "server_cpu_per_step": server_cpu / (len(latencies) * job.steps),
+        "client_cpu": outcome.cpu / outcome.seconds,
         "errors": float(failed),
     }
-    if outcome.lateness:
+    if job.pace:
         values["late_p99"] = float(np.percentile(np.frombuffer(outcome.lateness), 99))
+        values["refused"] = float(sum(outcome.refused.values()))
     return values
 
 
@@ -132,7 +139,7 @@ async def _lane(job: Job, session: int, x: NDArray[np.float32], connections: lis
     connection = await WireConnection.connect(job.target)
     connections.append(connection)
     if dialect.transport == "unary":
-        return UnaryLane(connection, dialect.path, following, judge)
+        return UnaryLane(connection, dialect.path, following, judge, opening=[(dialect.path, first)])
     return StreamLane(connection, dialect.path, first, following, judge)
 
 

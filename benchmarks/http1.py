@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from recurra_client.load.lanes import Judge
+from recurra_client.load.judges import Judge
+from recurra_client.load.lanes import once
 
 
 class HttpLane(asyncio.Protocol):
@@ -38,7 +39,15 @@ class HttpLane(asyncio.Protocol):
         """Send a request with another body."""
         self._transport.write(request(target, path, body))
 
-    def close(self) -> None:
+    async def open(self) -> None:
+        """Send the first request."""
+        await once(self)
+
+    async def close(self) -> None:
+        """Cut the connection."""
+        self.cut()
+
+    def cut(self) -> None:
         """Cut the connection."""
         self._closed = True
         self._transport.close()

@@ -10,9 +10,9 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_client.client import Client
-from recurra_client.load import lanes
+from recurra_client.load import judges, lanes
 from recurra_client.load.frames import StreamEndedError
-from recurra_client.load.loops import once, run_lanes
+from recurra_client.load.loops import open_all, run_closed
 from recurra_client.load.outcome import Outcome
 from recurra_client.load.wire import WireConnection
 
@@ -129,7 +129,7 @@ class _AnyOf(lanes.StreamLane):
     """Steps one of several sessions at random."""
 
     def __init__(self, connection: WireConnection, messages: list[bytes]) -> None:
-        super().__init__(connection, lanes.STREAM, messages[0], messages[0], lanes.stream_judge(_name(0)))
+        super().__init__(connection, lanes.STREAM, messages[0], messages[0], judges.stream_judge(_name(0)))
         self._choices = [self._stream.prepare(message) for message in messages]
 
     def send(self) -> None:
@@ -144,9 +144,8 @@ async def _step_some(target: str, count: int, seconds: float) -> float:
     messages = [_step(i).SerializeToString() for i in chosen]
     connections = [await WireConnection.connect(target) for _ in range(_STREAMS)]
     senders = [_AnyOf(connection, messages[i::_STREAMS]) for i, connection in enumerate(connections)]
-    await asyncio.gather(*(once(lane) for lane in senders))
     outcome = Outcome()
-    await run_lanes(senders, warmup=0.3, seconds=seconds, pace=0, outcome=outcome)
+    await run_closed(await open_all(senders, outcome), warmup=0.3, seconds=seconds, outcome=outcome)
     for connection in connections:
         connection.close()
     return (len(outcome.latencies) - sum(outcome.errors.values())) / outcome.seconds

@@ -6,15 +6,18 @@ import json
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from recurra.v1 import sessions_pb2
 from recurra_client import connect
 
 from tests.client.conftest import CLASSES, SENSORS
 from tests.client.test_cli import RECURRA, Run, recurra
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, running_server
+from tests.support.wire import Stubs
 
 __all__ = ["recurra"]  # a fixture
 
@@ -257,12 +260,60 @@ def test_bench_counts_every_step_that_the_server_answered(
         assert client.sessions.count("lstm") == 0
 
 
+@pytest.fixture(scope="module")
+def workers(models_folder: Path) -> Iterator[ServerProcess]:
+    with running_server(models_folder, "--workers", "2") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def full(models_folder: Path) -> Iterator[ServerProcess]:
+    with running_server(models_folder, "--max-sessions", "5") as process:
+        yield process
+
+
 def test_bench_shares_the_sessions_out_among_processes(recurra: Run, server: ServerProcess) -> None:
     arguments = ["--sessions", "3", "--seconds", "0.3", "--processes", "2", "--server", server.target]
     code, out, err = recurra("bench", "counter", *arguments)
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith("counter version 1: stream, closed loop")
     assert out.splitlines()[4].split()[0] == "3"
+
+
+@pytest.mark.parametrize("api", ["stream", "unary", "batch"])
+def test_bench_keeps_each_session_where_it_was_opened(recurra: Run, workers: ServerProcess, api: str) -> None:
+    """With several workers, a session lives in the one that its connection was given to."""
+    counter = {"model": "counter", "version": "1"}
+    before = workers.metrics().get("recurra_sessions_opened_total", **counter) or 0
+    arguments = ["--api", api, "--sessions", "12", "--seconds", "0.3", "--json", "--server", workers.target]
+    code, out, err = recurra("bench", "counter", *arguments)
+    assert (code, err) == (0, "")
+    (result,) = json.loads(out)["results"]
+    assert (result["refused"], result["errors"]) == ({}, {})
+    assert result["steps_per_second"] > 0
+    samples = workers.metrics()
+    assert samples.get("recurra_sessions_opened_total", **counter) == before + 12
+    assert samples.get("recurra_sessions", **counter) == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--pace", "20ms"]])
+def test_bench_goes_on_with_the_sessions_that_a_full_server_takes(
+    recurra: Run, full: ServerProcess, options: list[str]
+) -> None:
+    arguments = ["counter", "--sessions", "7", "--seconds", "0.3", *options, "--server", full.target]
+    code, out, err = recurra("bench", *arguments, "--json")
+    assert (code, err) == (0, "")
+    (result,) = json.loads(out)["results"]
+    assert (result["refused"], result["errors"]) == ({"CAPACITY": 2}, {})
+    code, out, err = recurra("bench", *arguments)
+    assert out.splitlines()[4].split()[:3] == ["7", "2", "CAPACITY"]
+    stubs = Stubs(full.target)
+    held = [stubs.sessions.OpenSession(sessions_pb2.OpenSessionRequest(model="counter")) for _ in range(5)]
+    code, out, err = recurra("bench", *arguments)
+    assert (code, out) == (1, "")
+    assert err == "recurra: 7 sessions: the server refuses a session (CAPACITY)\n"
+    for opened in held:
+        stubs.sessions.CloseSession(sessions_pb2.CloseSessionRequest(session_id=opened.session.session_id))
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,33 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from recurra_client.load import loops
-from recurra_client.load.loops import once, run_lanes
+from recurra_client.load.lanes import Lane, RefusedError, once
+from recurra_client.load.loops import open_all, run_closed
 from recurra_client.load.outcome import Outcome
+from recurra_client.load.paced import run_paced
 
 
 class ScriptedLane:
-    """A server's side of a lane: `serve` is called with the number of each message."""
+    """A server's side of a lane: `serve` is called with the number of each message after the opening."""
 
     sessions = 1
     answered: Callable[[Sequence[str]], None]
     failed: Callable[[Exception], None]
 
-    def __init__(self, serve: Callable[["ScriptedLane", int], None]) -> None:
+    def __init__(self, serve: Callable[["ScriptedLane", int], None], refused: str = "") -> None:
         self._serve = serve
+        self._refused = refused
+        self.opened = 0.0
         self.sent: list[float] = []
+
+    async def open(self) -> None:
+        self.opened = time.perf_counter()
+        await asyncio.sleep(0)
+        if self._refused:
+            raise RefusedError(self._refused)
+
+    async def close(self) -> None:
+        pass
 
     def send(self) -> None:
         self.sent.append(time.perf_counter())
@@ -30,11 +43,21 @@ def answer_at_once(lane: ScriptedLane, number: int) -> None:
     asyncio.get_running_loop().call_soon(lane.answered, ())
 
 
+async def load(lanes: Sequence[Lane], seconds: float, pace: float = 0, arrivals: float = 1e5) -> Outcome:
+    """Run a load without a warm-up."""
+    outcome = Outcome()
+    if pace:
+        await run_paced(lanes, pace=pace, arrivals=arrivals, warmup=0, seconds=seconds, outcome=outcome)
+    else:
+        await run_closed(lanes, warmup=0, seconds=seconds, outcome=outcome)
+    return outcome
+
+
 async def test_a_closed_loop_sends_when_it_was_answered() -> None:
     lanes = [ScriptedLane(answer_at_once) for _ in range(3)]
-    outcome = Outcome()
-    await run_lanes(lanes, warmup=0, seconds=0.1, pace=0, outcome=outcome)
-    assert len(outcome.latencies) == sum(len(lane.sent) for lane in lanes)
+    outcome = await load(lanes, 0.1)
+    sent = sum(len(lane.sent) for lane in lanes)
+    assert sent - len(lanes) <= len(outcome.latencies) <= sent  # the first may have been sent before it began
     assert min(len(lane.sent) for lane in lanes) > 10
     assert outcome.seconds >= 0.1
 
@@ -48,8 +71,7 @@ async def test_an_open_loop_sends_answered_or_not_and_counts_from_when_a_message
         loop.call_later(max(0, until - time.perf_counter()), lane.answered, ())
 
     lane = ScriptedLane(stall)
-    outcome = Outcome()
-    await run_lanes([lane], warmup=0, seconds=0.5, pace=0.02, outcome=outcome)
+    outcome = await load([lane], 0.5, 0.02)
     assert 24 <= len(lane.sent) <= 25
     assert len(outcome.latencies) == len(lane.sent)
     # Of the 25, those due in the first 0.2 s waited 0.1 s and more: a generator that waits for answers would see one.
@@ -67,8 +89,7 @@ async def test_what_is_sent_late_is_part_of_the_latency_and_told() -> None:
         answer_at_once(lane, number)
 
     lane = ScriptedLane(block)
-    outcome = Outcome()
-    await run_lanes([lane], warmup=0, seconds=0.5, pace=0.01, outcome=outcome)
+    outcome = await load([lane], 0.5, 0.01)
     assert 49 <= len(lane.sent) <= 50  # none is left out
     late = [lateness for lateness in outcome.lateness if lateness > 0.05]
     assert len(late) >= 10
@@ -84,19 +105,19 @@ async def test_what_is_never_answered_is_counted_as_such(pace: float, monkeypatc
             answer_at_once(lane, number)
 
     lane = ScriptedLane(answer_three)
-    outcome = Outcome()
-    await run_lanes([lane], warmup=0, seconds=0.1, pace=pace, outcome=outcome)
+    outcome = await load([lane], 0.1, pace)
     assert outcome.errors["UNANSWERED"] == len(lane.sent) - 3 > 0
-    assert len(outcome.latencies) == len(lane.sent)
+    assert len(lane.sent) - 1 <= len(outcome.latencies) <= len(lane.sent)
     assert max(outcome.latencies) >= 0.1
 
 
-async def test_a_lane_that_fails_ends_the_load_with_its_reason() -> None:
+@pytest.mark.parametrize("pace", [0.0, 0.01])
+async def test_a_lane_that_fails_ends_the_load_with_its_reason(pace: float) -> None:
     def fail(lane: ScriptedLane, number: int) -> None:
         asyncio.get_running_loop().call_soon(lane.failed, ConnectionError("gone"))
 
     with pytest.raises(ConnectionError, match="gone"):
-        await run_lanes([ScriptedLane(fail)], warmup=0, seconds=5, pace=0, outcome=Outcome())
+        await load([ScriptedLane(fail)], 5, pace)
     with pytest.raises(ConnectionError, match="gone"):
         await once(ScriptedLane(fail))
 
@@ -105,15 +126,51 @@ async def test_errors_in_answers_are_counted_by_reason() -> None:
     def refuse(lane: ScriptedLane, number: int) -> None:
         asyncio.get_running_loop().call_soon(lane.answered, ["CAPACITY"] if number % 2 else ())
 
-    outcome = Outcome()
-    await run_lanes([ScriptedLane(refuse)], warmup=0, seconds=0.05, pace=0, outcome=outcome)
+    outcome = await load([ScriptedLane(refuse)], 0.05)
     assert abs(outcome.errors["CAPACITY"] - len(outcome.latencies) / 2) <= 1
+
+
+async def test_sessions_come_one_by_one_while_those_that_are_open_step_and_all_are_measured_together() -> None:
+    lanes = [ScriptedLane(answer_at_once) for _ in range(20)]
+    outcome = await load(lanes, 0.1, 0.01, arrivals=100)
+    opened = sorted(lane.opened for lane in lanes)
+    assert opened[-1] - opened[0] > 0.1  # of 0.2 s, at random times
+    first, last = min(lanes, key=lambda lane: lane.opened), max(lanes, key=lambda lane: lane.opened)
+    assert sum(at < last.opened for at in first.sent) >= 0.8 * (last.opened - first.opened - 0.01) / 0.01 > 0
+    assert all(lane.sent[0] - lane.opened >= 0.01 for lane in lanes)
+    assert 0.9 * 20 * 10 <= len(outcome.latencies) <= 20 * 11
+
+
+@pytest.mark.parametrize("pace", [0.0, 0.01])
+async def test_those_that_the_server_has_no_capacity_for_are_counted_and_left_out(pace: float) -> None:
+    lanes = [ScriptedLane(answer_at_once, "CAPACITY" if i % 3 == 0 else "") for i in range(9)]
+    outcome = Outcome()
+    if pace:
+        outcome = await load(lanes, 0.05, pace)
+        assert all(bool(lane.sent) == (i % 3 != 0) for i, lane in enumerate(lanes))
+    else:
+        assert await open_all(lanes, outcome) == [lane for i, lane in enumerate(lanes) if i % 3]
+    assert outcome.refused == {"CAPACITY": 3}
+    assert outcome.errors == {}
+
+
+@pytest.mark.parametrize("reason", ["CAPACITY", "MODEL_NOT_FOUND"])
+async def test_there_is_no_load_where_all_are_refused_or_one_for_another_reason(reason: str) -> None:
+    lanes = [ScriptedLane(answer_at_once, reason)]
+    if reason != "CAPACITY":
+        lanes.append(ScriptedLane(answer_at_once))
+    with pytest.raises(RefusedError, match=reason):
+        await open_all(lanes, Outcome())
+    with pytest.raises(RefusedError, match=reason):
+        await load(lanes, 5, 0.01)
 
 
 async def test_thousands_of_paced_lanes_fit_into_one_process() -> None:
     """However slow the machine: no lane sends more than is due, and every message is accounted for."""
     lanes = [ScriptedLane(answer_at_once) for _ in range(3000)]
-    outcome = Outcome()
-    await run_lanes(lanes, warmup=0, seconds=0.4, pace=0.2, outcome=outcome)
-    assert max(len(lane.sent) for lane in lanes) <= 3
-    assert len(outcome.latencies) == sum(len(lane.sent) for lane in lanes) > 0
+    outcome = await load(lanes, 0.4, 0.2)
+    begin = min(lane.opened for lane in lanes)
+    end = max(lane.sent[-1] for lane in lanes)
+    assert max(len(lane.sent) for lane in lanes) <= (end - begin) / 0.2 + 1
+    assert len(outcome.lateness) == len(outcome.latencies) <= sum(len(lane.sent) for lane in lanes)
+    assert outcome.errors == {}

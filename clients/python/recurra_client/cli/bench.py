@@ -35,6 +35,8 @@ class Row:
     p50: float
     p99: float
     longest: float
+    refused: dict[str, int]
+    """Sessions that the server would not open, by reason."""
     errors: dict[str, int]
     client_cpu: float
     """Processors that the load generator kept busy: near `processes`, it is what is measured."""
@@ -47,10 +49,18 @@ class Row:
         latencies = np.frombuffer(outcome.latencies) if outcome.latencies else np.zeros(1)
         p50, p99 = np.percentile(latencies, [50, 99])
         seconds = max(outcome.seconds, 1e-9)
-        cpu = outcome.cpu / seconds
-        rate = outcome.steps / seconds
         late = float(np.percentile(np.frombuffer(outcome.lateness), 99)) if outcome.lateness else None
-        return cls(sessions, rate, float(p50), float(p99), float(latencies.max()), dict(outcome.errors), cpu, late)
+        return cls(
+            sessions=sessions,
+            steps_per_second=outcome.steps / seconds,
+            p50=float(p50),
+            p99=float(p99),
+            longest=float(latencies.max()),
+            refused=dict(outcome.refused),
+            errors=dict(outcome.errors),
+            client_cpu=outcome.cpu / seconds,
+            late_p99=late,
+        )
 
 
 def bench(  # noqa: D417 - the others are described by their types
@@ -80,8 +90,8 @@ def bench(  # noqa: D417 - the others are described by their types
         How long each is measured.
     pace
         Each session sends a step every so often, such as 32ms, answered or not; latency counts from when the step was
-        due, so "sent late", the load generator's own share, is part of it. Empty: the next step as soon as the one
-        before is answered.
+        due, so "sent late", the load generator's own share, is part of it. The sessions come at 500 a second and step
+        from then on; it is measured when all have come. Empty: the next step as soon as the one before is answered.
     api
         stream: a StreamSteps stream for each session. unary: a call for each step. batch: all sessions' steps in one
         StepBatch message.
@@ -153,24 +163,33 @@ def _watcher(live: Live | None, title: str, rows: list[Row], sessions: int, step
 def _table(title: str, rows: list[Row], running: tuple[int, float] | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     paced = any(row.late_p99 is not None for row in rows)
-    columns = ["sessions", "steps/s", "p50", "p99", "longest", "errors", "client cpu", *(["sent late p99"] * paced)]
+    refused = any(row.refused for row in rows)
+    columns = ["sessions", *(["refused"] * refused), "steps/s", "p50", "p99", "longest", "errors", "client cpu"]
+    columns += ["sent late p99"] * paced
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
-        errors = ", ".join(f"{count:,} {reason}" for reason, count in row.errors.items())
         table.add_row(
             f"{row.sessions:,}",
+            *([_counted(row.refused)] * refused),
             f"[bold]{row.steps_per_second:,.0f}[/]",
             milliseconds(row.p50),
             milliseconds(row.p99),
             milliseconds(row.longest),
-            f"[bold red]{errors}[/]" if errors else "0",
+            _counted(row.errors),
             f"{row.client_cpu:.0%}",
             *([milliseconds(row.late_p99)] if row.late_p99 is not None else []),
         )
     if running is not None:
-        table.add_row(f"{running[0]:,}", f"{running[1]:,.0f}", *(["…"] * (len(columns) - 2)), style="dim")
+        waiting = ["…"] * len(columns)
+        waiting[0], waiting[columns.index("steps/s")] = f"{running[0]:,}", f"{running[1]:,.0f}"
+        table.add_row(*waiting, style="dim")
     return table
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    text = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return f"[bold red]{text}[/]" if text else "0"
 
 
 def _title(model: models_pb2.Model, api: Api, seconds: float, pace: str, chunk: int) -> str:
@@ -218,6 +237,7 @@ def _as_dict(
                 "p50_seconds": round(row.p50, 7),
                 "p99_seconds": round(row.p99, 7),
                 "longest_seconds": round(row.longest, 7),
+                "refused": row.refused,
                 "errors": row.errors,
                 "client_cpu": round(row.client_cpu, 3),
                 "late_p99_seconds": None if row.late_p99 is None else round(row.late_p99, 7),

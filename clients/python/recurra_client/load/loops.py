@@ -1,142 +1,190 @@
-"""When a lane's next message is sent: once the one before is answered, or when it is due."""
+"""What both kinds of load share, and the closed loop: a lane's next message is sent once the one before is answered."""
 
 import asyncio
-import random
 import time
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
 
-from recurra_client.load.lanes import Lane
+from recurra_client.load.lanes import Lane, RefusedError
 from recurra_client.load.outcome import Outcome
-from recurra_client.load.timer import Timer
 
 _GIVE_UP_SECONDS = 10.0
-_FIRST_SECONDS = 30.0
-_AT_ONCE = 64  # messages that are sent before the replies get their turn
+_CLOSE_SECONDS: Final = 10.0
+_AT_ONCE: Final = 64  # sessions that are opened or closed together
+_CAPACITY: Final = "CAPACITY"
 _now = time.perf_counter
 
 
-class Clock:
-    """When measuring begins and ends, by `time.perf_counter`."""
+def nothing() -> None:
+    """Nobody asks when measuring begins."""
 
-    def __init__(self, warmup: float, seconds: float) -> None:
-        self.begin = _now() + warmup
+
+class Load:
+    """A load on lanes, from its begin to its end.
+
+    Attributes:
+        begin: When measuring begins, by `time.perf_counter`; infinite until then.
+        end: When it ends.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.begin = self.end = float("inf")
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finish(self) -> None:
+        """All that was sent is answered."""
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """A lane has failed, and with it the load."""
+        if not self._finished.done():
+            self._finished.set_exception(error)
+
+    def give_up(self) -> None:
+        """Count what was not answered."""
+        raise NotImplementedError
+
+    def record_unanswered(self, lane: Lane, sent: float) -> None:
+        """A message that was given up: it has taken at least as long as until now."""
+        if sent >= self.begin:
+            self.outcome.latencies.append(_now() - sent)
+            self.outcome.errors["UNANSWERED"] += lane.sessions
+
+    async def measure(self, warmup: float, seconds: float, began: Callable[[], None] = nothing) -> None:
+        """Measure what runs already, and wait until it has ended.
+
+        Args:
+            warmup: Seconds before measuring begins.
+            seconds: Seconds for which is measured: what is sent or, in an open loop, due in them.
+            began: Called when measuring begins.
+
+        Raises:
+            Exception: A lane failed, with its reason.
+        """
+        if warmup:
+            await asyncio.wait([self._finished], timeout=warmup)
+        began()
+        cpu = time.process_time()
+        self.begin = _now()
         self.end = self.begin + seconds
+        try:
+            async with asyncio.timeout(seconds + _GIVE_UP_SECONDS):
+                await self._finished
+        except TimeoutError:
+            self.give_up()
+        self.outcome.cpu += time.process_time() - cpu
+        self.outcome.seconds += max(_now(), self.end) - self.begin
 
 
-async def once(lane: Lane) -> Sequence[str]:
-    """Send one message and await its answer: the reasons of what failed in it.
+async def open_or_count(lane: Lane, outcome: Outcome) -> bool:
+    """Open a lane's sessions. Where the server has no capacity for them, count them as refused: False.
 
     Raises:
-        ConnectionError: None came in time.
+        RefusedError: It refused them for another reason.
+        ConnectionError: It did not answer in time.
         Exception: The lane failed, with its reason.
     """
-    answer: asyncio.Future[Sequence[str]] = asyncio.get_running_loop().create_future()
-
-    def fail(error: Exception) -> None:
-        if not answer.done():
-            answer.set_exception(error)
-
-    lane.answered, lane.failed = answer.set_result, fail
-    lane.send()
     try:
-        async with asyncio.timeout(_FIRST_SECONDS):
-            return await answer
-    except TimeoutError:
-        raise ConnectionError(f"the server did not answer a first message in {_FIRST_SECONDS:.0f} s") from None
+        await lane.open()
+    except RefusedError as error:
+        if error.reason != _CAPACITY:
+            raise
+        outcome.refused[error.reason] += lane.sessions
+        return False
+    return True
 
 
-async def run_lanes(lanes: Sequence[Lane], *, warmup: float, seconds: float, pace: float, outcome: Outcome) -> None:
-    """Load a server, and add what comes of it to `outcome` (all but its number of steps).
+async def open_all(lanes: Sequence[Lane], outcome: Outcome) -> list[Lane]:
+    """Open the sessions of all lanes: those lanes that the server has the capacity for.
+
+    Raises:
+        RefusedError: It has the capacity for none, or refused some for another reason.
+        ConnectionError: It did not answer in time.
+        Exception: A lane failed, with its reason.
+    """
+    taken: list[Lane] = []
+    for begin in range(0, len(lanes), _AT_ONCE):
+        some = lanes[begin : begin + _AT_ONCE]
+        try:
+            async with asyncio.TaskGroup() as group:
+                opening = [group.create_task(open_or_count(lane, outcome)) for lane in some]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        taken += [lane for lane, task in zip(some, opening, strict=True) if task.result()]
+    if not taken:
+        raise RefusedError(_CAPACITY)
+    return taken
+
+
+async def close_all(lanes: Sequence[Lane]) -> None:
+    """Close the sessions of all lanes, as far as the server still answers."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            for begin in range(0, len(lanes), _AT_ONCE):
+                closing = (lane.close() for lane in lanes[begin : begin + _AT_ONCE])
+                await asyncio.gather(*closing, return_exceptions=True)
+
+
+async def run_closed(
+    lanes: Sequence[Lane],
+    *,
+    warmup: float,
+    seconds: float,
+    outcome: Outcome,
+    began: Callable[[], None] = nothing,
+) -> None:
+    """Load a server: each lane sends its next message as soon as the one before is answered.
 
     Args:
-        lanes: What sends; at least one.
+        lanes: What sends; open, and at least one.
         warmup: Seconds before measuring begins.
-        seconds: Seconds for which is measured: what is sent or, in an open loop, due in them.
-        pace: Seconds from one message of a lane to its next (open loop); 0: when the one before is answered.
-        outcome: Is added to while the load runs.
+        seconds: Seconds for which is measured.
+        outcome: What comes of it is added here while the load runs (all but the number of steps).
+        began: Called when measuring begins.
 
     Raises:
         Exception: A lane failed, with its reason.
     """
-    finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    clock = Clock(warmup, seconds)
-    load = Paced(lanes, pace, clock, outcome, finished) if pace else Closed(lanes, clock, outcome, finished)
-    cpu = time.process_time()
+    load = _Closed(lanes, outcome)
     load.start()
-    try:
-        async with asyncio.timeout(clock.end - _now() + _GIVE_UP_SECONDS):
-            await finished
-    except TimeoutError:
-        load.give_up()
-    finally:
-        load.stop()
-    outcome.cpu += time.process_time() - cpu
-    outcome.seconds = max(_now(), clock.end) - clock.begin
+    await load.measure(warmup, seconds, began)
 
 
-class _Load:
-    """What both kinds share: an end."""
-
-    def __init__(self, lanes: Sequence[Lane], clock: Clock, outcome: Outcome, finished: "asyncio.Future[None]") -> None:
-        self.lanes = lanes
-        self.clock = clock
-        self.outcome = outcome
-        self._finished = finished
-        for lane in lanes:
-            lane.failed = self._fail
-
-    def finish(self) -> None:
-        if not self._finished.done():
-            self._finished.set_result(None)
-
-    def _fail(self, error: Exception) -> None:
-        if not self._finished.done():
-            self._finished.set_exception(error)
-
-    def record_unanswered(self, lane: Lane, sent: float) -> None:
-        """A message that was given up: it has taken at least as long as until now."""
-        if sent >= self.clock.begin:
-            self.outcome.latencies.append(_now() - sent)
-            self.outcome.errors["UNANSWERED"] += lane.sessions
-
-
-class Closed(_Load):
-    """Each lane sends its next message as soon as the one before is answered."""
+class _Closed(Load):
+    def __init__(self, lanes: Sequence[Lane], outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self._running = {_ClosedLane(self, lane): lane for lane in lanes}
 
     def start(self) -> None:
-        """Send the first messages."""
-        self._running = {index: _ClosedLane(self, lane, index) for index, lane in enumerate(self.lanes)}
-        for lane in list(self._running.values()):
+        for lane in list(self._running):
             lane.send()
 
-    def ended(self, index: int) -> None:
+    def ended(self, lane: "_ClosedLane") -> None:
         """A lane's time is up."""
-        del self._running[index]
+        self._running.pop(lane, None)
         if not self._running:
             self.finish()
 
     def give_up(self) -> None:
-        """Count what was not answered."""
-        for index, lane in self._running.items():
-            self.record_unanswered(self.lanes[index], lane.began)
-
-    def stop(self) -> None:
-        """Nothing runs on."""
+        for running, lane in self._running.items():
+            self.record_unanswered(lane, running.began)
 
 
 class _ClosedLane:
-    __slots__ = ("_begin", "_end", "_errors", "_index", "_latencies", "_lane_send", "_load", "began")  # noqa: RUF023
+    __slots__ = ("_errors", "_lane_send", "_latencies", "_load", "began")
 
-    def __init__(self, load: Closed, lane: Lane, index: int) -> None:
+    def __init__(self, load: _Closed, lane: Lane) -> None:
         self._load = load
-        self._index = index
         self._lane_send: Callable[[], None] = lane.send
-        self._begin, self._end = load.clock.begin, load.clock.end
         self._latencies: array[float] = load.outcome.latencies
         self._errors: Counter[str] = load.outcome.errors
         lane.answered = self._answered
+        lane.failed = load.fail
 
     def send(self) -> None:
         self.began = _now()
@@ -144,92 +192,14 @@ class _ClosedLane:
 
     def _answered(self, reasons: Sequence[str]) -> None:
         now = _now()
+        load = self._load
         began = self.began
-        if began >= self._begin:
+        if began >= load.begin:
             self._latencies.append(now - began)
             if reasons:
                 self._errors.update(reasons)
-        if now >= self._end:
-            self._load.ended(self._index)
+        if now >= load.end:
+            load.ended(self)
         else:
             self.began = now
             self._lane_send()
-
-
-class Paced(_Load):
-    """Each lane sends a message every `pace` seconds, answered or not: as a microphone or a sensor does.
-
-    A message's time runs from when it was due, whoever is to blame that it was not sent then: a
-    server that stalls cannot hide the messages that it kept waiting (coordinated omission). How late they
-    were sent is kept beside it, for that is the load generator's own share.
-    """
-
-    def __init__(
-        self, lanes: Sequence[Lane], pace: float, clock: Clock, outcome: Outcome, finished: "asyncio.Future[None]"
-    ) -> None:
-        super().__init__(lanes, clock, outcome, finished)
-        self._pace = pace
-        self._phases = sorted(random.uniform(0, pace) for _ in lanes)
-        self._unanswered: list[deque[float]] = [deque() for _ in lanes]  # by lane: when each message was due
-        self._senders = [lane.send for lane in lanes]
-        self._index = 0  # of the lane that is next
-        self._turn = _now()  # when this round of all lanes began
-        self._waiting = 0
-        self._over = False
-        self._timer = Timer(self._send_due)
-        for lane, dues in zip(lanes, self._unanswered, strict=True):
-            lane.answered = self._answer(dues)
-
-    def start(self) -> None:
-        """Wait for the first message to be due."""
-        self._turn = _now()
-        self._send_due()
-
-    def stop(self) -> None:
-        """Send nothing more."""
-        self._over = True
-        self._timer.close()
-
-    def give_up(self) -> None:
-        """Count what was not answered."""
-        for lane, dues in zip(self.lanes, self._unanswered, strict=True):
-            for due in dues:
-                self.record_unanswered(lane, due)
-
-    def _send_due(self) -> None:
-        now = _now()
-        lateness, begin = self.outcome.lateness, self.clock.begin
-        for _ in range(_AT_ONCE):
-            due = self._turn + self._phases[self._index]
-            if due >= self.clock.end:
-                self._over = True
-                if not self._waiting:
-                    self.finish()
-                return
-            if due > now:
-                break
-            self._unanswered[self._index].append(due)
-            self._waiting += 1
-            if due >= begin:
-                lateness.append(now - due)
-            self._senders[self._index]()
-            self._index += 1
-            if self._index == len(self._phases):
-                self._index = 0
-                self._turn += self._pace
-        self._timer.set(self._turn + self._phases[self._index] - _now())
-
-    def _answer(self, dues: deque[float]) -> Callable[[Sequence[str]], None]:
-        latencies, errors, begin = self.outcome.latencies, self.outcome.errors, self.clock.begin
-
-        def answered(reasons: Sequence[str]) -> None:
-            due = dues.popleft()
-            self._waiting -= 1
-            if due >= begin:
-                latencies.append(_now() - due)
-                if reasons:
-                    errors.update(reasons)
-            if self._over and not self._waiting:
-                self.finish()
-
-        return answered

@@ -25,6 +25,8 @@ class Plan:
     warmup: float = 0.5
     pace: float = 0.0
     """From one step of a session to its next (open loop); 0: as soon as the one before is answered (closed loop)."""
+    arrivals: float = 500.0
+    """In an open loop: sessions that are opened in a second. Each steps from then on."""
     chunk: int = 1
     """Steps in one message of a session."""
     connections: int = 0
@@ -38,7 +40,9 @@ class Outcome:
     steps: int = 0
     seconds: float = 0.0
     cpu: float = 0.0
-    """Processor time that the load generator itself took."""
+    """Processor time that the load generator itself took, in the time that was measured."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Sessions that the server would not open, for want of capacity, by reason."""
     errors: Counter[str] = field(default_factory=Counter)
     """Failed messages by reason; UNANSWERED are those that were given up."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))

@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import signal
 from collections.abc import Callable, MutableSequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
@@ -14,6 +15,7 @@ from typing import Any, Final
 from recurra.v1 import models_pb2
 
 from recurra_client.load.generator import run_load
+from recurra_client.load.lanes import RefusedError
 from recurra_client.load.outcome import Outcome, Plan
 
 _POLL_SECONDS: Final = 0.25
@@ -80,18 +82,30 @@ def _work(
 ) -> None:
     """What one process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    allow_many_connections()
     plan = replace(plan, model=models_pb2.Model.FromString(model))
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             connection.send(runner.run(run_load(plan, lambda: _wait(barrier), progress, index)))
     except Exception as error:
         barrier.abort()
-        known = getattr(error, "message", "") or (str(error) if isinstance(error, OSError) else "")
+        known = getattr(error, "message", "") or (str(error) if isinstance(error, (OSError, RefusedError)) else "")
         connection.send(known or f"{type(error).__name__}: {error}")
 
 
 def _wait(barrier: Barrier) -> None:
     barrier.wait(_START_SECONDS)
+
+
+def allow_many_connections() -> None:
+    """Raise the number of files that this process may open, each connection being one, to the most it may ask for."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows, where there is no such limit
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -105,7 +119,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _share(plan: Plan, processes: int, index: int) -> Plan:
     """The part of a plan for one of several processes."""
     sessions = plan.sessions // processes + (index < plan.sessions % processes)
-    return replace(plan, sessions=sessions, connections=-(-plan.connections // processes))
+    connections = -(-plan.connections // processes)
+    return replace(plan, sessions=sessions, connections=connections, arrivals=plan.arrivals / processes)
 
 
 def _sum(outcomes: list[Outcome]) -> Outcome:
@@ -114,6 +129,7 @@ def _sum(outcomes: list[Outcome]) -> Outcome:
         total.steps += outcome.steps
         total.cpu += outcome.cpu
         total.seconds = max(total.seconds, outcome.seconds)
+        total.refused.update(outcome.refused)
         total.errors.update(outcome.errors)
         total.latencies.extend(outcome.latencies)
         total.lateness.extend(outcome.lateness)
