@@ -23,7 +23,7 @@ PARTS: Final[dict[str, Part]] = {
     "chunks": messages.chunks,
     "telemetry": options.telemetry,
     "workers": options.workers,
-    "paced": paced.knee,
+    "paced": paced.paced,
     "scale": scale.scale,
     "peers": steps.against_peers,
 }

@@ -5,18 +5,20 @@ import multiprocessing
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
+from recurra.v1 import models_pb2
+from recurra_client.client import Client
+from recurra_client.load.generator import run_load
 from recurra_client.load.judges import Judge
 from recurra_client.load.lanes import Lane, StreamLane, UnaryLane
-from recurra_client.load.loops import close_all, open_all, run_closed
-from recurra_client.load.outcome import Outcome
-from recurra_client.load.paced import run_paced
+from recurra_client.load.loops import Timing, close_all, open_all, run_closed
+from recurra_client.load.outcome import Outcome, Plan
 from recurra_client.load.processes import allow_many_connections
 from recurra_client.load.wire import WireConnection
 
@@ -24,26 +26,22 @@ from benchmarks.dialects import Dialect
 from benchmarks.http1 import HttpLane
 from benchmarks.processes import cpu_seconds, family
 
+_TURN_SECONDS: Final = 0.5
+_WARMUP_SECONDS: Final = 0.2
+
 T = TypeVar("T")
 Values = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement. Times are in seconds."""
+    """A closed loop of single steps on a server."""
 
     target: str
     pid: int
     """Of the server, for its processor time."""
     dialect: Dialect
     sessions: int
-    seconds: float
-    warmup: float = 0.3
-    pace: float = 0.0
-    arrivals: float = 500.0
-    """Of paced sessions, in a second."""
-    steps: int = 1
-    """In one message."""
 
 
 class ClientProcess:
@@ -58,18 +56,9 @@ class ClientProcess:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def measure(self, job: Job) -> Values:
-        """Steps a second, latencies in seconds, and processor time a step in seconds."""
-        return self._pool.submit(measure, job).result()
-
-    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+    def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Run a function of a module there."""
-        return self._pool.submit(function, *arguments).result()
-
-
-def measure(job: Job) -> Values:
-    """Do a job here."""
-    return in_loop(_measure(job))
+        return self._pool.submit(function, *arguments, **named).result()
 
 
 def in_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -78,56 +67,62 @@ def in_loop(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-async def _measure(job: Job) -> Values:
-    outcome = Outcome()
-    members = family(job.pid)
-    cpu = 0.0
+def measure_in_turns(jobs: Sequence[Job], seconds: float) -> list[Values]:
+    """Measure servers that all run, each for so many seconds, in turns of half a second: what disturbs hits all alike.
 
-    def began() -> None:
-        nonlocal cpu
-        cpu = cpu_seconds(members)
+    Returns:
+        Of each: steps a second, latencies in seconds, processor time a step in seconds.
+    """
+    return in_loop(_measure_in_turns(jobs, seconds))
 
-    async with opened(job, outcome) as lanes:
-        timing = {"warmup": job.warmup, "seconds": job.seconds}
-        if job.pace:
-            await run_paced(lanes, pace=job.pace, arrivals=job.arrivals, outcome=outcome, began=began, **timing)
-        else:
-            await run_closed(lanes, outcome=outcome, began=began, **timing)
-        cpu = cpu_seconds(members) - cpu
-    return _values(job, outcome, cpu)
+
+def load(target: str, pid: int, model: str, **plan: Any) -> Values:
+    """Load a server of ours as `recurra bench` does, with the fields of a `Plan`."""
+    return in_loop(_load(target, pid, model, plan))
+
+
+class _ServerTime:
+    """The processor time that a server takes while it is measured."""
+
+    def __init__(self, pid: int) -> None:
+        self._members = family(pid)
+        self._began = self.seconds = 0.0
+
+    def begin(self) -> None:
+        self._began = cpu_seconds(self._members)
+
+    def end(self) -> None:
+        self.seconds += cpu_seconds(self._members) - self._began
+
+
+async def _measure_in_turns(jobs: Sequence[Job], seconds: float) -> list[Values]:
+    outcomes, times = [Outcome() for _ in jobs], [_ServerTime(job.pid) for job in jobs]
+    turns = max(1, round(seconds / _TURN_SECONDS)) if len(jobs) > 1 else 1
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(_opened(job)) for job in jobs]
+        for _ in range(turns):
+            for lanes, outcome, time in zip(opened, outcomes, times, strict=True):
+                await run_closed(lanes, Timing(_WARMUP_SECONDS, seconds / turns, time.begin), outcome)
+                time.end()
+    return [
+        _values(outcome, len(outcome.latencies) - outcome.errors.total(), time.seconds)
+        for outcome, time in zip(outcomes, times, strict=True)
+    ]
 
 
 @asynccontextmanager
-async def opened(job: Job, outcome: Outcome) -> AsyncIterator[list[Lane]]:
-    """The lanes of a job; open, unless they are paced."""
-    x = np.random.default_rng(0).standard_normal((job.steps, 16) if job.steps > 1 else 16).astype(np.float32)
+async def _opened(job: Job) -> AsyncIterator[list[Lane]]:
+    """The lanes of a job, open."""
+    x = np.random.default_rng(0).standard_normal(16).astype(np.float32)
     connections: list[WireConnection] = []
     begin_id = random.randrange(1 << 30)  # a server may remember the sessions of the job before
     lanes = [await _lane(job, begin_id + i, x, connections) for i in range(job.sessions)]
     try:
-        yield lanes if job.pace else await open_all(lanes, outcome)
+        yield await open_all(lanes, Outcome())
     finally:
         await close_all(lanes)
         for connection in connections:
             connection.close()
-
-
-def _values(job: Job, outcome: Outcome, server_cpu: float) -> Values:
-    latencies: NDArray[np.float64] = np.frombuffer(outcome.latencies)
-    p50, p99 = np.percentile(latencies, [50, 99])
-    failed = sum(outcome.errors.values())
-    values = {
-        "steps_per_second": (len(latencies) - failed) * job.steps / outcome.seconds,
-        "p50": float(p50),
-        "p99": float(p99),
-        "server_cpu_per_step": server_cpu / (len(latencies) * job.steps),
-        "client_cpu": outcome.cpu / outcome.seconds,
-        "errors": float(failed),
-    }
-    if job.pace:
-        values["late_p99"] = float(np.percentile(np.frombuffer(outcome.lateness), 99))
-        values["refused"] = float(sum(outcome.refused.values()))
-    return values
 
 
 async def _lane(job: Job, session: int, x: NDArray[np.float32], connections: list[WireConnection]) -> Lane:
@@ -150,3 +145,32 @@ def _judge(good: bytes) -> Judge:
         return () if reply[:size] == good else ["REFUSED"]
 
     return judge
+
+
+async def _load(target: str, pid: int, model: str, fields: dict[str, Any]) -> Values:
+    plan, time = Plan(target, await _describe(target, model), **fields), _ServerTime(pid)
+    outcome = await run_load(plan, lambda: None, [0], 0, time.begin)
+    time.end()
+    values = _values(outcome, outcome.steps, time.seconds)
+    if plan.pace:
+        values["late_p99"] = float(np.percentile(np.frombuffer(outcome.lateness), 99))
+        values["refused"] = float(outcome.refused.total())
+    return values
+
+
+async def _describe(target: str, model: str) -> models_pb2.Model:
+    async with Client(target) as client:
+        return await client.model(model)
+
+
+def _values(outcome: Outcome, steps: int, server_cpu: float) -> Values:
+    latencies: NDArray[np.float64] = np.frombuffer(outcome.latencies)
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return {
+        "steps_per_second": steps / outcome.seconds,
+        "p50": float(p50),
+        "p99": float(p99),
+        "server_cpu_per_step": server_cpu / max(1, steps),
+        "client_cpu": outcome.cpu / outcome.seconds,
+        "errors": float(outcome.errors.total()),
+    }

@@ -20,6 +20,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "grid.alpha": 0.3,
     "font.size": 10,
 }
+Figures = Mapping[tuple[str, str], Mapping[str, Spread]]
 Curves = Mapping[str, list[tuple[float, Mapping[str, Spread]]]]
 
 
@@ -34,7 +35,8 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
             if curves := _curves(findings, part):
                 drawn.append(_save(_against_sessions(curves, title), folder / f"{part}.png"))
         if curves := _curves(findings, paced.PART):
-            drawn.append(_save(_knee(curves), folder / "paced.png"))
+            knees = {name: values["sessions"].median for (name, _), values in findings.of(paced.KNEE).items()}
+            drawn.append(_save(_paced(curves, findings.of(paced.AROUND), knees), folder / "paced.png"))
         for part, label in ((scale.PART, "open sessions"), (options.WORKERS, "")):
             if curves := _curves(findings, part) if label else _bars(findings, part):
                 drawn.append(_save(_rates(curves, label), folder / f"{part}.png"))
@@ -85,18 +87,51 @@ def _line(axes: Any, name: str, points: list[tuple[float, Mapping[str, Spread]]]
     axes.errorbar(x, middle, yerr=errors, label=name, marker="o", markersize=4, capsize=2, **style)
 
 
-def _knee(curves: Curves) -> Figure:
-    figure = Figure(figsize=(5.5 * len(curves), 4.2), layout="constrained")
-    figure.suptitle("A step every 32 ms and session (open loop)")
+def _paced(
+    curves: Curves, around: Mapping[tuple[str, str], Mapping[str, Spread]], knees: Mapping[str, float]
+) -> Figure:
+    """By model: p50 and p99 against sessions; the deadline, the knee, and what becomes of those beyond it."""
+    figure = Figure(figsize=(6.2 * len(curves), 4.6), layout="constrained")
+    figure.suptitle("A step every 32 ms and session (open loop); latency from when a step was due")
     for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        for key in ("p50", "p99"):
-            line = [values[key].median * 1e3 for _, values in points]
-            axes.plot([at for at, _ in points], line, marker="o", markersize=4, label=key)
-        axes.axhline(paced.PACE * 1e3, color="grey", linestyle="--", linewidth=1, label="deadline")
-        axes.set(title=name, xlabel="sessions", ylabel="latency from when a step was due, ms", yscale="log")
-        axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.legend(frameon=False)
+        x = [at for at, _ in points]
+        for key, color in (("p50", "tab:blue"), ("p99", _OURS)):
+            axes.plot(
+                x, [values[key].median * 1e3 for _, values in points], color=color, marker="o", markersize=4, label=key
+            )
+        axes.axhline(paced.PACE * 1e3, color="tab:red", linestyle="--", linewidth=1, label="deadline, 32 ms")
+        if knee := knees.get(name):
+            axes.axvline(knee, color="grey", linestyle=":", linewidth=1.5, label=f"knee, {knee:,.0f} sessions")
+        for (model, case), values in around.items():
+            if model == name and case in _MARKS:
+                _mark(axes, case, values)
+        axes.set(title=name, xlabel="sessions", ylabel="ms", xscale="log", yscale="log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(base=2))
+        axes.minorticks_off()
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.legend(frameon=False, loc="upper left", fontsize=9)
     return figure
+
+
+_MARKS: Final = {
+    paced.CASES[0]: ("tab:green", "s", "p99 at 80% of the knee"),
+    paced.CASES[1]: ("tab:red", "v", "p99 at 130%, all taken"),
+    paced.CASES[2]: ("tab:green", "D", "p99 at 130%, some refused"),
+}
+
+
+def _mark(axes: Any, case: str, values: Mapping[str, Spread]) -> None:
+    """The p99 of the sessions that were taken, with the range of the rounds."""
+    color, marker, label = _MARKS[case]
+    taken, p99 = values["sessions"].median - values["refused"].median, values["p99"]
+    if refused := values["refused"].median:
+        label += f" ({refused:,.0f} of {values['sessions'].median:,.0f})"
+    error = [[(p99.median - p99.low) * 1e3], [(p99.high - p99.median) * 1e3]]
+    axes.errorbar(
+        [taken], [p99.median * 1e3], yerr=error, color=color, marker=marker, markersize=7, capsize=3, linestyle="none",
+        label=label, zorder=6,
+    )  # fmt: skip
 
 
 def _rates(curves: Curves, label: str) -> Figure:

@@ -31,6 +31,8 @@ def _mib(value: float) -> str:
 
 
 COLUMNS: Final[dict[str, tuple[str, _Format]]] = {
+    "sessions": ("sessions", _count),
+    "refused": ("refused", _count),
     "steps_per_second": ("steps/s", _count),
     "p50": ("p50 ms", _ms),
     "p99": ("p99 ms", _ms),
@@ -38,7 +40,6 @@ COLUMNS: Final[dict[str, tuple[str, _Format]]] = {
     "client_cpu": ("client CPU", _percent),
     "late_p99": ("sent late p99 ms", _ms),
     "errors": ("errors", _count),
-    "sessions": ("sessions", _count),
     "resident_bytes": ("memory MiB", _mib),
     "bytes_per_session": ("bytes a session", _count),
     "open_seconds_each": ("open us", _us),
@@ -57,12 +58,20 @@ _TITLES: Final = {
     messages.CHUNKS: "Chunks: 64 steps of one session in a message",
     scale.PART: "Open sessions; 1,000 of them are stepped at random over 64 streams",
     paced.PART: "A step every 32 ms and session; the case is the number of sessions",
-    paced.PART + " knee": "The most sessions whose p99 stays within 32 ms",
+    paced.KNEE: "The knee: the most sessions whose p99 stays within 32 ms",
+    paced.AROUND: "A step every 32 ms and session, below the knee and beyond it",
     options.TELEMETRY: "Metrics and logging, on and off",
     options.WORKERS: "Workers, LSTM-512x2",
 }
-_RATIOS: Final = {steps.LIMIT: "grpc.aio echo", messages.BULK: "ONNX Runtime alone",
-                  messages.CHUNKS: "ONNX Runtime alone"}  # fmt: skip
+_RATIOS: Final = {
+    steps.LIMIT: ("recurra", "grpc.aio echo"),
+    steps.PEERS: ("recurra", None),
+    messages.BULK: ("recurra", "ONNX Runtime alone"),
+    messages.CHUNKS: ("recurra", "ONNX Runtime alone"),
+    options.TELEMETRY: ("recurra", "recurra, off"),
+    options.WORKERS: ("2 workers", "1 workers"),
+}
+"""Whose steps a second are held against whose; None: against everybody's."""
 
 
 def markdown(findings: Findings, machine: Mapping[str, str], how: str) -> str:
@@ -70,10 +79,16 @@ def markdown(findings: Findings, machine: Mapping[str, str], how: str) -> str:
     lines = ["# Benchmark", "", how, "", *(f"* {key}: {value}" for key, value in machine.items()), ""]
     for part, title in _TITLES.items():
         figures = findings.of(part)
+        if part == paced.PART:  # in the order of a search
+            figures = dict(sorted(figures.items(), key=lambda item: (item[0][0], float(item[0][1]))))
         if figures:
             lines += [f"## {title}", "", *_table(figures), ""]
             if part in _RATIOS:
-                lines += [*_ratios(findings, part, _RATIOS[part]), ""]
+                lines += [*_ratios(findings, part, *_RATIOS[part]), ""]
+            if part == steps.LIMIT:
+                lines += [*_p50_above(findings, part, "recurra", "grpc.aio echo"), ""]
+            if part == scale.PART:
+                lines += [*_scaled(figures), ""]
     if findings.unavailable:
         lines += ["## Not measured", "", *(f"* {name}: {why}" for name, why in findings.unavailable.items()), ""]
     return "\n".join(lines)
@@ -96,18 +111,38 @@ def _cell(spread: Spread | None, text: _Format) -> str:
     return middle if low == high else f"{middle} ({low}-{high})"
 
 
-def _ratios(findings: Findings, part: str, base: str) -> list[str]:
+def _ratios(findings: Findings, part: str, ours: str, base: str | None) -> list[str]:
     """Of ours to what it is held against, pair by pair in each round, for that is less noisy than the figures are."""
-    rate = {(s.name, s.case, s.round): s.values["steps_per_second"] for s in findings.samples if s.part == part}
+    rate = {(s.case, s.name, s.round): s.values["steps_per_second"] for s in findings.samples if s.part == part}
     lines = []
-    for case in dict.fromkeys(case for _, case, _ in rate):
+    for case, other in dict.fromkeys((case, name) for case, name, _ in rate if name != ours and base in (None, name)):
         pairs = [
-            value / rate[base, case, turn]
-            for (name, of, turn), value in rate.items()
-            if name == "recurra" and of == case and (base, case, turn) in rate
+            rate[case, ours, turn] / value
+            for (of, name, turn), value in rate.items()
+            if (of, name) == (case, other) and (case, ours, turn) in rate
         ]
         if pairs:
             spread = Spread.of(pairs)
             text = f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
-            lines.append(f"* recurra / {base}, {case}: {text} of the steps a second")
+            lines.append(f"* {ours} / {other}, {case}: {text} of the steps a second")
     return lines
+
+
+def _p50_above(findings: Findings, part: str, ours: str, base: str) -> list[str]:
+    """By how much the p50 of ours is above another's, in each round: what is added to the bare transport."""
+    p50 = {(s.case, s.name, s.round): s.values["p50"] for s in findings.samples if s.part == part}
+    lines = []
+    for case in dict.fromkeys(case for case, _, _ in p50):
+        turns = [turn for of, name, turn in p50 if (of, name) == (case, ours) and (case, base, turn) in p50]
+        if turns:
+            spread = Spread.of([(p50[case, ours, turn] - p50[case, base, turn]) * 1e6 for turn in turns])
+            text = f"{spread.median:+.0f} us ({spread.low:+.0f} to {spread.high:+.0f})"
+            lines.append(f"* p50 of {ours} - {base}, {case}: {text}")
+    return lines
+
+
+def _scaled(figures: Mapping[tuple[str, str], Mapping[str, Spread]]) -> list[str]:
+    """The speed with the most sessions open, held against that with the fewest."""
+    rates = sorted((int(case), values["steps_per_second"].median) for (_, case), values in figures.items())
+    (few, base), (many, rate) = rates[0], rates[-1]
+    return [f"* {many:,} open / {few:,} open: {rate / base:.2f} of the steps a second (medians)"] if many > few else []

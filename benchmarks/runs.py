@@ -1,16 +1,17 @@
-"""Rounds: A B C A B C ..., each server alone on the machine, begun afresh each time; medians and their spread."""
+"""Rounds: in each, every server is begun afresh and measured beside the others; medians and their spread."""
 
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.check import check_answers
-from benchmarks.client import ClientProcess, Job, Values
+from benchmarks.client import ClientProcess, Job, Values, measure_in_turns
 from benchmarks.contenders import Contender
 from benchmarks.models import LocalModel
 from benchmarks.processes import free_port
@@ -98,27 +99,57 @@ def compare(
     effort: Effort,
     client: ClientProcess,
     findings: Findings,
+    *,
+    together: bool,
 ) -> None:
-    """Measure contenders side by side, in a closed loop, at numbers of sessions."""
+    """Measure contenders side by side, in a closed loop, at numbers of sessions.
+
+    Args:
+        part: The name of what is measured.
+        contenders: Who is.
+        sessions: The numbers of sessions.
+        model: What their answers are held against.
+        effort: How long and how often.
+        client: What makes the load.
+        findings: Is added to.
+        together: All run at once and are measured in turns of half a second. For those that are still while nobody
+            asks them; else each runs alone.
+    """
     local = LocalModel(model)
     remaining = list(contenders)
-    for turn in range(effort.rounds):
-        for contender in list(remaining):
-            port = free_port()
-            target = f"127.0.0.1:{port}"
-            try:
-                with contender.running(port) as pid:
+
+    def leave(contender: Contender, error: Exception) -> None:
+        known = isinstance(error, (UnavailableError, OSError))
+        findings.missing(part, contender.name, str(error) if known else f"{type(error).__name__}: {error}")
+        remaining.remove(contender)
+
+    def measure(group: Sequence[Contender], turn: int) -> None:
+        with ExitStack() as stack:
+            up: list[tuple[Contender, str, int]] = []
+            for contender in group:
+                port = free_port()
+                target = f"127.0.0.1:{port}"
+                try:
+                    pid = stack.enter_context(contender.running(port))
                     if contender.checked:
                         await_answers(target, contender, local)
-                    for count in sessions:
-                        job = Job(target, pid, contender.dialect, count, effort.seconds)
-                        findings.add(part, contender.name, count, turn, client.measure(job))
-            except (UnavailableError, OSError) as error:
-                findings.missing(part, contender.name, str(error))
-                remaining.remove(contender)
+                except Exception as error:
+                    leave(contender, error)
+                else:
+                    up.append((contender, target, pid))
+            try:
+                for count in sessions:
+                    jobs = [Job(target, pid, contender.dialect, count) for contender, target, pid in up]
+                    measured = client.run(measure_in_turns, jobs, effort.seconds)
+                    for (contender, _, _), values in zip(up, measured, strict=True):
+                        findings.add(part, contender.name, count, turn, values)
             except Exception as error:
-                findings.missing(part, contender.name, f"{type(error).__name__}: {error}")
-                remaining.remove(contender)
+                for contender, _, _ in up:
+                    leave(contender, error)
+
+    for turn in range(effort.rounds):
+        for group in [list(remaining)] if together else [[contender] for contender in remaining]:
+            measure(group, turn)
 
 
 def await_answers(target: str, contender: Contender, model: LocalModel) -> None:

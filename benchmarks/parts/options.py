@@ -1,6 +1,5 @@
 """What the server's own options change: metrics and logging, and the number of workers."""
 
-from pathlib import Path
 from typing import Final
 
 from benchmarks import contenders
@@ -13,22 +12,15 @@ WORKERS: Final = "workers"
 
 def telemetry(bench: Bench) -> None:
     """Metrics and logging as shipped, and off."""
-    if not bench.serve_takes("--no-metrics"):
-        bench.findings.missing(TELEMETRY, "recurra", "not available: `recurra serve` has no --no-metrics")
-        return
     off = contenders.ours(bench.models, "lstm-128", "--no-metrics", "--log-level", "error", name="recurra, off")
     pair = [contenders.ours(bench.models), off]
-    compare(TELEMETRY, pair, (1, 64), bench.small, bench.effort, bench.client, bench.findings)
+    compare(TELEMETRY, pair, (1, 64), bench.small, bench.effort, bench.client, bench.findings, together=True)
 
 
 def workers(bench: Bench) -> None:
     """One worker and two, with a model that is mostly arithmetic."""
-    if not bench.serve_takes("--workers"):
-        bench.findings.missing(WORKERS, "recurra", "not available: `recurra serve` has no --workers")
-        return
-    large: Path = bench.large
     some = [
         contenders.ours(bench.models, "lstm-512x2", "--workers", str(count), name=f"{count} workers")
         for count in (1, 2)
     ]
-    compare(WORKERS, some, (64,), large, bench.effort, bench.client, bench.findings)
+    compare(WORKERS, some, (64,), bench.large, bench.effort, bench.client, bench.findings, together=True)

@@ -1,48 +1,80 @@
-"""The knee: sessions that step every 32 ms, their number raised until p99 passes that deadline."""
+"""Sessions that step every 32 ms: how many meet that deadline, how they fare below and what becomes of more."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from benchmarks import contenders
-from benchmarks.client import Job, Values
-from benchmarks.dialects import Recurra
+from benchmarks.client import Values, load
 from benchmarks.parts.bench import Bench
 from benchmarks.processes import free_port
+from benchmarks.runs import Spread
 
 PART: Final = "paced"
+KNEE: Final = "paced knee"
+AROUND: Final = "paced around the knee"
 PACE: Final = 0.032
-_GROWTH: Final = 1.5
-_REFINEMENTS: Final = 3
+MODELS: Final = {"lstm-128": 256, "lstm-512x2": 32}
+"""By name in the model repository: the number of sessions that is tried first."""
+_BELOW: Final = 0.8
+_BEYOND: Final = 1.3
+CASES: Final = (f"{_BELOW:.0%}", f"{_BEYOND:.0%}, all taken", f"{_BEYOND:.0%}, refusing")
+"""Below the knee, and beyond it: a server that takes whoever comes, and one that refuses while steps are late."""
+_MOST: Final = 8192
+_FINENESS: Final = 1 / 16  # of the knee
+_SEARCHES: Final = 2
+# Late is what takes longer than half of the pace: what the server takes by itself where a model declares its pace.
+_NEVER_REFUSE: Final = ("--admit-below", "0")
+_REFUSE: Final = ("--admit-below", str(PACE / 2))
 
 
-def knee(bench: Bench) -> None:
-    """Find it for a small and a large model: doubling roughly, then halving the interval."""
-    for model in ("lstm-128", "lstm-512x2"):
-        for turn in range(1 if bench.effort.quick else 2):
-            _find(bench, model, turn)
+def paced(bench: Bench) -> None:
+    """Find the knee of each model, then measure below and beyond it."""
+    for model, first in MODELS.items():
+        knees = [_find(bench, model, first, turn) for turn in range(1 if bench.effort.quick else _SEARCHES)]
+        knee = round(Spread.of([float(knee) for knee in knees]).median)
+        if not knee:
+            bench.findings.missing(PART, model, "not even one session is served in time")
+            continue
+        loads = zip(CASES, (_BELOW, _BEYOND, _BEYOND), (_NEVER_REFUSE, _NEVER_REFUSE, _REFUSE), strict=True)
+        for case, share, options in list(loads):
+            for turn in range(bench.effort.rounds):
+                values = _measure(bench, model, round(share * knee), options)
+                bench.findings.add(AROUND, model, case, turn, values)
 
 
-def _find(bench: Bench, model: str, turn: int) -> None:
+def _find(bench: Bench, model: str, first: int, turn: int) -> int:
+    """The most sessions within the deadline: by doubling, then by halving the interval."""
     port = free_port()
-    with contenders.ours(bench.models, model).running(port) as pid:
+    with contenders.ours(bench.models, model, *_NEVER_REFUSE).running(port) as pid:
 
         def kept(sessions: int) -> bool:
-            job = Job(
-                f"127.0.0.1:{port}", pid, Recurra(model), sessions, max(bench.effort.seconds, 1.0), 0.5, pace=PACE
-            )
-            values = bench.client.measure(job)
-            bench.findings.add(PART, model, sessions, turn, values)
-            return within_deadline(values)
+            """Missed twice in a row, not by one mishap."""
+            for _ in range(2):
+                values = _load(bench, f"127.0.0.1:{port}", pid, model, sessions)
+                bench.findings.add(PART, model, sessions, turn, values)
+                if within_deadline(values):
+                    return True
+            return False
 
-        low, high = 0, 64 if model == "lstm-128" else 16
-        while kept(high) and high < 4000:
-            low, high = high, int(high * _GROWTH)
-        for _ in range(1 if bench.effort.quick else _REFINEMENTS):
+        low, high = 0, first
+        while kept(high) and high < _MOST:
+            low, high = high, 2 * high
+        while high - low > max(1, low * (0.5 if bench.effort.quick else _FINENESS)):
             middle = (low + high) // 2
-            if kept(middle):
-                low = middle
-            else:
-                high = middle
-        bench.findings.add(PART + " knee", model, "sessions within the deadline", turn, {"sessions": float(low)})
+            low, high = (middle, high) if kept(middle) else (low, middle)
+    bench.findings.add(KNEE, model, "the knee", turn, {"sessions": float(low)})
+    return low
+
+
+def _measure(bench: Bench, model: str, sessions: int, options: Sequence[str]) -> Values:
+    port = free_port()
+    with contenders.ours(bench.models, model, *options).running(port) as pid:
+        return {"sessions": float(sessions), **_load(bench, f"127.0.0.1:{port}", pid, model, sessions)}
+
+
+def _load(bench: Bench, target: str, pid: int, model: str, sessions: int) -> Values:
+    seconds = max(bench.effort.seconds, 1.0)
+    return bench.client.run(load, target, pid, model, sessions=sessions, pace=PACE, seconds=seconds)
 
 
 def within_deadline(values: Values) -> bool:

@@ -12,7 +12,7 @@ from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_client.client import Client
 from recurra_client.load import judges, lanes
 from recurra_client.load.frames import StreamEndedError
-from recurra_client.load.loops import open_all, run_closed
+from recurra_client.load.loops import Timing, open_all, run_closed
 from recurra_client.load.outcome import Outcome
 from recurra_client.load.wire import WireConnection
 
@@ -145,7 +145,7 @@ async def _step_some(target: str, count: int, seconds: float) -> float:
     connections = [await WireConnection.connect(target) for _ in range(_STREAMS)]
     senders = [_AnyOf(connection, messages[i::_STREAMS]) for i, connection in enumerate(connections)]
     outcome = Outcome()
-    await run_closed(await open_all(senders, outcome), warmup=0.3, seconds=seconds, outcome=outcome)
+    await run_closed(await open_all(senders, outcome), Timing(0.3, seconds), outcome)
     for connection in connections:
         connection.close()
     return (len(outcome.latencies) - sum(outcome.errors.values())) / outcome.seconds

@@ -22,7 +22,7 @@ MODEL: Final = "model"
 def ours_and_echo(bench: Bench) -> None:
     """Ours and the bare grpc.aio echo server, with the same messages and the same client."""
     pair = [contenders.ours(bench.models), contenders.echo()]
-    compare(LIMIT, pair, SESSIONS, bench.small, bench.effort, bench.client, bench.findings)
+    compare(LIMIT, pair, SESSIONS, bench.small, bench.effort, bench.client, bench.findings, together=True)
     for turn in range(bench.effort.rounds):
         for rows in (*SESSIONS, 256):
             values = bench.client.run(run_alone, bench.small, rows, 1, bench.effort.seconds / 2)
@@ -37,7 +37,7 @@ def against_peers(bench: Bench) -> None:
         contenders.by_hand(bench.small, threads=True),
         *peers(bench.small),
     ]
-    compare(PEERS, everyone, SESSIONS, bench.small, bench.effort, bench.client, bench.findings)
+    compare(PEERS, everyone, SESSIONS, bench.small, bench.effort, bench.client, bench.findings, together=False)
 
 
 def run_alone(path: Path, rows: int, steps: int, seconds: float) -> Values:

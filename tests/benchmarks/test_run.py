@@ -29,11 +29,11 @@ def test_ours_and_the_echo_are_measured_in_turn(model: Path, tmp_path: Path) -> 
     findings = Findings()
     pair = [contenders.ours(model.parents[2]), contenders.echo()]
     with ClientProcess() as client:
-        compare("steps", pair, (1, 3), model, Effort(2, 0.2), client, findings)
+        compare("steps", pair, (1, 3), model, Effort(2, 1.0), client, findings, together=True)
     assert findings.unavailable == {}
     order = [(sample.round, sample.name, sample.case) for sample in findings.samples]
     names = ["recurra", "grpc.aio echo"]
-    assert order == [(turn, name, case) for turn in range(2) for name in names for case in ("1", "3")]
+    assert order == [(turn, name, case) for turn in range(2) for case in ("1", "3") for name in names]
     for sample in findings.samples:
         values = sample.values
         assert values["errors"] == 0
@@ -43,6 +43,7 @@ def test_ours_and_the_echo_are_measured_in_turn(model: Path, tmp_path: Path) -> 
     page = report.markdown(findings, {"processor": "any"}, "how")
     assert "| recurra | 1 | " in page
     assert "recurra / grpc.aio echo, 3: " in page
+    assert "p50 of recurra - grpc.aio echo, 3: " in page
     assert [path.name for path in plots.draw(findings, tmp_path)] == ["steps.png"]
 
 
@@ -51,7 +52,7 @@ def test_whoever_answers_something_else_is_not_measured(model: Path) -> None:
     findings = Findings()
     liar = contenders.Contender("liar", Recurra(), contenders.echo().launch)
     with ClientProcess() as client:
-        compare("steps", [liar], (1,), model, Effort(1, 0.1), client, findings)
+        compare("steps", [liar], (1,), model, Effort(1, 0.1), client, findings, together=False)
     assert findings.samples == []
     assert findings.unavailable["steps: liar"].startswith("answers differ from the model's by up to ")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from recurra_client.load import loops
 from recurra_client.load.lanes import Lane, RefusedError, once
-from recurra_client.load.loops import open_all, run_closed
+from recurra_client.load.loops import Timing, open_all, run_closed
 from recurra_client.load.outcome import Outcome
 from recurra_client.load.paced import run_paced
 
@@ -47,9 +47,9 @@ async def load(lanes: Sequence[Lane], seconds: float, pace: float = 0, arrivals:
     """Run a load without a warm-up."""
     outcome = Outcome()
     if pace:
-        await run_paced(lanes, pace=pace, arrivals=arrivals, warmup=0, seconds=seconds, outcome=outcome)
+        await run_paced(lanes, Timing(0, seconds), outcome, pace=pace, arrivals=arrivals)
     else:
-        await run_closed(lanes, warmup=0, seconds=seconds, outcome=outcome)
+        await run_closed(lanes, Timing(0, seconds), outcome)
     return outcome
 
 

@@ -16,7 +16,7 @@ from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 
 from recurra_client.load import judges, lanes
 from recurra_client.load.lanes import Lane, StreamLane, UnaryLane
-from recurra_client.load.loops import close_all, open_all, run_closed
+from recurra_client.load.loops import Timing, close_all, nothing, open_all, run_closed
 from recurra_client.load.outcome import Outcome, Plan
 from recurra_client.load.paced import run_paced
 from recurra_client.load.wire import WireConnection
@@ -26,7 +26,13 @@ _REPORT_SECONDS: Final = 0.2
 _AT_ONCE: Final = 64  # connections: what a server's listening queue takes
 
 
-async def run_load(plan: Plan, ready: Callable[[], None], progress: MutableSequence[int], index: int) -> Outcome:
+async def run_load(
+    plan: Plan,
+    ready: Callable[[], None],
+    progress: MutableSequence[int],
+    index: int,
+    began: Callable[[], None] = nothing,
+) -> Outcome:
     """Run a load to its end.
 
     Args:
@@ -34,6 +40,7 @@ async def run_load(plan: Plan, ready: Callable[[], None], progress: MutableSeque
         ready: Called in a thread before loading begins, which it does when it returns.
         progress: Gets the number of messages answered so far, now and then.
         index: At this place.
+        began: Called when measuring begins.
 
     Raises:
         RefusedError: The server opens no session.
@@ -50,20 +57,14 @@ async def run_load(plan: Plan, ready: Callable[[], None], progress: MutableSeque
             some = range(begin, min(begin + _AT_ONCE, count))
             connections += await asyncio.gather(*(WireConnection.connect(plan.target) for _ in some))
         senders = _lanes(plan, connections)
+        timing = Timing(plan.warmup, plan.seconds, began)
         if plan.pace:
             await asyncio.to_thread(ready)
-            await run_paced(
-                senders,
-                pace=plan.pace,
-                arrivals=plan.arrivals,
-                warmup=plan.warmup,
-                seconds=plan.seconds,
-                outcome=outcome,
-            )
+            await run_paced(senders, timing, outcome, pace=plan.pace, arrivals=plan.arrivals)
         else:
             taken = await open_all(senders, outcome)
             await asyncio.to_thread(ready)
-            await run_closed(taken, warmup=plan.warmup, seconds=plan.seconds, outcome=outcome)
+            await run_closed(taken, timing, outcome)
     finally:
         reporter.cancel()
         await close_all(senders)

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from recurra_client.load.lanes import Lane, RefusedError
@@ -20,6 +21,18 @@ _now = time.perf_counter
 
 def nothing() -> None:
     """Nobody asks when measuring begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When is measured. Times are in seconds."""
+
+    warmup: float
+    """Before measuring begins."""
+    seconds: float
+    """For which is measured: what is sent or, in an open loop, due in them."""
+    began: Callable[[], None] = nothing
+    """Called when measuring begins."""
 
 
 class Load:
@@ -55,25 +68,20 @@ class Load:
             self.outcome.latencies.append(_now() - sent)
             self.outcome.errors["UNANSWERED"] += lane.sessions
 
-    async def measure(self, warmup: float, seconds: float, began: Callable[[], None] = nothing) -> None:
+    async def measure(self, timing: Timing) -> None:
         """Measure what runs already, and wait until it has ended.
-
-        Args:
-            warmup: Seconds before measuring begins.
-            seconds: Seconds for which is measured: what is sent or, in an open loop, due in them.
-            began: Called when measuring begins.
 
         Raises:
             Exception: A lane failed, with its reason.
         """
-        if warmup:
-            await asyncio.wait([self._finished], timeout=warmup)
-        began()
+        if timing.warmup:
+            await asyncio.wait([self._finished], timeout=timing.warmup)
+        timing.began()
         cpu = time.process_time()
         self.begin = _now()
-        self.end = self.begin + seconds
+        self.end = self.begin + timing.seconds
         try:
-            async with asyncio.timeout(seconds + _GIVE_UP_SECONDS):
+            async with asyncio.timeout(timing.seconds + _GIVE_UP_SECONDS):
                 await self._finished
         except TimeoutError:
             self.give_up()
@@ -130,29 +138,20 @@ async def close_all(lanes: Sequence[Lane]) -> None:
                 await asyncio.gather(*closing, return_exceptions=True)
 
 
-async def run_closed(
-    lanes: Sequence[Lane],
-    *,
-    warmup: float,
-    seconds: float,
-    outcome: Outcome,
-    began: Callable[[], None] = nothing,
-) -> None:
+async def run_closed(lanes: Sequence[Lane], timing: Timing, outcome: Outcome) -> None:
     """Load a server: each lane sends its next message as soon as the one before is answered.
 
     Args:
         lanes: What sends; open, and at least one.
-        warmup: Seconds before measuring begins.
-        seconds: Seconds for which is measured.
+        timing: When is measured.
         outcome: What comes of it is added here while the load runs (all but the number of steps).
-        began: Called when measuring begins.
 
     Raises:
         Exception: A lane failed, with its reason.
     """
     load = _Closed(lanes, outcome)
     load.start()
-    await load.measure(warmup, seconds, began)
+    await load.measure(timing)
 
 
 class _Closed(Load):

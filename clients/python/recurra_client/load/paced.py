@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from recurra_client.load.lanes import Lane, RefusedError
-from recurra_client.load.loops import Load, nothing, open_or_count
+from recurra_client.load.loops import Load, Timing, open_or_count
 from recurra_client.load.outcome import Outcome
 from recurra_client.load.timer import Timer
 
@@ -16,16 +16,7 @@ _AT_ONCE: Final = 64  # messages that are sent before the replies get their turn
 _now = time.perf_counter
 
 
-async def run_paced(
-    lanes: Sequence[Lane],
-    *,
-    pace: float,
-    arrivals: float,
-    warmup: float,
-    seconds: float,
-    outcome: Outcome,
-    began: Callable[[], None] = nothing,
-) -> None:
+async def run_paced(lanes: Sequence[Lane], timing: Timing, outcome: Outcome, *, pace: float, arrivals: float) -> None:
     """Load a server: each lane sends a message every `pace` seconds, as a microphone or a sensor does.
 
     Their sessions are opened one by one while those that are open step already, as callers come to a server. Those that
@@ -37,12 +28,10 @@ async def run_paced(
 
     Args:
         lanes: What sends; not yet open, and at least one.
+        timing: When is measured, once all have come.
+        outcome: What comes of it is added here while the load runs (all but the number of steps).
         pace: Seconds from one message of a lane to its next.
         arrivals: Lanes that are opened in a second, at random times.
-        warmup: Seconds before measuring begins, once all have come.
-        seconds: Seconds for which is measured: what is due in them.
-        outcome: What comes of it is added here while the load runs (all but the number of steps).
-        began: Called when measuring begins.
 
     Raises:
         RefusedError: The server has the capacity for none, or refused some for another reason.
@@ -52,7 +41,7 @@ async def run_paced(
     load = _Paced(pace, outcome)
     try:
         await _arrive(load, lanes, arrivals)
-        await load.measure(warmup, seconds, began)
+        await load.measure(timing)
     finally:
         load.stop()
 
