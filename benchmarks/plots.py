@@ -1,7 +1,7 @@
 """The findings as pictures."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,18 +9,20 @@ import matplotlib as mpl
 import matplotlib.ticker
 from matplotlib.figure import Figure
 
+from benchmarks import knee_plot
 from benchmarks.parts import options, paced, scale, steps
-from benchmarks.runs import Findings, Spread
+from benchmarks.runs import Figures, Findings, Spread
 
-_OURS: Final = "black"
+_OURS: Final = "tab:blue"
+_OTHERS: Final = "0.7"
 _STYLE: Final[dict[Any, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "font.size": 10,
 }
-Figures = Mapping[tuple[str, str], Mapping[str, Spread]]
 Curves = Mapping[str, list[tuple[float, Mapping[str, Spread]]]]
 
 
@@ -28,19 +30,51 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
     """Draw what there are figures for: the files written."""
     drawn = []
     with mpl.rc_context(_STYLE):
+        if figures := findings.of(steps.PEERS):
+            drawn.append(_save(_at_a_glance(figures), folder / "at_a_glance.png"))
         for part, title in (
             (steps.LIMIT, "Single steps, LSTM-128, closed loop"),
             (steps.PEERS, "Single steps, LSTM-128, closed loop, beside the peers"),
         ):
             if curves := _curves(findings, part):
                 drawn.append(_save(_against_sessions(curves, title), folder / f"{part}.png"))
-        if curves := _curves(findings, paced.PART):
-            knees = {name: values["sessions"].median for (name, _), values in findings.of(paced.KNEE).items()}
-            drawn.append(_save(_paced(curves, findings.of(paced.AROUND), knees), folder / "paced.png"))
+        if findings.of(paced.PART):
+            drawn.append(_save(knee_plot.draw(findings), folder / "paced.png"))
         for part, label in ((scale.PART, "open sessions"), (options.WORKERS, "")):
             if curves := _curves(findings, part) if label else _bars(findings, part):
                 drawn.append(_save(_rates(curves, label), folder / f"{part}.png"))
     return drawn
+
+
+def _at_a_glance(figures: Figures) -> Figure:
+    """All servers, best first: how much they do for many callers, and how soon they answer a single one."""
+    most = max((case for _, case in figures), key=int)
+    rates = {name: values["steps_per_second"] for (name, case), values in figures.items() if case == most}
+    waits = {name: values["p50"] for (name, case), values in figures.items() if case == "1"}
+    figure = Figure(figsize=(11, 0.8 + 0.42 * max(len(rates), len(waits))), layout="constrained")
+    figure.suptitle("The same LSTM behind each server, one step a message (medians, with the range of the rounds)")
+    left, right = figure.subplots(1, 2)
+    _ranked(left, rates, 1, f"steps a second, {most} callers at once (more is better)", reverse=True)
+    _ranked(right, waits, 1e3, "ms until an answer, one caller, p50 (less is better)", reverse=False)
+    return figure
+
+
+def _ranked(axes: Any, spreads: Mapping[str, Spread], scale_by: float, label: str, *, reverse: bool) -> None:
+    """Horizontal bars with their figures, the best on top."""
+    ranked = sorted(spreads.items(), key=lambda item: item[1].median, reverse=reverse)[::-1]
+    names = [name for name, _ in ranked]
+    values = [spread.median * scale_by for _, spread in ranked]
+    low = [(spread.median - spread.low) * scale_by for _, spread in ranked]
+    high = [(spread.high - spread.median) * scale_by for _, spread in ranked]
+    colors = [_OURS if name == "recurra" else _OTHERS for name in names]
+    bars = axes.barh(names, values, xerr=[low, high], color=colors, ecolor="0.35", height=0.7)
+    axes.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.2g}" for value in values], padding=4)
+    axes.margins(x=0.15)
+    axes.set_xlabel(label)
+    axes.grid(visible=False)
+    axes.set_xticks([])  # the bars tell their figures
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(left=False)
 
 
 def _curves(findings: Findings, part: str) -> Curves:
@@ -74,7 +108,9 @@ def _against_sessions(curves: Curves, title: str) -> Figure:
     return figure
 
 
-def _line(axes: Any, name: str, points: list[tuple[float, Mapping[str, Spread]]], key: str, scale_by: float) -> None:
+def _line(
+    axes: Any, name: str, points: Sequence[tuple[float, Mapping[str, Spread]]], key: str, scale_by: float
+) -> None:
     x = [at for at, _ in points]
     spreads = [values[key] for _, values in points]
     middle = [spread.median * scale_by for spread in spreads]
@@ -83,55 +119,8 @@ def _line(axes: Any, name: str, points: list[tuple[float, Mapping[str, Spread]]]
         [(spread.high - spread.median) * scale_by for spread in spreads],
     ]
     ours = name.startswith("recurra")
-    style: dict[str, Any] = {"color": _OURS, "linewidth": 2.5, "zorder": 5} if ours else {"linewidth": 1.2}
+    style: dict[str, Any] = {"color": "black", "linewidth": 2.5, "zorder": 5} if ours else {"linewidth": 1.2}
     axes.errorbar(x, middle, yerr=errors, label=name, marker="o", markersize=4, capsize=2, **style)
-
-
-def _paced(
-    curves: Curves, around: Mapping[tuple[str, str], Mapping[str, Spread]], knees: Mapping[str, float]
-) -> Figure:
-    """By model: p50 and p99 against sessions; the deadline, the knee, and what becomes of those beyond it."""
-    figure = Figure(figsize=(6.2 * len(curves), 4.6), layout="constrained")
-    figure.suptitle("A step every 32 ms and session (open loop); latency from when a step was due")
-    for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        x = [at for at, _ in points]
-        for key, color in (("p50", "tab:blue"), ("p99", _OURS)):
-            axes.plot(
-                x, [values[key].median * 1e3 for _, values in points], color=color, marker="o", markersize=4, label=key
-            )
-        axes.axhline(paced.PACE * 1e3, color="tab:red", linestyle="--", linewidth=1, label="deadline, 32 ms")
-        if knee := knees.get(name):
-            axes.axvline(knee, color="grey", linestyle=":", linewidth=1.5, label=f"knee, {knee:,.0f} sessions")
-        for (model, case), values in around.items():
-            if model == name and case in _MARKS:
-                _mark(axes, case, values)
-        axes.set(title=name, xlabel="sessions", ylabel="ms", xscale="log", yscale="log")
-        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(base=2))
-        axes.minorticks_off()
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.legend(frameon=False, loc="upper left", fontsize=9)
-    return figure
-
-
-_MARKS: Final = {
-    paced.CASES[0]: ("tab:green", "s", "p99 at 80% of the knee"),
-    paced.CASES[1]: ("tab:red", "v", "p99 at 130%, all taken"),
-    paced.CASES[2]: ("tab:green", "D", "p99 at 130%, some refused"),
-}
-
-
-def _mark(axes: Any, case: str, values: Mapping[str, Spread]) -> None:
-    """The p99 of the sessions that were taken, with the range of the rounds."""
-    color, marker, label = _MARKS[case]
-    taken, p99 = values["sessions"].median - values["refused"].median, values["p99"]
-    if refused := values["refused"].median:
-        label += f" ({refused:,.0f} of {values['sessions'].median:,.0f})"
-    error = [[(p99.median - p99.low) * 1e3], [(p99.high - p99.median) * 1e3]]
-    axes.errorbar(
-        [taken], [p99.median * 1e3], yerr=error, color=color, marker=marker, markersize=7, capsize=3, linestyle="none",
-        label=label, zorder=6,
-    )  # fmt: skip
 
 
 def _rates(curves: Curves, label: str) -> Figure:
@@ -140,6 +129,8 @@ def _rates(curves: Curves, label: str) -> Figure:
     for name, points in curves.items():
         _line(axes, name, points, "steps_per_second", 1)
     axes.set(xlabel=label or "workers", ylabel="steps a second", xscale="log" if label else "linear")
+    if not label:
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return figure

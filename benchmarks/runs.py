@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,6 +89,10 @@ class Spread:
     def of(cls, values: Sequence[float]) -> "Spread":
         """Of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
+
+
+Figures = Mapping[tuple[str, str], Mapping[str, Spread]]
+"""By name and case."""
 
 
 def compare(

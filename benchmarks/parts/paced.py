@@ -1,6 +1,6 @@
 """Sessions that step every 32 ms: how many meet that deadline, how they fare below and what becomes of more."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from benchmarks import contenders
@@ -19,7 +19,7 @@ _BELOW: Final = 0.8
 _BEYOND: Final = 1.3
 CASES: Final = (f"{_BELOW:.0%}", f"{_BEYOND:.0%}, all taken", f"{_BEYOND:.0%}, refusing")
 """Below the knee, and beyond it: a server that takes whoever comes, and one that refuses while steps are late."""
-_MOST: Final = 8192
+_MOST: Final = 8192  # of those that are tried while doubling
 _FINENESS: Final = 1 / 16  # of the knee
 _SEARCHES: Final = 2
 # Late is what takes longer than half of the pace: what the server takes by itself where a model declares its pace.
@@ -43,26 +43,37 @@ def paced(bench: Bench) -> None:
 
 
 def _find(bench: Bench, model: str, first: int, turn: int) -> int:
-    """The most sessions within the deadline: by doubling, then by halving the interval."""
+    """The most sessions that are served within the deadline."""
     port = free_port()
     with contenders.ours(bench.models, model, *_NEVER_REFUSE).running(port) as pid:
 
         def kept(sessions: int) -> bool:
-            """Missed twice in a row, not by one mishap."""
-            for _ in range(2):
+            for _ in range(2):  # missed twice in a row, not by one mishap
                 values = _load(bench, f"127.0.0.1:{port}", pid, model, sessions)
                 bench.findings.add(PART, model, sessions, turn, values)
                 if within_deadline(values):
                     return True
             return False
 
-        low, high = 0, first
-        while kept(high) and high < _MOST:
-            low, high = high, 2 * high
-        while high - low > max(1, low * (0.5 if bench.effort.quick else _FINENESS)):
-            middle = (low + high) // 2
-            low, high = (middle, high) if kept(middle) else (low, middle)
-    bench.findings.add(KNEE, model, "the knee", turn, {"sessions": float(low)})
+        knee = most(kept, first, 0.5 if bench.effort.quick else _FINENESS)
+    bench.findings.add(KNEE, model, "the knee", turn, {"sessions": float(knee)})
+    return knee
+
+
+def most(kept: Callable[[int], bool], first: int, fineness: float) -> int:
+    """The largest number that is still kept, to a fineness: by doubling, then by halving the interval.
+
+    Args:
+        kept: Whether a number is; of two, the smaller is if the larger is.
+        first: The number that is tried first, at least 1.
+        fineness: How far the answer may be too low, as a share of it.
+    """
+    low, high = 0, first
+    while high <= _MOST and kept(high):
+        low, high = high, 2 * high
+    while high - low > max(1.0, low * fineness):
+        middle = (low + high) // 2
+        low, high = (middle, high) if kept(middle) else (low, middle)
     return low
 
 

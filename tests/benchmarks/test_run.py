@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import contenders, plots, report
 from benchmarks.check import check_answers
 from benchmarks.client import ClientProcess
 from benchmarks.dialects import Array, Recurra
 from benchmarks.models import LocalModel, publish
+from benchmarks.parts import paced, steps
 from benchmarks.peers.dialects import Mosec, OpenInference, TorchServe
 from benchmarks.peers.protobuf import field, fields
 from benchmarks.processes import cpu_seconds, family, free_port, resident_bytes, running
@@ -123,6 +126,46 @@ def test_the_dialects_of_the_peers_hold_the_step_and_read_the_answer() -> None:
     assert fields(TorchServe().encode(7, x, first=False))[4] == [b"7"]
     assert TorchServe().decode(field(1, y.tobytes())) == y
     assert Mosec().encode(7, x, first=False) == (7).to_bytes(8, "little") + x.tobytes()
+
+
+@given(knee=st.integers(0, 6000), first=st.sampled_from([1, 32, 256]), fineness=st.floats(0, 0.5))
+def test_the_knee_is_found_in_few_tries(knee: int, first: int, fineness: float) -> None:
+    tried: list[int] = []
+
+    def kept(sessions: int) -> bool:
+        tried.append(sessions)
+        return sessions <= knee
+
+    found = paced.most(kept, first, fineness)
+    assert found <= knee
+    assert knee - found <= max(1, found * fineness)
+    assert len(tried) <= 26
+    assert max(tried) <= max(first, 2 * knee)
+
+
+def test_below_and_beyond_the_knee_are_told_and_drawn(tmp_path: Path) -> None:
+    findings = Findings()
+    for sessions, ms in ((200, 40), (50, 2), (100, 9)):
+        values = {"p50": ms / 2e3, "p99": ms / 1e3, "steps_per_second": sessions * 31.0, "errors": 0, "refused": 0}
+        findings.add(paced.PART, "lstm-128", sessions, 0, values)
+    findings.add(paced.KNEE, "lstm-128", "the knee", 0, {"sessions": 100})
+    for case, sessions, refused in zip(paced.CASES, (80, 130, 130), (0, 0, 33), strict=True):
+        findings.add(paced.AROUND, "lstm-128", case, 0, {**values, "sessions": sessions, "refused": refused})
+    page = report.markdown(findings, {}, "how")
+    assert page.index("| lstm-128 | 50 |") < page.index("| lstm-128 | 100 |") < page.index("| lstm-128 | 200 |")
+    assert "| lstm-128 | the knee | 100 |" in page
+    assert f"| lstm-128 | {paced.CASES[2]} | 130 | 33 |" in page
+    assert [path.name for path in plots.draw(findings, tmp_path)] == ["paced.png"]
+
+
+def test_at_a_glance_all_servers_are_ranked(tmp_path: Path) -> None:
+    findings = Findings()
+    for name, rate in (("slow", 100.0), ("recurra", 400.0)):
+        for case in ("1", "8", "64"):
+            values = {"steps_per_second": rate, "p50": 1 / rate, "p99": 2 / rate}
+            findings.add(steps.PEERS, name, case, 0, values)
+    assert "recurra / slow, 64: 4.00 (4.00-4.00) of the steps a second" in report.markdown(findings, {}, "how")
+    assert [path.name for path in plots.draw(findings, tmp_path)] == ["at_a_glance.png", "peers.png"]
 
 
 def test_parts_are_chosen_on_the_command_line(tmp_path: Path) -> None:
