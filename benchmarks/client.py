@@ -17,7 +17,7 @@ from recurra_client.client import Client
 from recurra_client.load.generator import run_load
 from recurra_client.load.judges import Judge
 from recurra_client.load.lanes import Lane, StreamLane, UnaryLane
-from recurra_client.load.loops import Timing, close_all, open_all, run_closed
+from recurra_client.load.loops import CAPACITY, UNANSWERED, Timing, close_all, open_all, run_closed
 from recurra_client.load.outcome import Outcome, Plan
 from recurra_client.load.processes import allow_many_connections
 from recurra_client.load.wire import WireConnection
@@ -154,7 +154,8 @@ async def _load(target: str, pid: int, model: str, fields: dict[str, Any]) -> Va
     values = _values(outcome, outcome.steps, time.seconds)
     if plan.pace:
         values["late_p99"] = float(np.percentile(np.frombuffer(outcome.lateness), 99))
-        values["refused"] = float(outcome.refused.total())
+        values["refused"] = float(outcome.refused[CAPACITY])
+        values["unanswered"] = float(outcome.refused[UNANSWERED])
     return values
 
 

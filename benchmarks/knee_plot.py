@@ -64,4 +64,5 @@ def _mark(axes: Any, case: str, values: Mapping[str, Spread]) -> None:
         label += f" ({refused:,.0f} of {came:,.0f})"
     error = [[(p99.median - p99.low) * 1e3], [(p99.high - p99.median) * 1e3]]
     style = {"color": color, "marker": marker, "markersize": 8, "capsize": 3, "linestyle": "none", "zorder": 6}
-    axes.errorbar([came - refused], [p99.median * 1e3], yerr=error, label=label, **style)
+    taken = came - refused - values["unanswered"].median
+    axes.errorbar([taken], [p99.median * 1e3], yerr=error, label=label, **style)

@@ -33,6 +33,7 @@ def _mib(value: float) -> str:
 COLUMNS: Final[dict[str, tuple[str, _Format]]] = {
     "sessions": ("sessions", _count),
     "refused": ("refused", _count),
+    "unanswered": ("not even refused", _count),
     "steps_per_second": ("steps/s", _count),
     "p50": ("p50 ms", _ms),
     "p99": ("p99 ms", _ms),

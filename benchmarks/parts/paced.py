@@ -89,5 +89,5 @@ def _load(bench: Bench, target: str, pid: int, model: str, sessions: int) -> Val
 
 
 def within_deadline(values: Values) -> bool:
-    """Whether all was answered, 99 % of it before the session's next step was due."""
-    return values["errors"] == 0 and values["p99"] <= PACE
+    """Whether all sessions were taken and all steps answered, 99 % of them before the session's next step was due."""
+    return not (values["refused"] or values["unanswered"] or values["errors"]) and values["p99"] <= PACE

@@ -146,7 +146,7 @@ def test_the_knee_is_found_in_few_tries(knee: int, first: int, fineness: float) 
 def test_below_and_beyond_the_knee_are_told_and_drawn(tmp_path: Path) -> None:
     findings = Findings()
     for sessions, ms in ((200, 40), (50, 2), (100, 9)):
-        values = {"p50": ms / 2e3, "p99": ms / 1e3, "steps_per_second": sessions * 31.0, "errors": 0, "refused": 0}
+        values = {"p50": ms / 2e3, "p99": ms / 1e3, "errors": 0, "refused": 0, "unanswered": 0}
         findings.add(paced.PART, "lstm-128", sessions, 0, values)
     findings.add(paced.KNEE, "lstm-128", "the knee", 0, {"sessions": 100})
     for case, sessions, refused in zip(paced.CASES, (80, 130, 130), (0, 0, 33), strict=True):
@@ -154,7 +154,7 @@ def test_below_and_beyond_the_knee_are_told_and_drawn(tmp_path: Path) -> None:
     page = report.markdown(findings, {}, "how")
     assert page.index("| lstm-128 | 50 |") < page.index("| lstm-128 | 100 |") < page.index("| lstm-128 | 200 |")
     assert "| lstm-128 | the knee | 100 |" in page
-    assert f"| lstm-128 | {paced.CASES[2]} | 130 | 33 |" in page
+    assert f"| lstm-128 | {paced.CASES[2]} | 130 | 33 | 0 |" in page
     assert [path.name for path in plots.draw(findings, tmp_path)] == ["paced.png"]
 
 

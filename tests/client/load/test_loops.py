@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from recurra_client.load import loops
-from recurra_client.load.lanes import Lane, RefusedError, once
+from recurra_client.load import lanes, loops
+from recurra_client.load.frames import StreamEndedError
+from recurra_client.load.lanes import Lane, RefusedError, UnansweredError, once
 from recurra_client.load.loops import Timing, open_all, run_closed
 from recurra_client.load.outcome import Outcome
 from recurra_client.load.paced import run_paced
@@ -19,7 +20,7 @@ class ScriptedLane:
     answered: Callable[[Sequence[str]], None]
     failed: Callable[[Exception], None]
 
-    def __init__(self, serve: Callable[["ScriptedLane", int], None], refused: str = "") -> None:
+    def __init__(self, serve: Callable[["ScriptedLane", int], None], refused: Exception | None = None) -> None:
         self._serve = serve
         self._refused = refused
         self.opened = 0.0
@@ -28,8 +29,8 @@ class ScriptedLane:
     async def open(self) -> None:
         self.opened = time.perf_counter()
         await asyncio.sleep(0)
-        if self._refused:
-            raise RefusedError(self._refused)
+        if self._refused is not None:
+            raise self._refused
 
     async def close(self) -> None:
         pass
@@ -43,22 +44,22 @@ def answer_at_once(lane: ScriptedLane, number: int) -> None:
     asyncio.get_running_loop().call_soon(lane.answered, ())
 
 
-async def load(lanes: Sequence[Lane], seconds: float, pace: float = 0, arrivals: float = 1e5) -> Outcome:
+async def load(senders: Sequence[Lane], seconds: float, pace: float = 0, arrivals: float = 1e5) -> Outcome:
     """Run a load without a warm-up."""
     outcome = Outcome()
     if pace:
-        await run_paced(lanes, Timing(0, seconds), outcome, pace=pace, arrivals=arrivals)
+        await run_paced(senders, Timing(0, seconds), outcome, pace=pace, arrivals=arrivals)
     else:
-        await run_closed(lanes, Timing(0, seconds), outcome)
+        await run_closed(senders, Timing(0, seconds), outcome)
     return outcome
 
 
 async def test_a_closed_loop_sends_when_it_was_answered() -> None:
-    lanes = [ScriptedLane(answer_at_once) for _ in range(3)]
-    outcome = await load(lanes, 0.1)
-    sent = sum(len(lane.sent) for lane in lanes)
-    assert sent - len(lanes) <= len(outcome.latencies) <= sent  # the first may have been sent before it began
-    assert min(len(lane.sent) for lane in lanes) > 10
+    senders = [ScriptedLane(answer_at_once) for _ in range(3)]
+    outcome = await load(senders, 0.1)
+    sent = sum(len(lane.sent) for lane in senders)
+    assert sent - len(senders) <= len(outcome.latencies) <= sent  # the first may have been sent before it began
+    assert min(len(lane.sent) for lane in senders) > 10
     assert outcome.seconds >= 0.1
 
 
@@ -122,6 +123,15 @@ async def test_a_lane_that_fails_ends_the_load_with_its_reason(pace: float) -> N
         await once(ScriptedLane(fail))
 
 
+async def test_an_answer_that_comes_too_late_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "_FIRST_SECONDS", 0.01)
+    lane = ScriptedLane(lambda *_: None)
+    with pytest.raises(UnansweredError, match="did not answer a first message"):
+        await once(lane)
+    lane.answered(())
+    lane.failed(ConnectionError("gone"))
+
+
 async def test_errors_in_answers_are_counted_by_reason() -> None:
     def refuse(lane: ScriptedLane, number: int) -> None:
         asyncio.get_running_loop().call_soon(lane.answered, ["CAPACITY"] if number % 2 else ())
@@ -131,46 +141,55 @@ async def test_errors_in_answers_are_counted_by_reason() -> None:
 
 
 async def test_sessions_come_one_by_one_while_those_that_are_open_step_and_all_are_measured_together() -> None:
-    lanes = [ScriptedLane(answer_at_once) for _ in range(20)]
-    outcome = await load(lanes, 0.1, 0.01, arrivals=100)
-    opened = sorted(lane.opened for lane in lanes)
+    senders = [ScriptedLane(answer_at_once) for _ in range(20)]
+    outcome = await load(senders, 0.1, 0.01, arrivals=100)
+    opened = sorted(lane.opened for lane in senders)
     assert opened[-1] - opened[0] > 0.1  # of 0.2 s, at random times
-    first, last = min(lanes, key=lambda lane: lane.opened), max(lanes, key=lambda lane: lane.opened)
+    first, last = min(senders, key=lambda lane: lane.opened), max(senders, key=lambda lane: lane.opened)
     assert sum(at < last.opened for at in first.sent) >= 0.8 * (last.opened - first.opened - 0.01) / 0.01 > 0
-    assert all(lane.sent[0] - lane.opened >= 0.01 for lane in lanes)
+    assert all(lane.sent[0] - lane.opened >= 0.01 for lane in senders)
     assert 0.9 * 20 * 10 <= len(outcome.latencies) <= 20 * 11
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.01])
 async def test_those_that_the_server_has_no_capacity_for_are_counted_and_left_out(pace: float) -> None:
-    lanes = [ScriptedLane(answer_at_once, "CAPACITY" if i % 3 == 0 else "") for i in range(9)]
+    senders = [ScriptedLane(answer_at_once, RefusedError("CAPACITY") if i % 3 == 0 else None) for i in range(9)]
     outcome = Outcome()
     if pace:
-        outcome = await load(lanes, 0.05, pace)
-        assert all(bool(lane.sent) == (i % 3 != 0) for i, lane in enumerate(lanes))
+        outcome = await load(senders, 0.05, pace)
+        assert all(bool(lane.sent) == (i % 3 != 0) for i, lane in enumerate(senders))
     else:
-        assert await open_all(lanes, outcome) == [lane for i, lane in enumerate(lanes) if i % 3]
+        assert await open_all(senders, outcome) == [lane for i, lane in enumerate(senders) if i % 3]
     assert outcome.refused == {"CAPACITY": 3}
     assert outcome.errors == {}
 
 
+async def test_a_server_that_is_too_busy_to_refuse_is_measured_all_the_same() -> None:
+    late = [UnansweredError("in 30 s"), StreamEndedError("CANCELLED", "CANCELLED")]
+    outcome = await load([ScriptedLane(answer_at_once, error) for error in (*late, None)], 0.05, 0.01)
+    assert outcome.refused == {"UNANSWERED": 2}
+    assert outcome.latencies
+    with pytest.raises(StreamEndedError, match="gone"):
+        await load([ScriptedLane(answer_at_once, StreamEndedError("UNAVAILABLE", "gone"))], 0.05, 0.01)
+
+
 @pytest.mark.parametrize("reason", ["CAPACITY", "MODEL_NOT_FOUND"])
 async def test_there_is_no_load_where_all_are_refused_or_one_for_another_reason(reason: str) -> None:
-    lanes = [ScriptedLane(answer_at_once, reason)]
+    senders = [ScriptedLane(answer_at_once, RefusedError(reason))]
     if reason != "CAPACITY":
-        lanes.append(ScriptedLane(answer_at_once))
+        senders.append(ScriptedLane(answer_at_once))
     with pytest.raises(RefusedError, match=reason):
-        await open_all(lanes, Outcome())
+        await open_all(senders, Outcome())
     with pytest.raises(RefusedError, match=reason):
-        await load(lanes, 5, 0.01)
+        await load(senders, 5, 0.01)
 
 
 async def test_thousands_of_paced_lanes_fit_into_one_process() -> None:
     """However slow the machine: no lane sends more than is due, and every message is accounted for."""
-    lanes = [ScriptedLane(answer_at_once) for _ in range(3000)]
-    outcome = await load(lanes, 0.4, 0.2)
-    begin = min(lane.opened for lane in lanes)
-    end = max(lane.sent[-1] for lane in lanes)
-    assert max(len(lane.sent) for lane in lanes) <= (end - begin) / 0.2 + 1
-    assert len(outcome.lateness) == len(outcome.latencies) <= sum(len(lane.sent) for lane in lanes)
+    senders = [ScriptedLane(answer_at_once) for _ in range(3000)]
+    outcome = await load(senders, 0.4, 0.2)
+    begin = min(lane.opened for lane in senders)
+    end = max(lane.sent[-1] for lane in senders)
+    assert max(len(lane.sent) for lane in senders) <= (end - begin) / 0.2 + 1
+    assert len(outcome.lateness) == len(outcome.latencies) <= sum(len(lane.sent) for lane in senders)
     assert outcome.errors == {}

@@ -43,6 +43,10 @@ class RefusedError(Exception):
         return f"the server refuses a session ({self.reason})"
 
 
+class UnansweredError(ConnectionError):
+    """The server did not answer in time."""
+
+
 class Lane(Protocol):
     """One sender.
 
@@ -61,7 +65,7 @@ class Lane(Protocol):
 
         Raises:
             RefusedError: The server does not take them.
-            ConnectionError: It did not answer in time.
+            UnansweredError: It did not answer in time.
             Exception: The connection or the stream has failed.
         """
         ...
@@ -80,16 +84,20 @@ async def once(lane: Lane) -> None:
 
     Raises:
         RefusedError: Something failed in it.
-        ConnectionError: None came in time.
+        UnansweredError: None came in time.
         Exception: The lane failed, with its reason.
     """
     answer: asyncio.Future[Sequence[str]] = asyncio.get_running_loop().create_future()
+
+    def take(reasons: Sequence[str]) -> None:
+        if not answer.done():
+            answer.set_result(reasons)
 
     def fail(error: Exception) -> None:
         if not answer.done():
             answer.set_exception(error)
 
-    lane.answered, lane.failed = answer.set_result, fail
+    lane.answered, lane.failed = take, fail
     lane.send()
     if reasons := await _in_time(answer):
         raise RefusedError(reasons[0])
@@ -126,7 +134,7 @@ async def _in_time(answer: "asyncio.Future[T]") -> T:
         async with asyncio.timeout(_FIRST_SECONDS):
             return await answer
     except TimeoutError:
-        raise ConnectionError(
+        raise UnansweredError(
             f"the server did not answer a first message in {_FIRST_SECONDS:.0f} s: it is overloaded, or may not have "
             "as many files open as there are connections (ulimit -n)"
         ) from None

@@ -15,7 +15,8 @@ from recurra_client.load.outcome import Outcome
 _GIVE_UP_SECONDS = 10.0
 _CLOSE_SECONDS: Final = 10.0
 _AT_ONCE: Final = 64  # sessions that are opened or closed together
-_CAPACITY: Final = "CAPACITY"
+CAPACITY: Final = "CAPACITY"
+UNANSWERED: Final = "UNANSWERED"
 _now = time.perf_counter
 
 
@@ -66,7 +67,7 @@ class Load:
         """A message that was given up: it has taken at least as long as until now."""
         if sent >= self.begin:
             self.outcome.latencies.append(_now() - sent)
-            self.outcome.errors["UNANSWERED"] += lane.sessions
+            self.outcome.errors[UNANSWERED] += lane.sessions
 
     async def measure(self, timing: Timing) -> None:
         """Measure what runs already, and wait until it has ended.
@@ -94,13 +95,13 @@ async def open_or_count(lane: Lane, outcome: Outcome) -> bool:
 
     Raises:
         RefusedError: It refused them for another reason.
-        ConnectionError: It did not answer in time.
+        UnansweredError: It did not answer in time.
         Exception: The lane failed, with its reason.
     """
     try:
         await lane.open()
     except RefusedError as error:
-        if error.reason != _CAPACITY:
+        if error.reason != CAPACITY:
             raise
         outcome.refused[error.reason] += lane.sessions
         return False
@@ -112,7 +113,7 @@ async def open_all(lanes: Sequence[Lane], outcome: Outcome) -> list[Lane]:
 
     Raises:
         RefusedError: It has the capacity for none, or refused some for another reason.
-        ConnectionError: It did not answer in time.
+        UnansweredError: It did not answer in time.
         Exception: A lane failed, with its reason.
     """
     taken: list[Lane] = []
@@ -125,7 +126,7 @@ async def open_all(lanes: Sequence[Lane], outcome: Outcome) -> list[Lane]:
             raise failures.exceptions[0] from None
         taken += [lane for lane, task in zip(some, opening, strict=True) if task.result()]
     if not taken:
-        raise RefusedError(_CAPACITY)
+        raise RefusedError(CAPACITY)
     return taken
 
 

@@ -42,7 +42,7 @@ class Outcome:
     cpu: float = 0.0
     """Processor time that the load generator itself took, in the time that was measured."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Sessions that the server would not open, for want of capacity, by reason."""
+    """Sessions that were not opened, by reason: CAPACITY, or UNANSWERED where the server did not even refuse them."""
     errors: Counter[str] = field(default_factory=Counter)
     """Failed messages by reason; UNANSWERED are those that were given up."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))

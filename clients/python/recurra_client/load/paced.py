@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from recurra_client.load.lanes import Lane, RefusedError
-from recurra_client.load.loops import Load, Timing, open_or_count
+from recurra_client.load.frames import StreamEndedError
+from recurra_client.load.lanes import Lane, RefusedError, UnansweredError
+from recurra_client.load.loops import UNANSWERED, Load, Timing, open_or_count
 from recurra_client.load.outcome import Outcome
 from recurra_client.load.timer import Timer
 
@@ -20,7 +21,8 @@ async def run_paced(lanes: Sequence[Lane], timing: Timing, outcome: Outcome, *, 
     """Load a server: each lane sends a message every `pace` seconds, as a microphone or a sensor does.
 
     Their sessions are opened one by one while those that are open step already, as callers come to a server. Those that
-    it has no capacity for are counted as refused and left out; measuring begins when all have come.
+    it has no capacity for, or is too busy to answer, are counted as refused and left out; measuring begins when all
+    have come.
 
     A message's time runs from when it was due, whoever is to blame that it was not sent then: a
     server that stalls cannot hide the messages that it kept waiting (coordinated omission). How late they
@@ -34,8 +36,7 @@ async def run_paced(lanes: Sequence[Lane], timing: Timing, outcome: Outcome, *, 
         arrivals: Lanes that are opened in a second, at random times.
 
     Raises:
-        RefusedError: The server has the capacity for none, or refused some for another reason.
-        ConnectionError: It did not answer in time.
+        RefusedError: The server took none, or refused some for another reason than its capacity.
         Exception: A lane failed, with its reason.
     """
     load = _Paced(pace, outcome)
@@ -52,8 +53,14 @@ async def _arrive(load: "_Paced", lanes: Sequence[Lane], arrivals: float) -> Non
     times = sorted(random.uniform(0, len(lanes) / arrivals) for _ in lanes)
 
     async def join(lane: Lane) -> None:
-        if await open_or_count(lane, load.outcome):
-            load.join(lane)
+        try:
+            if await open_or_count(lane, load.outcome):
+                load.join(lane)
+        except (UnansweredError, StreamEndedError) as error:
+            # gRPC itself cancels a call that a busy server has not even begun to serve within 30 s.
+            if isinstance(error, StreamEndedError) and error.code != "CANCELLED":
+                raise
+            load.outcome.refused[UNANSWERED] += lane.sessions
 
     try:
         async with asyncio.TaskGroup() as group:
