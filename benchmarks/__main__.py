@@ -62,19 +62,21 @@ def main(
     folder.mkdir(parents=True)
     findings, about = Findings(), machine.describe()
     how = (
-        f"Client and server on one machine, over loopback. {effort.rounds} rounds, {effort.seconds:g} s for each "
-        "figure; medians, with the lowest and highest in brackets."
+        f"Client and server on one machine, over loopback. {effort.rounds} rounds, {effort.seconds:g} s or half of "
+        "it for each figure; medians, with the lowest and highest in brackets."
     )
     if machine.busy():
         how += " **Other work was running when this began: the figures say little.**"
         print("benchmarks: other work is running on this machine: the figures will say little", file=sys.stderr)
-    began = time.monotonic()
+    took: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as models, ClientProcess() as client:
         bench = Bench(Path(models), effort, client, findings)
         for name in chosen:
+            began = time.monotonic()
             _run(name, PARTS[name], bench)
+            took[name] = (time.monotonic() - began) / 60
             about["load average at the end"] = machine.load_average()
-            about["minutes"] = f"{(time.monotonic() - began) / 60:.1f}"
+            about["minutes"] = f"{sum(took.values()):.1f} ({', '.join(f'{k} {v:.1f}' for k, v in took.items())})"
             _write(folder, findings, about, how)  # after each part: a run that is broken off keeps what it has
     print((folder / "results.md").read_text())
     print(f"written to {folder}", file=sys.stderr)
