@@ -22,7 +22,7 @@ def draw(findings: Findings) -> Figure:
     """A panel for each model."""
     figures = findings.of(paced.PART)
     models = list(dict.fromkeys(name for name, _ in figures))
-    figure = Figure(figsize=(6.2 * len(models), 4.8), layout="constrained")
+    figure = Figure(figsize=(6.2 * len(models), 5.6), layout="constrained")
     figure.suptitle("A step every 32 ms and session (open loop); latency from when a step was due")
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         points = sorted(
@@ -41,8 +41,7 @@ def draw(findings: Findings) -> Figure:
         axes.minorticks_off()
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.legend(frameon=False, loc="upper left", fontsize=9)
-        axes.set_ylim(top=axes.get_ylim()[1] * 4)  # room for the legend
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=9)
     return figure
 
 

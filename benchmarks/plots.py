@@ -40,9 +40,12 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
                 drawn.append(_save(_against_sessions(curves, title), folder / f"{part}.png"))
         if findings.of(paced.PART):
             drawn.append(_save(knee_plot.draw(findings), folder / "paced.png"))
-        for part, label in ((scale.PART, "open sessions"), (options.WORKERS, "")):
-            if curves := _curves(findings, part) if label else _bars(findings, part):
-                drawn.append(_save(_rates(curves, label), folder / f"{part}.png"))
+        if curves := _curves(findings, scale.PART):
+            title = "LSTM-128, 1,000 of the open sessions stepped"
+            drawn.append(_save(_rates(curves, title, "open sessions", "log"), folder / f"{scale.PART}.png"))
+        if curves := _by_workers(findings):
+            title = "LSTM-512x2, 64 sessions"
+            drawn.append(_save(_rates(curves, title, "workers", "linear"), folder / f"{options.WORKERS}.png"))
     return drawn
 
 
@@ -85,9 +88,9 @@ def _curves(findings: Findings, part: str) -> Curves:
     return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items()}
 
 
-def _bars(findings: Findings, part: str) -> Curves:
-    """Workers: one curve over their number, which begins the name."""
-    points = [(float(name.split()[0]), values) for (name, _), values in findings.of(part).items()]
+def _by_workers(findings: Findings) -> Curves:
+    """One curve over the number of workers, which begins the name."""
+    points = [(float(name.split()[0]), values) for (name, _), values in findings.of(options.WORKERS).items()]
     return {"recurra": sorted(points, key=lambda point: point[0])} if points else {}
 
 
@@ -123,13 +126,13 @@ def _line(
     axes.errorbar(x, middle, yerr=errors, label=name, marker="o", markersize=4, capsize=2, **style)
 
 
-def _rates(curves: Curves, label: str) -> Figure:
+def _rates(curves: Curves, title: str, label: str, scale_of_x: str) -> Figure:
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
         _line(axes, name, points, "steps_per_second", 1)
-    axes.set(xlabel=label or "workers", ylabel="steps a second", xscale="log" if label else "linear")
-    if not label:
+    axes.set(title=title, xlabel=label, ylabel="steps a second", xscale=scale_of_x)
+    if scale_of_x == "linear":
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
