@@ -18,8 +18,7 @@ _SLICES = 4
 _LATE_SHARE = 0.01
 _EVIDENCE = 10  # late steps: fewer are an accident
 _FULL = 0.85  # of a processor: nearer to 1, waiting times grow out of bounds
-_GROWTH = 1 / 16
-_LEAST_GROWTH = 16
+_LEAST_GROWTH = 4
 _IDLE, _HALF = 0.05, 0.5
 _MANY = 256  # fewer tell little of what a session costs
 
@@ -31,16 +30,14 @@ class _Slice:
     number: int
     steps: int = 0
     late: int = 0
-    sessions: int | None = None
-    """How many were open when the first one asked."""
 
 
 class Admission:
     """Watches the steps of one model.
 
     Sessions are refused while more than 1 % of the last second's steps took longer than the target. What was opened
-    within that second has not shown yet what it costs; so the more of the processor is in use, the fewer
-    are taken at a time: as many as there is room for if they are like those that are open.
+    since the load was measured last has not shown yet what it costs; so only as many are taken until then as
+    there is room for if they are like those that are open.
 
     Args:
         target: Seconds from a step's arrival to its answer, for each of its time steps.
@@ -49,6 +46,7 @@ class Admission:
     def __init__(self, target: float) -> None:
         self.target = target
         self._busy = 0.0
+        self._measured: int | None = None  # how many sessions were open when the load was measured
         self._slices: deque[_Slice] = deque()
 
     def observe(self, steps: Sequence[Step | Block], now: float) -> None:
@@ -60,6 +58,7 @@ class Admission:
     def observe_load(self, busy: float) -> None:
         """Take note of how much of a processor was in use lately: of the thread that was used most."""
         self._busy = busy
+        self._measured = None
 
     def check(self, sessions: int, now: float) -> None:
         """Take one more session beside those that are open.
@@ -67,23 +66,21 @@ class Admission:
         Raises:
             CapacityError: Those that are open need what there is.
         """
-        current = self._current(now)
+        self._current(now)
         steps = sum(part.steps for part in self._slices)
         late = sum(part.late for part in self._slices)
         if late >= _EVIDENCE and late > _LATE_SHARE * steps:
             self._refuse(f"{late / steps:.0%} of the last second's steps took longer than {self.target * 1e3:g} ms")
-        if current.sessions is None:
-            current.sessions = sessions
-        before = next(part.sessions for part in self._slices if part.sessions is not None)
-        if steps and sessions - before >= self._room(before):
-            more, busy = sessions - before, self._busy
-            self._refuse(f"there are {more} more than a second ago, with {busy:.0%} of a processor in use")
+        if self._measured is None:
+            self._measured = sessions
+        if steps and sessions - self._measured >= self._room(self._measured):
+            self._refuse(f"{self._busy:.0%} of a processor is in use by {self._measured} sessions")
 
     def _room(self, sessions: int) -> float:
-        """How many can be opened within a window, beside those that were open before it."""
+        """How many can be opened beside those that were open when the load was measured."""
         if self._busy <= _IDLE or (sessions < _MANY and self._busy <= _HALF):
             return float("inf")
-        return max(_LEAST_GROWTH, sessions * _GROWTH, sessions * (_FULL / self._busy - 1))
+        return max(_LEAST_GROWTH, sessions * (_FULL / self._busy - 1))
 
     def _refuse(self, why: str) -> None:
         raise CapacityError(
