@@ -90,7 +90,8 @@ def _curves(findings: Findings, part: str) -> Curves:
 
 def _by_workers(findings: Findings) -> Curves:
     """One curve over the number of workers, which begins the name."""
-    points = [(float(name.split()[0]), values) for (name, _), values in findings.of(options.WORKERS).items()]
+    figures = findings.of(options.WORKERS)
+    points = [(float(name.split()[0]), values) for (name, case), values in figures.items() if case == "64"]
     return {"recurra": sorted(points, key=lambda point: point[0])} if points else {}
 
 

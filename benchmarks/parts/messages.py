@@ -27,14 +27,22 @@ def chunks(bench: Bench) -> None:
 
 
 def _beside_the_model(bench: Bench, part: str, api: Api, sessions: int, steps: int) -> None:
+    """With one message on its way, and with two: then the server does not wait for the caller."""
     case, seconds = f"{sessions} x {steps}", bench.effort.seconds / 2
     for turn in range(bench.effort.rounds):
         port = free_port()
         target = f"127.0.0.1:{port}"
         with contenders.ours(bench.models).running(port) as pid:
-            values = bench.client.run(
-                load, target, pid, "lstm-128", api=api, sessions=sessions, chunk=steps, seconds=seconds, warmup=0.3
-            )
-            bench.findings.add(part, "recurra", case, turn, values)
+            for in_flight in (1, 2):
+                plan = {
+                    "api": api,
+                    "sessions": sessions * (in_flight if api == "batch" else 1),
+                    "chunk": steps,
+                    "in_flight": in_flight,
+                }
+                values = bench.client.run(load, target, pid, "lstm-128", **plan, seconds=seconds, warmup=0.3)
+                bench.findings.add(
+                    part, "recurra" if in_flight == 1 else f"recurra, {in_flight} in flight", case, turn, values
+                )
             values = bench.client.run(run_alone, bench.small, sessions, steps, seconds)
             bench.findings.add(part, "ONNX Runtime alone", case, turn, values)

@@ -1,9 +1,12 @@
 """What the server's own options change: metrics and logging, and the number of workers."""
 
+from contextlib import ExitStack
 from typing import Final
 
 from benchmarks import contenders
+from benchmarks.client import load
 from benchmarks.parts.bench import Bench
+from benchmarks.processes import free_port
 from benchmarks.runs import compare
 
 TELEMETRY: Final = "telemetry"
@@ -18,9 +21,17 @@ def telemetry(bench: Bench) -> None:
 
 
 def workers(bench: Bench) -> None:
-    """One worker and two, with a model that is mostly arithmetic."""
+    """One worker and two, with a model that is mostly arithmetic: single steps, and chunks of 8."""
     some = [
         contenders.ours(bench.models, "lstm-512x2", "--workers", str(count), name=f"{count} workers")
         for count in (1, 2)
     ]
     compare(WORKERS, some, (64,), bench.large, bench.effort, bench.client, bench.findings, together=True)
+    for turn in range(bench.effort.rounds):
+        with ExitStack() as stack:
+            ports = [free_port() for _ in some]
+            pids = [stack.enter_context(one.running(port)) for one, port in zip(some, ports, strict=True)]
+            for one, port, pid in zip(some, ports, pids, strict=True):
+                plan = {"api": "stream", "sessions": 64, "chunk": 8, "seconds": bench.effort.seconds, "warmup": 0.3}
+                values = bench.client.run(load, f"127.0.0.1:{port}", pid, "lstm-512x2", **plan)
+                bench.findings.add(WORKERS, one.name, "64 x 8", turn, values)

@@ -63,6 +63,30 @@ async def test_a_closed_loop_sends_when_it_was_answered() -> None:
     assert outcome.seconds >= 0.1
 
 
+async def test_a_closed_loop_with_several_messages_on_their_way() -> None:
+    """Answers come in the order of the messages; each is timed from its own sending."""
+    waiting: list[tuple[ScriptedLane, float]] = []
+    longest = 0
+
+    def answer_when_three_wait(lane: ScriptedLane, number: int) -> None:
+        nonlocal longest
+        waiting.append((lane, time.perf_counter()))
+        longest = max(longest, len(waiting))
+        if len(waiting) == 3:
+            asyncio.get_running_loop().call_later(0.01, release)
+
+    def release() -> None:
+        lane, _ = waiting.pop(0)
+        lane.answered(())
+
+    outcome = Outcome()
+    lane = ScriptedLane(answer_when_three_wait)
+    await run_closed([lane], Timing(0, 0.2), outcome, in_flight=3)
+    assert longest == 3
+    assert len(lane.sent) > 10
+    assert sorted(outcome.latencies)[len(outcome.latencies) // 2] > 0.025, "three turns of 10 ms"
+
+
 async def test_an_open_loop_sends_answered_or_not_and_counts_from_when_a_message_was_due() -> None:
     """The server stalls for 0.3 s at the first message. All that was due meanwhile waited, and is counted so."""
 

@@ -72,6 +72,7 @@ def bench(  # noqa: D417 - the others are described by their types
     pace: str = "",
     api: Api = "stream",
     chunk: _Positive = 1,
+    in_flight: _Positive = 1,
     processes: _Positive = 1,
     connections: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     version: str = "",
@@ -97,6 +98,9 @@ def bench(  # noqa: D417 - the others are described by their types
         StepBatch message.
     chunk
         Steps of one session in one message; latency is that of a message.
+    in_flight
+        Messages that are sent and not yet answered: of each session, or with `--api batch` in all, the sessions shared
+        out among them.
     processes
         Processes that make the load: more, where "client cpu" says that one is not enough.
     connections
@@ -120,8 +124,11 @@ def bench(  # noqa: D417 - the others are described by their types
                 pace=_pace(pace),
                 chunk=chunk,
                 connections=connections,
+                in_flight=in_flight,
             )
-            watch = _watcher(live, title, rows, count, chunk * (count if api == "batch" else 1))
+            if api == "batch" and count % in_flight:
+                raise UserError(f"{count} sessions cannot be shared out among {in_flight} messages")
+            watch = _watcher(live, title, rows, count, chunk * (count // in_flight if api == "batch" else 1))
             try:
                 rows.append(Row.of(count, run_in_processes(plan, processes if api != "batch" else 1, watch)))
             except LoadError as error:

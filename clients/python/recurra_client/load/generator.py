@@ -52,7 +52,7 @@ async def run_load(
     senders: list[Lane] = []
     reporter = asyncio.create_task(_report(outcome, progress, index))
     try:
-        count = 1 if plan.api == "batch" else plan.connections or plan.sessions
+        count = plan.in_flight if plan.api == "batch" else plan.connections or plan.sessions
         for begin in range(0, count, _AT_ONCE):
             some = range(begin, min(begin + _AT_ONCE, count))
             connections += await asyncio.gather(*(WireConnection.connect(plan.target) for _ in some))
@@ -64,13 +64,13 @@ async def run_load(
         else:
             taken = await open_all(senders, outcome)
             await asyncio.to_thread(ready)
-            await run_closed(taken, timing, outcome)
+            await run_closed(taken, timing, outcome, in_flight=1 if plan.api == "batch" else plan.in_flight)
     finally:
         reporter.cancel()
         await close_all(senders)
         for connection in connections:
             connection.close()
-    outcome.steps = len(outcome.latencies) * plan.chunk * (plan.sessions if plan.api == "batch" else 1)
+    outcome.steps = len(outcome.latencies) * plan.chunk * (plan.sessions // count if plan.api == "batch" else 1)
     outcome.steps -= sum(outcome.errors.values()) * plan.chunk
     return outcome
 
@@ -79,21 +79,24 @@ def _lanes(plan: Plan, connections: list[WireConnection]) -> list[Lane]:
     run = uuid4().hex
     ids = [f"bench-{run}-{i}" for i in range(plan.sessions)]
     if plan.api == "batch":
-        message = inference_pb2.StepBatchRequest(session_ids=ids, inputs=_inputs(plan, len(ids)))
-        return [
-            UnaryLane(
-                connections[0],
-                lanes.BATCH,
-                message.SerializeToString(),
-                judges.batch_judge,
-                plan.sessions,
-                opening=[_open_call(plan, session_id) for session_id in ids],
-                closing=[_close_call(session_id) for session_id in ids],
-            )
-        ]
+        rows = plan.sessions // plan.in_flight
+        return [_batch_lane(plan, connections[i], ids[i * rows : (i + 1) * rows]) for i in range(plan.in_flight)]
     inputs = _inputs(plan)
     make = _unary_lane if plan.api == "unary" else _stream_lane
     return [make(plan, connections[i % len(connections)], ids[i], inputs) for i in range(plan.sessions)]
+
+
+def _batch_lane(plan: Plan, connection: WireConnection, ids: list[str]) -> Lane:
+    message = inference_pb2.StepBatchRequest(session_ids=ids, inputs=_inputs(plan, len(ids)))
+    return UnaryLane(
+        connection,
+        lanes.BATCH,
+        message.SerializeToString(),
+        judges.batch_judge,
+        len(ids),
+        opening=[_open_call(plan, session_id) for session_id in ids],
+        closing=[_close_call(session_id) for session_id in ids],
+    )
 
 
 def _stream_lane(plan: Plan, connection: WireConnection, session_id: str, inputs: list[tensor_pb2.Tensor]) -> Lane:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -139,19 +139,20 @@ async def close_all(lanes: Sequence[Lane]) -> None:
                 await asyncio.gather(*closing, return_exceptions=True)
 
 
-async def run_closed(lanes: Sequence[Lane], timing: Timing, outcome: Outcome) -> None:
-    """Load a server: each lane sends its next message as soon as the one before is answered.
+async def run_closed(lanes: Sequence[Lane], timing: Timing, outcome: Outcome, *, in_flight: int = 1) -> None:
+    """Load a server: each lane sends its next message as soon as one before is answered.
 
     Args:
         lanes: What sends; open, and at least one.
         timing: When is measured.
         outcome: What comes of it is added here while the load runs (all but the number of steps).
+        in_flight: How many messages of a lane are sent and not yet answered.
 
     Raises:
         Exception: A lane failed, with its reason.
     """
     load = _Closed(lanes, outcome)
-    load.start()
+    load.start(in_flight)
     await load.measure(timing)
 
 
@@ -160,9 +161,10 @@ class _Closed(Load):
         super().__init__(outcome)
         self._running = {_ClosedLane(self, lane): lane for lane in lanes}
 
-    def start(self) -> None:
+    def start(self, in_flight: int) -> None:
         for lane in list(self._running):
-            lane.send()
+            for _ in range(in_flight):
+                lane.send()
 
     def ended(self, lane: "_ClosedLane") -> None:
         """A lane's time is up."""
@@ -172,34 +174,42 @@ class _Closed(Load):
 
     def give_up(self) -> None:
         for running, lane in self._running.items():
-            self.record_unanswered(lane, running.began)
+            for sent in running.sent:
+                self.record_unanswered(lane, sent)
 
 
 class _ClosedLane:
-    __slots__ = ("_errors", "_lane_send", "_latencies", "_load", "began")
+    """A lane of a closed loop.
+
+    Attributes:
+        sent: When each message was sent that is not answered, the oldest first.
+    """
+
+    __slots__ = ("_errors", "_lane_send", "_latencies", "_load", "sent")
 
     def __init__(self, load: _Closed, lane: Lane) -> None:
         self._load = load
         self._lane_send: Callable[[], None] = lane.send
         self._latencies: array[float] = load.outcome.latencies
         self._errors: Counter[str] = load.outcome.errors
+        self.sent: deque[float] = deque()
         lane.answered = self._answered
         lane.failed = load.fail
 
     def send(self) -> None:
-        self.began = _now()
+        self.sent.append(_now())
         self._lane_send()
 
     def _answered(self, reasons: Sequence[str]) -> None:
         now = _now()
         load = self._load
-        began = self.began
-        if began >= load.begin:
-            self._latencies.append(now - began)
+        sent = self.sent.popleft()
+        if sent >= load.begin:
+            self._latencies.append(now - sent)
             if reasons:
                 self._errors.update(reasons)
         if now >= load.end:
             load.ended(self)
         else:
-            self.began = now
+            self.sent.append(now)
             self._lane_send()

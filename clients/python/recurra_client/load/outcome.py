@@ -31,6 +31,8 @@ class Plan:
     """Steps in one message of a session."""
     connections: int = 0
     """TCP connections that the sessions share; 0: one each."""
+    in_flight: int = 1
+    """In a closed loop: messages sent and not yet answered, of each session; or in all, if they are batches."""
 
 
 @dataclass(slots=True)
