@@ -7,7 +7,8 @@ trap 'rm -rf "$fresh"' EXIT
 trap 'exit 130' INT TERM
 
 scripts/generate_stubs.sh "$fresh"
-diff --recursive --brief --exclude='*.proto' --exclude=__init__.py --exclude=__pycache__ proto/recurra/v1 "$fresh/recurra/v1" || {
+diff --recursive --brief --exclude='*.proto' --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ \
+    proto/recurra "$fresh/recurra" || {
     echo "The stubs are not those of the protos: run 'make proto' and commit what it writes." >&2
     exit 1
 }

@@ -9,9 +9,10 @@ out=${1:-proto}
 PATH="$VENV/bin:$PATH" "$VENV/bin/python" -m grpc_tools.protoc --proto_path=proto \
     --python_out="$out" --grpc_python_out="$out" \
     --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out" \
-    proto/recurra/v1/*.proto
+    proto/recurra/*/*.proto
 
 # A file without services needs no gRPC stub.
-for proto in proto/recurra/v1/*.proto; do
-    grep -q '^service ' "$proto" || rm -f "$out/recurra/v1/$(basename "$proto" .proto)"_pb2_grpc.py*
+for proto in proto/recurra/*/*.proto; do
+    stub=${proto#proto/}
+    grep -q '^service ' "$proto" || rm -f "$out/${stub%.proto}"_pb2_grpc.py*
 done
