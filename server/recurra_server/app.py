@@ -11,6 +11,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
+from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
 from recurra.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -26,7 +27,9 @@ from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc import transport
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import ModelsServicer
+from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.sessions import SessionsServicer
+from recurra_server.rpc.streams import OpenStreams
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.runtimes.probe import probe
 from recurra_server.runtimes.repository import ModelFile, find_models
@@ -42,6 +45,7 @@ _SERVICES = [
         (models_pb2.DESCRIPTOR, "ModelsService"),
         (sessions_pb2.DESCRIPTOR, "SessionsService"),
         (inference_pb2.DESCRIPTOR, "InferenceService"),
+        (open_inference_pb2.DESCRIPTOR, "GRPCInferenceService"),
     )
 ]
 
@@ -70,7 +74,7 @@ class App:
         self.driver = Driver(self.engine, observe=self.metrics.observe_batch if settings.metrics else None)
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self._inference = InferenceServicer(self.driver, edge, stream_window=settings.stream_window)
+        self._streams = OpenStreams(edge)
         self._told = asyncio.Event()
         self._load_models()
         self._server = self._build_server(edge)
@@ -114,7 +118,7 @@ class App:
         told = self._told
         await told.wait()
         told.clear()
-        _log.info("draining", streams=len(self._inference.streams), grace_seconds=self.settings.drain_seconds)
+        _log.info("draining", streams=len(self._streams), grace_seconds=self.settings.drain_seconds)
         drain = asyncio.ensure_future(self.drain())
         hurry = asyncio.ensure_future(told.wait())
         await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
@@ -129,7 +133,7 @@ class App:
         grace = self.settings.drain_seconds
         self.engine.draining = True
         await self._health.enter_graceful_shutdown()
-        await self._inference.drain(grace)
+        await self._streams.drain(grace)
 
     async def stop(self) -> None:
         """Stop listening, and end what is left."""
@@ -196,7 +200,12 @@ class App:
         )
         models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge), server)
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), server)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
+        inference = InferenceServicer(self.driver, edge, self._streams, stream_window=settings.stream_window)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+        open_inference = OpenInferenceServicer(
+            self.driver, edge, self._streams, self.metrics, stream_window=settings.stream_window
+        )
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]

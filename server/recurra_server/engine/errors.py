@@ -123,6 +123,12 @@ class InvalidRequestError(EngineError):
     reason = "INVALID_REQUEST"
 
 
+class UnsupportedError(EngineError):
+    """The protocol has this call, and this server has not."""
+
+    reason = "UNSUPPORTED"
+
+
 class CapacityError(EngineError):
     """A bound is reached."""
 

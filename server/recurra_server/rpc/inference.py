@@ -1,6 +1,5 @@
 """InferenceService: steps, one by one, streamed, in bulk, whole, or generated."""
 
-import asyncio
 import contextlib
 from typing import Any
 
@@ -15,6 +14,7 @@ from recurra_server.rpc.generate import generate
 from recurra_server.rpc.results import StreamResultTemplate, result_of, timing_of
 from recurra_server.rpc.status import abort, guarded
 from recurra_server.rpc.stream import StepStream
+from recurra_server.rpc.streams import OpenStreams
 from recurra_server.rpc.tensors import decode_states, decode_steps, encode
 from recurra_server.telemetry.metrics import EdgeCounts
 
@@ -22,21 +22,15 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Decodes, awaits the engine, encodes.
+    """Decodes, awaits the engine, encodes."""
 
-    Attributes:
-        streams: The open StreamSteps calls.
-    """
-
-    def __init__(self, driver: Driver, edge: EdgeCounts, *, stream_window: int) -> None:
+    def __init__(self, driver: Driver, edge: EdgeCounts, streams: OpenStreams, *, stream_window: int) -> None:
         self.edge = edge
-        self.streams: set[StepStream] = set()
+        self._streams = streams
         self._driver = driver
         self._engine = driver.engine
         self._stream_window = stream_window
         self._templates: dict[ServedModel, StreamResultTemplate] = {}
-        self._no_streams = asyncio.Event()
-        self._grace = 0.0
 
     @guarded
     async def Step(self, request: inference_pb2.StepRequest, context: _Context) -> inference_pb2.StepResponse:
@@ -53,33 +47,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def StreamSteps(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""
         stream = StepStream(self._driver, self.edge, self._templates, context, self._stream_window)
-        self.streams.add(stream)
-        self.edge.streams += 1
-        if self._engine.draining:
-            stream.announce(self._grace)
-        try:
-            await stream.run()
-        except EngineError as error:
-            self.edge.count_error(error.reason)
-            await abort(context, error)
-        finally:
-            self.streams.discard(stream)
-            self.edge.streams -= 1
-            if not self.streams:
-                self._no_streams.set()
-
-    async def drain(self, grace: float) -> None:
-        """Tell all streams to move; return when they have ended, or have been ended after `grace` seconds."""
-        self._grace = grace
-        for stream in self.streams:
-            stream.announce(grace)
-        for patience in (grace, 1.0):
-            self._no_streams.clear()
-            if self.streams:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._no_streams.wait(), patience)
-            for stream in self.streams:
-                stream.expel()
+        with self._streams.opened(stream):
+            try:
+                await stream.run()
+            except EngineError as error:
+                self.edge.count_error(error.reason)
+                await abort(context, error)
 
     @guarded
     async def StepBatch(

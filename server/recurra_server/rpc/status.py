@@ -37,6 +37,7 @@ CODES: dict[type[EngineError], grpc.StatusCode] = {
     errors.ModelNotFoundError: _Code.NOT_FOUND,
     errors.NoFeedbackError: _Code.FAILED_PRECONDITION,
     errors.InvalidRequestError: _Code.INVALID_ARGUMENT,
+    errors.UnsupportedError: _Code.UNIMPLEMENTED,
     errors.CapacityError: _Code.RESOURCE_EXHAUSTED,
     errors.DrainingError: _Code.UNAVAILABLE,
     errors.DeadlineError: _Code.DEADLINE_EXCEEDED,

@@ -40,6 +40,11 @@ class BulkHistogram:
         names = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
         family.add_metric(labels, list(zip(names, cumulative, strict=True)), self._sum)
 
+    def total(self) -> tuple[int, float]:
+        """How many values were recorded, and their sum."""
+        self._flush()
+        return int(self._counts.sum()), self._sum
+
     def _flush(self) -> None:
         values = np.array(self._pending)
         self._pending.clear()

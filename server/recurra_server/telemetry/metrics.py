@@ -7,6 +7,7 @@ histograms are filled as batches are answered.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -26,6 +27,25 @@ class _Timings:
     queue: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
     compute: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
     batch_size: BulkHistogram = field(default_factory=lambda: BulkHistogram(SIZES))
+    last: float | None = None
+
+
+class Totals(NamedTuple):
+    """What a model has done so far: counts, and seconds in all.
+
+    Attributes:
+        applied: Steps and chunks applied.
+        seconds, queue, compute: Of these, as the histograms have them.
+        batches: Model calls.
+        last: When the last one ended, in seconds of the driver's clock; None where there was none.
+    """
+
+    applied: int = 0
+    seconds: float = 0.0
+    queue: float = 0.0
+    compute: float = 0.0
+    batches: int = 0
+    last: float | None = None
 
 
 @dataclass(slots=True)
@@ -33,7 +53,7 @@ class EdgeCounts:
     """What only the edge knows: counted there, read here.
 
     Attributes:
-        streams: Open `StreamSteps` streams.
+        streams: Open `StreamSteps` and `ModelStreamInfer` streams.
         errors: Calls, stream messages and rows answered with an error, by reason.
     """
 
@@ -59,6 +79,7 @@ class ServerMetrics(Collector):
         timings = self._timings.get(model)
         if timings is None:
             timings = self._timings[model] = _Timings()
+        timings.last = now
         timings.batch_size.observe((len(batch),))
         answered = batch.answered
         if isinstance(batch, BlockBatch):  # all alike
@@ -71,6 +92,21 @@ class ServerMetrics(Collector):
             timings.queue.observe([step.started - step.arrived for step in answered])
             timings.compute.observe([step.compute for step in answered])
 
+    def totals(self, model: ServedModel) -> Totals:
+        """What a model has done so far."""
+        timings = self._timings.get(model)
+        if timings is None:
+            return Totals()
+        applied, seconds = timings.total.total()
+        return Totals(
+            applied,
+            seconds,
+            timings.queue.total()[1],
+            timings.compute.total()[1],
+            timings.batch_size.total()[0],
+            timings.last,
+        )
+
     def collect(self) -> Iterator[Metric]:
         """Answer a scrape."""
         yield from self._histograms()
@@ -82,7 +118,9 @@ class ServerMetrics(Collector):
         for reason, count in sorted(self._edge.errors.items()):
             errors.add_metric([reason], count)
         yield errors
-        yield GaugeMetricFamily("recurra_streams", "Open StreamSteps streams.", value=self._edge.streams)
+        yield GaugeMetricFamily(
+            "recurra_streams", "Open StreamSteps and ModelStreamInfer streams.", value=self._edge.streams
+        )
         yield GaugeMetricFamily(
             "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)
         )

@@ -1,0 +1,192 @@
+"""Sequences: which session a request belongs to, where it begins and where it ends."""
+
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from recurra.openinference import open_inference_pb2 as pb
+
+from recurra_server.driver import Driver
+from recurra_server.engine.errors import (
+    CapacityError,
+    InvalidRequestError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    shown,
+)
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.sessions import Session
+from recurra_server.engine.steps import Step
+from recurra_server.rpc.openinference.codec import Codec
+from recurra_server.rpc.openinference.requests import Inference, session_id, shown_id
+from recurra_server.rpc.status import to_engine_error
+
+
+@dataclass(slots=True)
+class _Line:
+    """What waits until the sequence that had the id before is at rest.
+
+    Attributes:
+        model: What the last one that begins anew in this line runs on.
+    """
+
+    model: ServedModel
+    inferences: deque[Inference]
+
+
+class Sequences:
+    """The sequences of all callers. A sequence is a session whose id comes from the caller's (`session_id`).
+
+    A step that begins a sequence whose id is in use ends the one before, after the steps that came before it;
+    whatever comes behind it waits with it. A sequence whose first step fails has not begun; one whose last
+    step fails has not ended.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._engine = driver.engine
+        self._codecs: dict[ServedModel, Codec] = {}
+        self._lines: dict[str, _Line] = {}
+
+    def take(self, inference: Inference, request: pb.ModelInferRequest) -> None:
+        """Run a request when its turn comes; its caller is told what became of it.
+
+        Raises:
+            EngineError: It was not accepted.
+        """
+        if inference.sequence is None:
+            model = self._engine.model(inference.model_name, inference.version)
+            self._read(inference, request, model)
+            self._run_alone(inference)
+            return
+        name = session_id(inference.model_name, inference.sequence)
+        line = self._lines.get(name) if self._lines else None
+        if inference.start:
+            model = self._engine.model(inference.model_name, inference.version)
+            self._read(inference, request, model)
+            if line is None:
+                self._begin(name, inference)
+            else:
+                self._join(line, inference)
+                line.model = model
+        elif line is not None:
+            self._check_version(inference, line.model)
+            self._read(inference, request, line.model)
+            self._join(line, inference)
+        else:
+            session = self._find(name, inference)
+            self._check_version(inference, session.model)
+            self._read(inference, request, session.model)
+            self._submit(inference, session)
+
+    # --- the way of a request --------------------------------------------------------------
+
+    def _read(self, inference: Inference, request: pb.ModelInferRequest, model: ServedModel) -> None:
+        codec = self._codecs.get(model)
+        if codec is None:
+            codec = self._codecs[model] = Codec(model, self._engine.limits.max_chunk_steps)
+        inference.codec = codec
+        inference.inputs, inference.count, inference.lead = codec.read(request)
+        inference.chosen = codec.choose(request.outputs)
+
+    def _find(self, name: str, inference: Inference) -> Session:
+        try:
+            return self._engine.session(name, inference.arrived)
+        except (SessionNotFoundError, SessionExpiredError):
+            self._engine.model(inference.model_name, inference.version)  # what is missing may be the model
+            raise
+
+    def _begin(self, name: str, inference: Inference) -> None:
+        """Begin a sequence, once the one with the same id is at rest."""
+        model = inference.codec.model
+        try:
+            before = self._engine.session(name, self._driver.clock())
+        except (SessionNotFoundError, SessionExpiredError):
+            pass
+        else:
+            if before.current is not None:
+                before.model.turns.at_rest(before, partial(self._release, name, before))
+                self._lines[name] = _Line(model, deque([inference]))
+                return
+            self._engine.close(before)
+        session = self._engine.open(model, self._driver.clock(), session_id=name)
+        try:
+            self._submit(inference, session)
+        except Exception:
+            self._engine.close(session)
+            raise
+
+    def _join(self, line: _Line, inference: Inference) -> None:
+        limit = self._engine.limits.max_queue_per_session
+        if len(line.inferences) >= limit:
+            raise CapacityError(
+                f"{limit} steps of sequence {shown_id(inference.sequence or 0)} wait already; read their answers first",
+                retry_after=0.1,
+                bound="max_queue_per_session",
+                limit=limit,
+            )
+        line.inferences.append(inference)
+
+    def _release(self, name: str, before: Session) -> None:
+        """The sequence before is at rest, or has ended: go on with what waits behind it."""
+        inferences = self._lines.pop(name).inferences
+        if not before.closed:
+            self._engine.close(before)
+        while inferences:
+            inference = inferences.popleft()
+            line = self._lines.get(name)
+            try:
+                if line is not None:  # one of these begins anew in its turn
+                    self._join(line, inference)
+                elif inference.start:
+                    self._begin(name, inference)
+                else:
+                    self._submit(inference, self._engine.session(name, self._driver.clock()))
+            except Exception as error:
+                inference.fail(to_engine_error(error))
+
+    def _submit(self, inference: Inference, session: Session) -> None:
+        if inference.sequence is not None and (inference.start or inference.end):
+            inference.finish = partial(self._finish, inference)
+        self._driver.submit(
+            Step(
+                session,
+                inference.inputs,
+                inference.count,
+                inference,
+                inference.arrived,
+                deadline=inference.deadline,
+            )
+        )
+
+    def _finish(self, inference: Inference, step: Step) -> None:
+        ended = inference.end if step.error is None else inference.start
+        if ended and not step.session.closed:
+            self._engine.close(step.session)
+
+    def _run_alone(self, inference: Inference) -> None:
+        """Run a whole sequence in a session that only this request knows."""
+        lease, leases = ExitStack(), inference.caller.leases
+
+        def give_back(_: Step) -> None:
+            leases.discard(lease)
+            lease.close()
+
+        session = lease.enter_context(self._engine.borrow(inference.codec.model, inference.arrived))
+        leases.add(lease)
+        inference.finish = give_back
+        try:
+            self._submit(inference, session)
+        except Exception:
+            leases.discard(lease)
+            lease.close()
+            raise
+
+    def _check_version(self, inference: Inference, model: ServedModel) -> None:
+        if inference.version and inference.version != model.version:
+            raise InvalidRequestError(
+                f"sequence {shown_id(inference.sequence or 0)} runs on version {model.version} of the model, where "
+                f"it began, not on {shown(inference.version)}: leave model_version unset, or begin it anew",
+                field="model_version",
+            )

@@ -1,0 +1,178 @@
+"""GRPCInferenceService: the calls of the Open Inference Protocol."""
+
+import asyncio
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any, Final
+
+import grpc
+from recurra.openinference import open_inference_pb2 as pb
+from recurra.openinference import open_inference_pb2_grpc
+
+from recurra_server.driver import Driver
+from recurra_server.engine.errors import EngineError, ModelNotFoundError, UnsupportedError
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc.openinference import describe
+from recurra_server.rpc.openinference.requests import Inference, read_request
+from recurra_server.rpc.openinference.sequences import Sequences
+from recurra_server.rpc.openinference.stream import InferStream
+from recurra_server.rpc.status import abort, guarded
+from recurra_server.rpc.streams import OpenStreams
+from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_EXTENSIONS: Final = ("sequence", "model_configuration", "statistics")
+
+
+class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Decodes, awaits the engine, encodes."""
+
+    def __init__(
+        self, driver: Driver, edge: EdgeCounts, streams: OpenStreams, metrics: ServerMetrics, *, stream_window: int
+    ) -> None:
+        self.edge = edge
+        self._driver = driver
+        self._engine = driver.engine
+        self._streams = streams
+        self._metrics = metrics
+        self._stream_window = stream_window
+        self._sequences = Sequences(driver)
+
+    # --- health and description ------------------------------------------------------------
+
+    @guarded
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: _Context) -> pb.ServerLiveResponse:
+        """Answer."""
+        return pb.ServerLiveResponse(live=True)
+
+    @guarded
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: _Context) -> pb.ServerReadyResponse:
+        """Tell whether sequences can begin."""
+        return pb.ServerReadyResponse(ready=not self._engine.draining)
+
+    @guarded
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: _Context) -> pb.ModelReadyResponse:
+        """Tell whether a model is served."""
+        try:
+            self._engine.model(request.name, request.version)
+        except ModelNotFoundError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=not self._engine.draining)
+
+    @guarded
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: _Context) -> pb.ServerMetadataResponse:
+        """Say which server this is."""
+        return pb.ServerMetadataResponse(name="recurra", version=version("recurra"), extensions=_EXTENSIONS)
+
+    @guarded
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: _Context) -> pb.ModelMetadataResponse:
+        """Say what a model takes and answers."""
+        return describe.metadata(self._engine, self._engine.model(request.name, request.version))
+
+    @guarded
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: _Context) -> pb.ModelConfigResponse:
+        """Say how a model is served."""
+        model = self._engine.model(request.name, request.version)
+        return pb.ModelConfigResponse(config=describe.config(self._engine, model))
+
+    @guarded
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: _Context
+    ) -> pb.ModelStatisticsResponse:
+        """Count what models have done."""
+        return pb.ModelStatisticsResponse(
+            model_stats=[
+                describe.statistics(self._driver, self._metrics, model)
+                for model in self._chosen(request.name, request.version)
+            ]
+        )
+
+    # --- inference -------------------------------------------------------------------------
+
+    @guarded
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:
+        """Apply one step or chunk."""
+        call, now = _Call(), self._driver.clock()
+        inference = read_request(request, call, now)
+        left = context.time_remaining()
+        if left is not None:
+            inference.deadline = min(inference.deadline, now + left)
+        try:
+            self._sequences.take(inference, request)
+            await call.told
+        except EngineError as error:
+            raise inference.explain(error) from None
+        finally:
+            call.end()
+        if inference.error is not None:
+            raise inference.error
+        return inference.codec.write(inference.id, inference.outputs, inference.lead, inference.chosen)
+
+    async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
+        """Apply steps as they come."""
+        stream = InferStream(self._driver, self._sequences, self.edge, context, self._stream_window)
+        with self._streams.opened(stream):
+            try:
+                await stream.run()
+            except EngineError as error:
+                self.edge.count_error(error.reason)
+                await abort(context, error)
+
+    # --- the model repository --------------------------------------------------------------
+
+    @guarded
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: _Context
+    ) -> pb.RepositoryIndexResponse:
+        """List the models."""
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state="READY")
+                for model in self._engine.models()
+            ]
+        )
+
+    @guarded
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: _Context
+    ) -> pb.RepositoryModelLoadResponse:
+        """Refuse."""
+        raise _not_while_running()
+
+    @guarded
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: _Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Refuse."""
+        raise _not_while_running()
+
+    def _chosen(self, name: str, version: str) -> list[ServedModel]:
+        """All versions of all models, of one model, or one version."""
+        if not name:
+            return self._engine.models()
+        newest = self._engine.model(name, version)
+        return [newest] if version else [model for model in self._engine.models() if model.name == name]
+
+
+def _not_while_running() -> UnsupportedError:
+    return UnsupportedError("models are loaded when the server starts: put them in place and restart it")
+
+
+class _Call:
+    """A coroutine that waits for one answer."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gone = False
+        self.leases: set[ExitStack] = set()
+
+    def reply(self, _: Inference) -> None:
+        """Wake it, unless it has been cancelled and has not come to know yet."""
+        if not self.told.done():
+            self.told.set_result(None)
+
+    def end(self) -> None:
+        """Wait no more."""
+        self.gone = True
+        for lease in tuple(self.leases):
+            lease.close()
