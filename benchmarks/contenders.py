@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.dialects import Dialect, Recurra
+from benchmarks.peers.dialects import OpenInference
 from benchmarks.processes import free_port, running
 
 ROOT: Final = Path(__file__).parent.parent
+OPEN_INFERENCE: Final = "recurra, Open Inference"
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,13 @@ class Contender:
 
 def ours(models: Path, model: str = "lstm-128", *options: str, name: str = "recurra") -> Contender:
     """`recurra serve`, as shipped."""
-    recurra = Path(sys.executable).with_name("recurra")
+    return Contender(name, Recurra(model), _serve(models, *options))
 
-    def launch(port: int) -> Launch:
-        return Launch(
-            [recurra, "serve", "--models", models, "--port", str(port), "--metrics-port", str(free_port()), *options]
-        )
 
-    return Contender(name, Recurra(model), launch)
+def ours_openinference(models: Path, model: str = "lstm-128") -> Contender:
+    """`recurra serve`, as shipped, spoken to in the Open Inference Protocol."""
+    dialect = OpenInference("stream", wrapped=True, model=model)
+    return Contender(OPEN_INFERENCE, dialect, _serve(models))
 
 
 def echo() -> Contender:
@@ -76,6 +77,17 @@ def by_hand(model: Path, *, threads: bool) -> Contender:
     name = "by hand, grpcio threads" if threads else "by hand, grpc.aio"
     arguments = ["--model", str(model.absolute()), *(["--threads"] * threads)]
     return Contender(name, Recurra(), _module("benchmarks.servers.by_hand", *arguments))
+
+
+def _serve(models: Path, *options: str) -> Callable[[int], Launch]:
+    recurra = Path(sys.executable).with_name("recurra")
+
+    def launch(port: int) -> Launch:
+        return Launch(
+            [recurra, "serve", "--models", models, "--port", str(port), "--metrics-port", str(free_port()), *options]
+        )
+
+    return launch
 
 
 def _module(module: str, *arguments: str) -> Callable[[int], Launch]:

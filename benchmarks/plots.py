@@ -10,7 +10,7 @@ import matplotlib.ticker
 from matplotlib.figure import Figure
 
 from benchmarks import knee_plot
-from benchmarks.parts import options, paced, scale, steps
+from benchmarks.parts import options, paced, scale, sequences, steps
 from benchmarks.runs import Figures, Findings, Spread
 
 _OURS: Final = "tab:blue"
@@ -34,6 +34,7 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
             drawn.append(_save(_at_a_glance(figures), folder / "at_a_glance.png"))
         for part, title in (
             (steps.LIMIT, "Single steps, LSTM-128, closed loop"),
+            (sequences.PERF_ANALYZER, "Sequences over ModelStreamInfer, LSTM-128, perf_analyzer"),
             (steps.PEERS, "Single steps, LSTM-128, closed loop, beside the peers"),
         ):
             if curves := _curves(findings, part):

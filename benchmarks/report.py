@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks.parts import messages, options, paced, scale, steps
+from benchmarks.contenders import OPEN_INFERENCE
+from benchmarks.parts import messages, options, paced, scale, sequences, steps
+from benchmarks.peers.registry import TRITON
 from benchmarks.runs import Findings, Spread
 
 _Format = Callable[[float], str]
@@ -55,6 +57,8 @@ _TITLES: Final = {
     steps.LIMIT: "Single steps, one session a stream, beside a bare grpc.aio echo",
     steps.MODEL: "The model alone in ONNX Runtime, one thread; the case is the batch",
     steps.PEERS: "Single steps, beside the peers; the case is the number of sessions",
+    sequences.PERF_ANALYZER: "Sequences over ModelStreamInfer, driven by perf_analyzer",
+    sequences.LEAN: "Sequences over ModelStreamInfer, driven by our own load generator",
     messages.BULK: "Bulk: one step of each of 256 sessions in a StepBatch",
     messages.CHUNKS: "Chunks: 64 steps of one session in a message",
     scale.PART: "Open sessions; 1,000 of them are stepped at random over 64 streams",
@@ -72,6 +76,8 @@ _ALONE: Final[list[tuple[str, str | None]]] = [
 _RATIOS: Final[dict[str, list[tuple[str, str | None]]]] = {
     steps.LIMIT: [("recurra", "grpc.aio echo")],
     steps.PEERS: [("recurra", None)],
+    sequences.PERF_ANALYZER: [(OPEN_INFERENCE, TRITON)],
+    sequences.LEAN: [(OPEN_INFERENCE, None)],
     messages.BULK: _ALONE,
     messages.CHUNKS: _ALONE,
     options.TELEMETRY: [("recurra", "recurra, off")],

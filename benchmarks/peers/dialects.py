@@ -15,14 +15,18 @@ class OpenInference:
         transport: A ModelStreamInfer stream for each session, or a ModelInfer call a step.
         wrapped: Whether a stream's reply stands in a ModelStreamInferResponse, as Triton has it.
         correlated: Whether requests say which sequence they belong to, as Triton's sequence batcher needs it.
+        model: Its name there.
     """
 
-    def __init__(self, transport: Transport, *, wrapped: bool = False, correlated: bool = True) -> None:
+    def __init__(
+        self, transport: Transport, *, wrapped: bool = False, correlated: bool = True, model: str = "lstm"
+    ) -> None:
         self.transport: Transport = transport
         method = "ModelStreamInfer" if transport == "stream" else "ModelInfer"
         self.path = f"/inference.GRPCInferenceService/{method}"
         self._wrapped = wrapped
         self._correlated = correlated
+        self._model = model
 
     def encode(self, session: int, x: Array, *, first: bool) -> bytes:
         """A ModelInferRequest."""
@@ -31,7 +35,7 @@ class OpenInference:
             parameters["sequence_start"] = field(1, 1)
         shape = field(3, b"".join(field(0, size)[1:] for size in (1, x.size)))
         return (
-            field(1, "lstm")
+            field(1, self._model)
             + b"".join(field(4, field(1, name) + field(2, value)) for name, value in parameters.items())
             + field(5, field(1, "x") + field(2, "FP32") + shape)
             + field(7, x.tobytes())

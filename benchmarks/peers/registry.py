@@ -15,6 +15,7 @@ from benchmarks.venvs import UnavailableError, environment
 
 _SERVERS: Final = Path(__file__).parent / "servers"
 _RUNTIME: Final = ("numpy", "onnxruntime")
+TRITON: Final = "Triton (pytriton)"
 
 
 def peers(model: Path) -> list[Contender]:
@@ -22,12 +23,31 @@ def peers(model: Path) -> list[Contender]:
     model = model.absolute()
     return [
         Contender("mosec", Mosec(), lambda port: _mosec(model, port)),
-        Contender("Triton (pytriton)", OpenInference("stream", wrapped=True), lambda port: _triton(model, port)),
+        triton(model),
         Contender("MLServer", OpenInference("stream", correlated=False), lambda port: _mlserver(model, port)),
         Contender("KServe", OpenInference("unary"), lambda port: _kserve(model, port)),
         Contender("TorchServe", TorchServe(), lambda port: _torchserve(model, port)),
         Contender("Ray Serve", Recurra(), lambda port: _ray(model, port)),
     ]
+
+
+def triton(model: Path) -> Contender:
+    """Triton's server by itself."""
+    model = model.absolute()
+    return Contender(TRITON, OpenInference("stream", wrapped=True), lambda port: _triton(model, port))
+
+
+def triton_libraries() -> Path:
+    """The folder of the libraries that tritonserver's wheel brings.
+
+    Raises:
+        UnavailableError: It cannot be installed.
+    """
+    return _site_packages(_triton_programs()) / "nvidia_pytriton.libs"
+
+
+def _triton_programs() -> Path:
+    return environment("triton", ("nvidia-pytriton==0.7.0", *_RUNTIME))
 
 
 def _mosec(model: Path, port: int) -> Launch:
@@ -38,7 +58,7 @@ def _mosec(model: Path, port: int) -> Launch:
 
 def _triton(model: Path, port: int) -> Launch:
     """The tritonserver in pytriton's wheel, driven directly: pytriton's own proxy has no sequences."""
-    programs = environment("triton", ("nvidia-pytriton==0.7.0", *_RUNTIME))
+    programs = _triton_programs()
     site = _site_packages(programs)
     triton = site / "pytriton" / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -93,8 +93,9 @@ class Inference:
         else:
             self.error = self.explain(step.error)
         self.caller.reply(self)
-        if self.finish is not None:
-            self.finish(step)
+        finish, self.finish = self.finish, None  # it refers to this
+        if finish is not None:
+            finish(step)
 
     def fail(self, error: EngineError) -> None:
         """Answer with an error."""

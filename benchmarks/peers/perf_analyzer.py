@@ -1,0 +1,94 @@
+"""Triton's own load generator, perf_analyzer: the client that the Open Inference Protocol is measured with.
+
+It comes in the Linux wheel of tritonclient 2.51.0, and wants two libraries that tritonserver's wheel holds.
+"""
+
+import csv
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+import grpc
+from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
+
+from benchmarks.client import Values
+from benchmarks.peers.registry import triton_libraries
+from benchmarks.processes import cpu_seconds, family
+from benchmarks.venvs import UnavailableError, environment
+
+SEQUENCE_STEPS: Final = 100
+_LIBRARIES: Final = ("libb64.so.0d", "libcudart.so.12")
+_WINDOWS: Final = 3  # it reports the mean of its last three
+_PATIENCE: Final = 120.0
+
+
+def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -> Values:
+    """Step sequences in a closed loop, each over a stream of its own.
+
+    Raises:
+        UnavailableError: perf_analyzer cannot be installed or run, or reports errors.
+    """
+    programs = environment("perf-analyzer", ("tritonclient[grpc]==2.51.0",))
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.csv"
+        command = [
+            programs / "perf_analyzer", "-m", model, "-u", target, "-i", "grpc", "--async", "--streaming",
+            "--sequence-length", SEQUENCE_STEPS, "--sequence-length-variation", 0,
+            "--concurrency-range", sequences, "--measurement-interval", round(seconds * 1e3 / _WINDOWS),
+            "--max-trials", _WINDOWS, "--stability-percentage", 999, "-f", report,
+        ]  # fmt: skip
+        env = {**os.environ, "LD_LIBRARY_PATH": str(_libraries(Path(folder)))}
+        before, cpu, began = _steps(target, model), cpu_seconds(family(pid)), time.perf_counter()
+        client = _children_cpu()
+        try:
+            ran = subprocess.run(
+                [str(part) for part in command],
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE + 3 * seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UnavailableError("perf_analyzer did not end in time") from None
+        if ran.returncode or not report.exists():
+            lines = [line for line in (ran.stderr + ran.stdout).splitlines() if line.strip()] or ["no output"]
+            raise UnavailableError(f"perf_analyzer: {lines[-1].strip()}")
+        with report.open() as file:
+            row = next(csv.DictReader(file))
+        took, client = time.perf_counter() - began, _children_cpu() - client
+        steps = _steps(target, model) - before
+        return {
+            "steps_per_second": float(row["Inferences/Second"]),
+            "p50": float(row["p50 latency"]) / 1e6,
+            "p99": float(row["p99 latency"]) / 1e6,
+            "server_cpu_per_step": (cpu_seconds(family(pid)) - cpu) / max(1, steps),
+            "client_cpu": client / took,
+        }
+
+
+def _libraries(folder: Path) -> Path:
+    """A folder with the libraries, under the names that perf_analyzer looks for."""
+    for library in _LIBRARIES:
+        stem, _, version = library.partition(".so.")
+        found = next(triton_libraries().glob(f"{stem}-*.so.{version}*"), None)
+        if found is None:
+            raise UnavailableError(f"perf_analyzer needs {library}, and tritonserver's wheel has none")
+        (folder / library).symlink_to(found)
+    return folder
+
+
+def _steps(target: str, model: str) -> int:
+    """Steps that the server has applied so far, by its own account."""
+    with grpc.insecure_channel(target) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = open_inference_pb2.ModelStatisticsRequest(name=model)
+        return sum(stats.inference_count for stats in stub.ModelStatistics(request).model_stats)
+
+
+def _children_cpu() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
