@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run train test unit lint format proto dashboards bench docker clean
+.PHONY: help setup run train test unit clients lint format proto dashboards bench docker clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: lint unit ## All checks and all tests
 
 unit: $(INSTALLED) ## All tests, without the checks
 	$(BIN)/pytest
+
+clients: $(INSTALLED) ## Tests with clients that are heavy to install: KServe's, perf_analyzer
+	$(BIN)/pytest -m heavy
 
 # Nothing here writes into the tree.
 lint: $(INSTALLED) ## Check style, types, imports, the protos and their stubs

@@ -31,7 +31,7 @@ def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -
     Raises:
         UnavailableError: perf_analyzer cannot be installed or run, or reports errors.
     """
-    programs = environment("perf-analyzer", ("tritonclient[grpc]==2.51.0",))
+    programs = environment("tritonclient", ("tritonclient[grpc]==2.51.0",))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.csv"
         command = [

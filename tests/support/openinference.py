@@ -1,6 +1,7 @@
 """The Open Inference Protocol with raw stubs: requests, and a stream that a test talks to message by message."""
 
 import queue
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -59,6 +60,15 @@ def values(response: pb.ModelInferResponse) -> NDArray[np.float32]:
     """The first output."""
     assert response.outputs[0].datatype == "FP32"
     return np.frombuffer(response.raw_output_contents[0], np.float32).reshape(tuple(response.outputs[0].shape))
+
+
+def error_of(call: Callable[[], object]) -> grpc.RpcError | None:
+    """The error that a call ends with, or None."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error
+    return None
 
 
 class InferStream:

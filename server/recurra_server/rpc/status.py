@@ -48,7 +48,9 @@ CODES: dict[type[EngineError], grpc.StatusCode] = {
 def to_engine_error(error: Exception) -> EngineError:
     """What a caller may know of an exception: an unexpected one is logged with its trace and stays inside."""
     if isinstance(error, EngineError):
-        return error
+        # The frames that it came through hold the request, and one of them will hold the error: a circle that
+        # would keep large requests in memory until it is found.
+        return error.with_traceback(None)
     _log.error("unexpected", exc_info=error)
     return errors.InternalError("the call failed inside the server; its log tells more")
 
@@ -97,6 +99,7 @@ def guarded(
             known = to_engine_error(error)
             edge: EdgeCounts = servicer.edge
             edge.count_error(known.reason)
+            del request  # gRPC's context keeps the error of an aborted call, and that keeps this frame
             await abort(context, known)
 
     return call

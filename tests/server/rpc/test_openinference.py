@@ -1,6 +1,8 @@
 """The Open Inference Protocol, over the wire, with stubs of our own proto."""
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from recurra.openinference import open_inference_pb2 as pb
 from recurra.v1 import inference_pb2, sessions_pb2
 
-from tests.support.openinference import InferStream, Service, request, service, values
-from tests.support.server import ServerProcess
+from tests.support.openinference import InferStream, Service, error_of, request, service, values
+from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs, error_info, tensor
 
 Code = grpc.StatusCode
@@ -78,7 +80,7 @@ def test_start_on_a_live_id_begins_anew(infer: Service, sequence: int) -> None:
 
 
 def test_numbers_texts_and_models_keep_their_sequences_apart(infer: Service) -> None:
-    ids = [77, "77", ":77", "77 ", "ключ", "a" * 128]
+    ids: list[int | str] = [77, "77", ":77", "77 ", "ключ", "a" * 128]
     for number, sequence in enumerate(ids):
         infer.ModelInfer(request([[float(number)]], sequence=sequence, start=True))
     infer.ModelInfer(request([[0.5]], sequence=77, start=True, model="echo"))
@@ -190,6 +192,25 @@ def test_without_a_sequence_id_a_request_is_a_sequence_by_itself(infer: Service,
     assert stubs.sessions.ListSessions(sessions_pb2.ListSessionsRequest(model="counter")).total == before
     error = refusal(infer, request(start=True))
     assert error_info(error).metadata["field"] == "sequence_id"
+
+
+def test_who_goes_away_gives_back_what_only_he_knew(repository: Path) -> None:
+    """A request without a sequence_id lives in a session that ends with its call, whether it was answered or not."""
+    long = request(np.ones((4000, 1)))
+    with running_server(repository, "--max-sessions", "2") as server, grpc.insecure_channel(server.target) as channel:
+        infer = service(channel)
+        for _ in range(5):
+            stream = InferStream(infer)
+            stream.send(long)
+            call = infer.ModelInfer.future(long)
+            stream.call.cancel()
+            call.cancel()
+        for _ in range(100):  # there is room again once the server has seen that they are gone
+            error = error_of(lambda: infer.ModelInfer(request([[1.0]] * 2)))
+            if error is None:
+                break
+            assert error.code() == Code.RESOURCE_EXHAUSTED
+        assert error is None
 
 
 def test_a_sequence_is_a_session_like_any_other(infer: Service, stubs: Stubs, sequence: int) -> None:
@@ -314,7 +335,7 @@ def test_outputs_can_be_chosen_and_unknown_parameters_are_passed_over(infer: Ser
 
 
 def test_a_message_that_is_none_ends_the_stream_with_a_reason(infer: Service, stubs: Stubs) -> None:
-    call = stubs.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    call: Any = stubs.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
     with pytest.raises(grpc.RpcError) as caught:
         list(call(iter([b"\xff\xff\xff"])))
     assert error_info(caught.value).reason == "INVALID_REQUEST"
@@ -376,10 +397,11 @@ def test_statistics_are_those_that_prometheus_is_told(infer: Service, server: Se
 def test_the_repository_is_listed_and_does_not_change_while_running(infer: Service) -> None:
     listed = infer.RepositoryIndex(pb.RepositoryIndexRequest()).models
     assert ("lstm", "9", "READY") in [(model.name, model.version, model.state) for model in listed]
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: infer.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="lstm")),
         lambda: infer.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="lstm")),
-    ):
+    )
+    for call in calls:
         with pytest.raises(grpc.RpcError) as caught:
             call()
         assert (caught.value.code(), error_info(caught.value).reason) == (Code.UNIMPLEMENTED, "UNSUPPORTED")

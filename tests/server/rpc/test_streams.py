@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from recurra.v1 import inference_pb2, sessions_pb2
 
+from benchmarks.processes import resident_bytes
 from tests.support.server import ServerProcess
 from tests.support.wire import Stream, Stubs, array_of, error_info, tensor
 
@@ -192,3 +193,16 @@ def timesteps(server: ServerProcess) -> float:
 
 def refusals(server: ServerProcess) -> float:
     return server.metrics().get("recurra_errors_total", reason="capacity") or 0.0
+
+
+def test_refused_messages_leave_nothing_behind(server: ServerProcess, stubs: Stubs) -> None:
+    """An error must not keep the message alive that it came from: large ones would fill the memory."""
+    large = tensor(np.ones((2_000_000, 1)))
+    stream, sizes = Stream(stubs), []
+    session_id = stream.ask(open=opening()).session_id
+    for _ in range(20):
+        assert stream.ask(session_id=session_id, inputs=[large]).error.reason == "CHUNK_LENGTH"
+        with pytest.raises(grpc.RpcError):
+            stubs.inference.Step(inference_pb2.StepRequest(session_id=session_id, inputs=[large]))
+        sizes.append(resident_bytes([server.pid]))
+    assert max(sizes[4:]) < sizes[3] + (64 << 20), sizes

@@ -1,0 +1,1 @@
+"""Other people's clients, unmodified: each in a process of its own, for their stubs contradict ours within one."""
