@@ -14,6 +14,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository."""
     root = tmp_path_factory.mktemp("models")
     models.publish(root, "lstm", models.lstm(4, 8, 2))
+    models.publish(root, "watch", models.lstm(6, 8, 7))
     models.publish(root, "counter", models.counter())
     models.publish(root, "letters", models.letters(5))
     return root

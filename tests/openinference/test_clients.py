@@ -14,6 +14,7 @@ from benchmarks.venvs import environment
 from tests.support.harness import whole
 from tests.support.server import ServerProcess, running_server
 
+TRITONCLIENT = "tritonclient[grpc]==2.51.0"
 _PROGRAMS = Path(__file__).parent / "clients"
 
 
@@ -48,7 +49,7 @@ def lstm(repository: Path) -> OnnxRuntime:
 @pytest.mark.parametrize("way", ["unary", "stream", "aio"])
 def test_tritonclient(server: ServerProcess, lstm: OnnxRuntime, way: str) -> None:
     job = {"target": server.target, "way": way, "model": "lstm", "sequences": sequences(1, 2**40, "call 7/ä", "uuid-8")}
-    check(through("triton", "tritonclient[grpc]==2.51.0", job), job, lstm)
+    check(through("triton", TRITONCLIENT, job), job, lstm)
 
 
 @pytest.mark.e2e

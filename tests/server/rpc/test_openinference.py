@@ -8,7 +8,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from recurra.openinference import open_inference_pb2 as pb
 from recurra.v1 import inference_pb2, sessions_pb2
 
@@ -354,6 +356,37 @@ def test_health_and_readiness(infer: Service, stubs: Stubs) -> None:
     assert ready == [True, True, False, False]
     name = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
     assert health_pb2_grpc.HealthStub(stubs.channel).Check(name).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_describes_it(stubs: Stubs) -> None:
+    reflection = reflection_pb2_grpc.ServerReflectionStub(stubs.channel)
+    wanted = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.ModelInferRequest"),
+    ]
+    listed, described = reflection.ServerReflectionInfo(iter(wanted))
+    names = {service.name for service in listed.list_services_response.service}
+    assert {"inference.GRPCInferenceService", "recurra.v1.InferenceService"} <= names
+    file = descriptor_pb2.FileDescriptorProto.FromString(described.file_descriptor_response.file_descriptor_proto[0])
+    assert (file.package, file.service[0].name) == ("inference", "GRPCInferenceService")
+
+
+def test_a_server_that_shuts_down_begins_no_sequences_and_ends_the_stream(repository: Path) -> None:
+    with running_server(repository, "--drain-seconds", "2") as server, grpc.insecure_channel(server.target) as channel:
+        infer = service(channel)
+        stream = InferStream(infer)
+        assert stream.step(1, sequence=1, start=True) == 1
+        server.terminate()
+        while infer.ServerReady(pb.ServerReadyRequest()).ready:
+            pass
+        assert not infer.ModelReady(pb.ModelReadyRequest(name="counter")).ready
+        assert stream.step(1, sequence=1) == 2
+        refused = stream.ask(request(sequence=2, start=True))
+        assert refused.infer_response.parameters["reason"].string_param == "DRAINING"
+        with pytest.raises(grpc.RpcError) as caught:
+            stream.read()
+        assert (caught.value.code(), error_info(caught.value).reason) == (Code.UNAVAILABLE, "DRAINING")
+        assert server.wait() == 0
 
 
 def test_descriptions_say_what_a_model_takes(infer: Service) -> None:
