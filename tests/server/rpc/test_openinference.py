@@ -196,23 +196,30 @@ def test_without_a_sequence_id_a_request_is_a_sequence_by_itself(infer: Service,
     assert error_info(error).metadata["field"] == "sequence_id"
 
 
-def test_who_goes_away_gives_back_what_only_he_knew(repository: Path) -> None:
-    """A request without a sequence_id lives in a session that ends with its call, whether it was answered or not."""
-    long = request(np.ones((4000, 1)))
-    with running_server(repository, "--max-sessions", "2") as server, grpc.insecure_channel(server.target) as channel:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_who_goes_away_gives_back_what_only_he_knew(repository: Path, streamed: bool) -> None:
+    """A request without a sequence_id lives in a session that ends with its call, answered or not."""
+    long = request(np.ones((400_000, 4)), model="lstm")
+    bounds = ("--max-sessions", "1", "--max-chunk-steps", "500000")
+    with running_server(repository, *bounds) as server, grpc.insecure_channel(server.target) as channel:
         infer = service(channel)
-        for _ in range(5):
-            stream = InferStream(infer)
+        stream = InferStream(infer)
+        if streamed:
             stream.send(long)
+            call = stream.call
+        else:
             call = infer.ModelInfer.future(long)
-            stream.call.cancel()
-            call.cancel()
-        for _ in range(100):  # there is room again once the server has seen that they are gone
-            error = error_of(lambda: infer.ModelInfer(request([[1.0]] * 2)))
+        asked = pb.ModelStatisticsRequest(name="lstm", version="10")
+        while not infer.ModelStatistics(asked).model_stats[0].execution_count:
+            pass
+        assert refusal(infer, request()).code() == Code.RESOURCE_EXHAUSTED
+        call.cancel()
+        for _ in range(1000):  # until the server has seen that he is gone
+            error = error_of(lambda: infer.ModelInfer(request()))
             if error is None:
                 break
-            assert error.code() == Code.RESOURCE_EXHAUSTED
         assert error is None
+        assert infer.ModelStatistics(asked).model_stats[0].inference_count == 0
 
 
 def test_a_sequence_is_a_session_like_any_other(infer: Service, stubs: Stubs, sequence: int) -> None:

@@ -1,0 +1,158 @@
+"""Sequences whose requests come without waiting: each id is served in the order of its requests."""
+
+import asyncio
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recurra_server.driver import Driver
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.errors import EngineError
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc.openinference.requests import Inference, read_request
+from recurra_server.rpc.openinference.sequences import Sequences
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+from tests.support.openinference import request
+
+Answer = float | str
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A step of a running sum; NaN fails when it is run."""
+
+    sequence: int
+    start: bool
+    end: bool
+    value: float
+
+
+class Recorder:
+    """Whoever asks, and what was answered."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.leases: set[ExitStack] = set()
+        self.answers: list[tuple[int | str | None, Answer]] = []
+
+    def reply(self, inference: Inference) -> None:
+        """Note an answer."""
+        if inference.error is not None:
+            self.answers.append((inference.sequence, inference.error.reason))
+        else:
+            self.answers.append((inference.sequence, float(np.frombuffer(inference.outputs[0], np.float32)[-1])))
+
+
+class Server:
+    """Sequences over an engine, without a wire."""
+
+    def __init__(self, runtime: OnnxRuntime, limits: Limits | None = None) -> None:
+        self.driver = Driver(Engine(limits or Limits()))
+        self.model = ServedModel("counter", "1", "", runtime.signature, runtime, self.driver.engine.limits)
+        self.driver.serve(self.model)
+        self.sequences = Sequences(self.driver)
+        self.caller = Recorder()
+
+    def send(self, ask: Ask | None, steps: int = 1) -> None:
+        """Send a request; what is refused at once is an answer, too."""
+        if ask is None:
+            message = request(np.ones((steps, 1)))
+        else:
+            x = np.full((steps, 1), ask.value)
+            message = request(x, sequence=ask.sequence, start=ask.start, end=ask.end)
+        inference = read_request(message, self.caller, self.driver.clock())
+        try:
+            self.sequences.take(inference, message)
+        except EngineError as error:
+            inference.fail(error)
+
+    async def settle(self) -> None:
+        """Wait until all that was sent is answered."""
+        while self.model.turns.depth:  # noqa: ASYNC110 - each turn of the loop runs a batch
+            await asyncio.sleep(0)
+
+
+def expected(asks: list[Ask]) -> dict[int, list[Answer]]:
+    """What each id is answered if its requests are served one after another."""
+    sums: dict[int, float] = {}
+    answers: dict[int, list[Answer]] = defaultdict(list)
+    for ask in asks:
+        if ask.start:
+            sums[ask.sequence] = 0
+        if ask.sequence not in sums:
+            answers[ask.sequence].append("SESSION_NOT_FOUND")
+        elif np.isnan(ask.value):
+            answers[ask.sequence].append("INPUT_NOT_FINITE")
+            if ask.start:
+                del sums[ask.sequence]
+        else:
+            sums[ask.sequence] += ask.value
+            answers[ask.sequence].append(sums[ask.sequence])
+            if ask.end:
+                del sums[ask.sequence]
+    return answers
+
+
+_asks = st.builds(
+    Ask,
+    sequence=st.integers(1, 3),
+    start=st.booleans(),
+    end=st.booleans(),
+    value=st.one_of(st.integers(0, 9).map(float), st.just(float("nan"))),
+)
+
+
+@given(bursts=st.lists(st.lists(_asks, max_size=25), max_size=3))
+def test_each_id_is_served_in_the_order_of_its_requests(
+    runtimes: dict[str, OnnxRuntime], bursts: list[list[Ask]]
+) -> None:
+    async def run() -> Server:
+        server = Server(runtimes["counter"])
+        for burst in bursts:
+            for ask in burst:  # all before the first batch runs
+                server.send(ask)
+            await server.settle()
+        return server
+
+    server = asyncio.run(run())
+    answers: dict[int | str | None, list[Answer]] = defaultdict(list)
+    for sequence, answer in server.caller.answers:
+        answers[sequence].append(answer)
+    assert answers == expected([ask for burst in bursts for ask in burst])
+    assert server.model.slots.in_use == server.model.sessions
+
+
+async def test_what_waits_behind_a_start_is_bounded(runtimes: dict[str, OnnxRuntime]) -> None:
+    server = Server(runtimes["counter"], Limits(max_queue_per_session=4))
+    for start in (True, True, False, False, False, False):
+        server.send(Ask(1, start=start, end=False, value=1))
+    assert server.caller.answers == [(1, "CAPACITY")]
+    await server.settle()
+    assert server.caller.answers[1:] == [(1, 1.0), (1, 1.0), (1, 2.0), (1, 3.0), (1, 4.0)]
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_who_goes_away_gives_back_what_only_he_knew(runtimes: dict[str, OnnxRuntime], runs: bool) -> None:
+    server = Server(runtimes["counter"], Limits(max_sessions=1))
+    server.send(None, steps=100)
+    if runs:  # the first of its pieces has been run
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert server.model.turns.depth == 1
+    server.caller.gone = True
+    for lease in tuple(server.caller.leases):
+        lease.close()
+    await server.settle()
+    assert server.model.slots.in_use == 0
+    assert server.caller.answers == []
+    server.caller = Recorder()
+    server.send(None, steps=3)  # there is room
+    await server.settle()
+    assert server.caller.answers == [(None, 3.0)]
+    assert server.caller.leases == set()
