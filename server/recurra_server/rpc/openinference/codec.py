@@ -79,6 +79,8 @@ class Codec:
         """
         if not wanted:
             return self._all
+        if len(wanted) == len(self._all) == 1 and wanted[0].name == self._names[0] and not wanted[0].parameters:
+            return self._all
         if len(wanted) > len(self._all):
             raise InvalidRequestError(
                 f"{len(wanted)} outputs are asked for; the model has {', '.join(self._names)}", field="outputs"

@@ -2,9 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from recurra.openinference import open_inference_pb2 as pb
@@ -23,14 +22,6 @@ _MAX_PARAMETERS: Final = 64
 _LONGEST_ID: Final = 1024
 _LONGEST_SEQUENCE_ID: Final = 128
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._-]{1,62}")
-_KINDS: Final = {
-    "sequence_id": ("int64_param", "string_param", "uint64_param"),
-    "sequence_start": ("bool_param",),
-    "sequence_end": ("bool_param",),
-    "timeout": ("int64_param", "uint64_param"),
-    "priority": ("int64_param", "uint64_param"),
-    "triton_enable_empty_final_response": ("bool_param",),
-}
 SequenceId = int | str
 
 
@@ -46,7 +37,6 @@ class Caller(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
 class Inference:
     """A request on its way. It is the `Waiter` of its own step.
 
@@ -63,23 +53,26 @@ class Inference:
         finish: Called with the step after it was answered.
     """
 
-    caller: Caller
-    id: str
-    model_name: str
-    version: str
-    sequence: SequenceId | None
-    start: bool
-    end: bool
-    arrived: float
-    deadline: float
-    codec: Codec = field(init=False)
-    inputs: tuple[Buffer, ...] = ()
-    count: int = 1
+    codec: Codec
+    inputs: tuple[Buffer, ...]
+    chosen: tuple[int, ...]
     lead: Lead = ()
-    chosen: tuple[int, ...] = ()
+    count = 1
+    deadline = float("inf")
     outputs: tuple[bytes, ...] = ()
     error: EngineError | None = None
     finish: Callable[[Step], None] | None = None
+
+    def __init__(
+        self, caller: Caller, request: pb.ModelInferRequest, sequence: SequenceId | None, arrived: float
+    ) -> None:
+        self.caller = caller
+        self.id = request.id
+        self.model_name = request.model_name
+        self.version = request.model_version
+        self.sequence = sequence
+        self.start = self.end = False
+        self.arrived = arrived
 
     @property
     def gone(self) -> bool:
@@ -93,8 +86,8 @@ class Inference:
         else:
             self.error = self.explain(step.error)
         self.caller.reply(self)
-        finish, self.finish = self.finish, None  # it refers to this
-        if finish is not None:
+        if self.finish is not None:
+            finish, self.finish = self.finish, None  # it refers to this
             finish(step)
 
     def fail(self, error: EngineError) -> None:
@@ -116,46 +109,83 @@ class Inference:
 def read_request(request: pb.ModelInferRequest, caller: Caller, now: float) -> Inference:
     """Read everything of a request but its tensors.
 
+    Parameters that are not known are passed over: other servers' models have such of their own.
+
     Raises:
         InvalidRequestError: A parameter has a value that is not allowed.
     """
-    if len(request.id) > _LONGEST_ID:
-        raise InvalidRequestError(f"id has at most {_LONGEST_ID} characters, not {len(request.id)}", field="id")
-    sequence: SequenceId | None = None
-    start = end = False
-    deadline = float("inf")
     parameters = request.parameters
     if len(parameters) > _MAX_PARAMETERS:
         raise InvalidRequestError(
             f"a request has at most {_MAX_PARAMETERS} parameters, not {len(parameters)}", field="parameters"
         )
-    for name, parameter in parameters.items():
-        kinds = _KINDS.get(name)
-        if kinds is None:
-            continue  # other servers' models have parameters of their own; here they have none
-        kind = parameter.WhichOneof("parameter_choice")
-        if kind not in kinds:
-            raise InvalidRequestError(
-                f"parameter {name} must be {' or '.join(kinds)}, not {kind or 'unset'}", field=name
-            )
-        value = getattr(parameter, kind)
-        if name == "sequence_id":
-            sequence = _checked(value)
-        elif name == "sequence_start":
-            start = value
-        elif name == "sequence_end":
-            end = value
-        elif name == "timeout" and value > 0:
-            deadline = now + value / 1e6
-        elif value < 0:
-            raise InvalidRequestError(f"parameter {name} must not be negative", field=name)
-    if sequence is None:
-        if start or end:
+    # One by one, which is quicker than to go through them.
+    known = parameters.get("sequence_id")
+    inference = Inference(caller, request, None if known is None else _sequence(known), now)
+    if len(inference.id) > _LONGEST_ID:
+        raise InvalidRequestError(f"id has at most {_LONGEST_ID} characters, not {len(inference.id)}", field="id")
+    start, end = parameters.get("sequence_start"), parameters.get("sequence_end")
+    if start is not None:
+        inference.start = _flag(start, "sequence_start")
+    if end is not None:
+        inference.end = _flag(end, "sequence_end")
+    if len(parameters) > (known is not None) + (start is not None) + (end is not None):
+        _read_others(parameters, inference)
+    if inference.sequence is None:
+        if inference.start or inference.end:
             raise InvalidRequestError(
                 "sequence_start and sequence_end need a sequence_id that is neither 0 nor empty", field="sequence_id"
             )
-        start = end = True
-    return Inference(caller, request.id, request.model_name, request.model_version, sequence, start, end, now, deadline)
+        inference.start = inference.end = True
+    return inference
+
+
+def _read_others(parameters: Mapping[str, pb.InferParameter], inference: Inference) -> None:
+    """Read the parameters that are seldom sent."""
+    timeout, priority = parameters.get("timeout"), parameters.get("priority")
+    if timeout is not None and (microseconds := _count(timeout, "timeout")):
+        inference.deadline = inference.arrived + microseconds / 1e6
+    if priority is not None:
+        _count(priority, "priority")
+    final = parameters.get("triton_enable_empty_final_response")
+    if final is not None:
+        _flag(final, "triton_enable_empty_final_response")
+
+
+def _sequence(parameter: pb.InferParameter) -> SequenceId | None:
+    if parameter.HasField("int64_param"):
+        return parameter.int64_param or None
+    if parameter.HasField("uint64_param"):
+        return parameter.uint64_param or None
+    if not parameter.HasField("string_param"):
+        raise _kind(parameter, "sequence_id", "int64_param or string_param")
+    text = parameter.string_param
+    if len(text) > _LONGEST_SEQUENCE_ID:
+        raise InvalidRequestError(
+            f"a sequence_id has at most {_LONGEST_SEQUENCE_ID} characters, not {len(text)}", field="sequence_id"
+        )
+    return text or None
+
+
+def _flag(parameter: pb.InferParameter, name: str) -> bool:
+    if not parameter.HasField("bool_param"):
+        raise _kind(parameter, name, "bool_param")
+    return parameter.bool_param
+
+
+def _count(parameter: pb.InferParameter, name: str) -> int:
+    if parameter.HasField("uint64_param"):
+        return parameter.uint64_param
+    if not parameter.HasField("int64_param"):
+        raise _kind(parameter, name, "int64_param or uint64_param")
+    if parameter.int64_param < 0:
+        raise InvalidRequestError(f"parameter {name} must not be negative", field=name)
+    return parameter.int64_param
+
+
+def _kind(parameter: pb.InferParameter, name: str, expected: str) -> InvalidRequestError:
+    given = parameter.WhichOneof("parameter_choice") or "unset"
+    return InvalidRequestError(f"parameter {name} must be {expected}, not {given}", field=name)
 
 
 def session_id(model: str, sequence: SequenceId) -> str:
@@ -173,11 +203,3 @@ def session_id(model: str, sequence: SequenceId) -> str:
 def shown_id(sequence: SequenceId) -> str:
     """A sequence's id as it may stand in an error."""
     return str(sequence) if isinstance(sequence, int) else shown(sequence)
-
-
-def _checked(value: SequenceId) -> SequenceId | None:
-    if isinstance(value, str) and len(value) > _LONGEST_SEQUENCE_ID:
-        raise InvalidRequestError(
-            f"a sequence_id has at most {_LONGEST_SEQUENCE_ID} characters, not {len(value)}", field="sequence_id"
-        )
-    return value or None
