@@ -206,9 +206,7 @@ def test_who_goes_away_gives_back_what_only_he_knew(repository: Path, streamed: 
         stream = InferStream(infer)
         if streamed:
             stream.send(long)
-            call = stream.call
-        else:
-            call = infer.ModelInfer.future(long)
+        call: Any = stream.call if streamed else infer.ModelInfer.future(long)
         asked = pb.ModelStatisticsRequest(name="lstm", version="10")
         while not infer.ModelStatistics(asked).model_stats[0].execution_count:
             pass
