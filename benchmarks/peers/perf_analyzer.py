@@ -55,8 +55,7 @@ def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -
         except subprocess.TimeoutExpired:
             raise UnavailableError("perf_analyzer did not end in time") from None
         if ran.returncode or not report.exists():
-            lines = [line for line in (ran.stderr + ran.stdout).splitlines() if line.strip()] or ["no output"]
-            raise UnavailableError(f"perf_analyzer: {lines[-1].strip()}")
+            raise UnavailableError(f"perf_analyzer: {_why(ran.stdout + ran.stderr)}")
         with report.open() as file:
             row = next(csv.DictReader(file))
         took, client = time.perf_counter() - began, _children_cpu() - client
@@ -68,6 +67,12 @@ def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -
             "server_cpu_per_step": (cpu_seconds(family(pid)) - cpu) / max(1, steps),
             "client_cpu": client / took,
         }
+
+
+def _why(output: str) -> str:
+    """The line that tells most of what it printed."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"]
+    return next((line for line in lines if "rror" in line or "ailed" in line or "larger" in line), lines[-1])
 
 
 def _libraries(folder: Path) -> Path:

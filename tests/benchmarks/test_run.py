@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -181,8 +182,11 @@ def test_parts_are_chosen_on_the_command_line(tmp_path: Path) -> None:
     assert "ONNX Runtime alone" in (folder / "results.md").read_text()
 
 
-def test_answers_of_our_server_are_those_of_the_model(model: Path) -> None:
+@pytest.mark.parametrize("ours", [contenders.ours, contenders.ours_openinference])
+def test_answers_of_our_server_are_those_of_the_model(
+    model: Path, ours: Callable[[Path], contenders.Contender]
+) -> None:
     port = free_port()
-    server = contenders.ours(model.parents[2])
+    server = ours(model.parents[2])
     with server.running(port):
         check_answers(f"127.0.0.1:{port}", server.dialect, LocalModel(model))
