@@ -4,6 +4,8 @@ It comes in the Linux wheel of tritonclient 2.51.0, and wants two libraries that
 """
 
 import csv
+import json
+import math
 import os
 import subprocess
 import tempfile
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+import numpy as np
 from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
 
 from benchmarks.client import Values
@@ -33,12 +36,14 @@ def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -
     """
     programs = environment("tritonclient", ("tritonclient[grpc]==2.51.0",))
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.csv"
+        report, data = Path(folder) / "report.csv", Path(folder) / "data.json"
+        # Its own random data are huge numbers; this is a step as our load generator sends it.
+        data.write_text(json.dumps({"data": [{name: _step(size) for name, size in _inputs(target, model).items()}]}))
         command = [
             programs / "perf_analyzer", "-m", model, "-u", target, "-i", "grpc", "--async", "--streaming",
             "--sequence-length", SEQUENCE_STEPS, "--sequence-length-variation", 0,
             "--concurrency-range", sequences, "--measurement-interval", round(seconds * 1e3 / _WINDOWS),
-            "--max-trials", _WINDOWS, "--stability-percentage", 999, "-f", report,
+            "--max-trials", _WINDOWS, "--stability-percentage", 999, "--input-data", data, "-f", report,
         ]  # fmt: skip
         env = {**os.environ, "LD_LIBRARY_PATH": str(_libraries(Path(folder)))}
         before, cpu, began = _steps(target, model), cpu_seconds(family(pid)), time.perf_counter()
@@ -84,6 +89,19 @@ def _libraries(folder: Path) -> Path:
             raise UnavailableError(f"perf_analyzer needs {library}, and tritonserver's wheel has none")
         (folder / library).symlink_to(found)
     return folder
+
+
+def _inputs(target: str, model: str) -> dict[str, int]:
+    """The elements of a step of each input."""
+    with grpc.insecure_channel(target) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        config = stub.ModelConfig(open_inference_pb2.ModelConfigRequest(name=model)).config
+        return {tensor.name: math.prod(tensor.dims) for tensor in config.input}
+
+
+def _step(size: int) -> list[float]:
+    step: list[float] = np.random.default_rng(0).standard_normal(size).tolist()
+    return step
 
 
 def _steps(target: str, model: str) -> int:
