@@ -48,6 +48,12 @@ class Recorder:
         else:
             self.answers.append((inference.sequence, float(np.frombuffer(inference.outputs[0], np.float32)[-1])))
 
+    def go(self) -> None:
+        """Wait no more."""
+        self.gone = True
+        for lease in tuple(self.leases):
+            lease.close()
+
 
 class Server:
     """Sequences over an engine, without a wire."""
@@ -137,6 +143,37 @@ async def test_what_waits_behind_a_start_is_bounded(runtimes: dict[str, OnnxRunt
     assert server.caller.answers[1:] == [(1, 1.0), (1, 1.0), (1, 2.0), (1, 3.0), (1, 4.0)]
 
 
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_sequence_whose_first_step_is_not_waited_for_has_not_begun(
+    runtimes: dict[str, OnnxRuntime], answered: bool
+) -> None:
+    """Else the next step would be taken for its first. Once that is answered, whoever sent it may go."""
+    server = Server(runtimes["counter"])
+    server.send(Ask(1, start=True, end=False, value=1))
+    if answered:
+        await server.settle()
+    server.caller.go()
+    await server.settle()
+    server.caller = Recorder()
+    server.send(Ask(1, start=False, end=False, value=1))
+    await server.settle()
+    assert server.caller.answers == [(1, 2.0 if answered else "SESSION_NOT_FOUND")]
+
+
+async def test_a_start_that_waits_and_is_not_waited_for_does_not_begin(runtimes: dict[str, OnnxRuntime]) -> None:
+    server = Server(runtimes["counter"])
+    first = server.caller
+    server.send(Ask(1, start=True, end=False, value=1))
+    server.caller = second = Recorder()
+    server.send(Ask(1, start=True, end=False, value=5))  # behind the first
+    server.caller = third = Recorder()
+    server.send(Ask(1, start=False, end=False, value=1))  # behind the second
+    second.go()
+    await server.settle()
+    assert (first.answers, second.answers, third.answers) == ([(1, 1.0)], [], [(1, "SESSION_NOT_FOUND")])
+    assert server.model.slots.in_use == 0
+
+
 @pytest.mark.parametrize("runs", [False, True])
 async def test_who_goes_away_gives_back_what_only_he_knew(runtimes: dict[str, OnnxRuntime], runs: bool) -> None:
     server = Server(runtimes["counter"], Limits(max_sessions=1))
@@ -145,9 +182,7 @@ async def test_who_goes_away_gives_back_what_only_he_knew(runtimes: dict[str, On
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert server.model.turns.depth == 1
-    server.caller.gone = True
-    for lease in tuple(server.caller.leases):
-        lease.close()
+    server.caller.go()
     await server.settle()
     assert server.model.slots.in_use == 0
     assert server.caller.answers == []

@@ -30,7 +30,7 @@ class Caller(Protocol):
 
     gone: bool
     leases: set[ExitStack]
-    """What is to be given back should nobody wait any more."""
+    """Sessions whose first step is not answered: to be closed should nobody wait for it any more."""
 
     def reply(self, inference: "Inference") -> None:
         """Take an answer: `outputs` or `error` is set. Must not raise."""

@@ -39,8 +39,8 @@ class Sequences:
     """The sequences of all callers. A sequence is a session whose id comes from the caller's (`session_id`).
 
     A step that begins a sequence whose id is in use ends the one before, after the steps that came before it;
-    whatever comes behind it waits with it. A sequence whose first step fails has not begun; one whose last
-    step fails has not ended.
+    whatever comes behind it waits with it. A sequence whose first step fails, or is not waited for, has not begun;
+    one whose last step fails has not ended.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -58,7 +58,8 @@ class Sequences:
         if inference.sequence is None:
             model = self._engine.model(inference.model_name, inference.version)
             self._read(inference, request, model)
-            self._run_alone(inference)
+            lease = ExitStack()
+            self._submit_first(inference, lease.enter_context(self._engine.borrow(model, inference.arrived)), lease)
             return
         name = session_id(inference.model_name, inference.sequence)
         line = self._lines.get(name) if self._lines else None
@@ -78,7 +79,7 @@ class Sequences:
             session = self._find(name, inference)
             self._check_version(inference, session.model)
             self._read(inference, request, session.model)
-            self._submit(inference, session)
+            self._submit_next(inference, session)
 
     # --- the way of a request --------------------------------------------------------------
 
@@ -111,11 +112,9 @@ class Sequences:
                 return
             self._engine.close(before)
         session = self._engine.open(model, self._driver.clock(), session_id=name)
-        try:
-            self._submit(inference, session)
-        except Exception:
-            self._engine.close(session)
-            raise
+        lease = ExitStack()
+        lease.callback(self._end, session)
+        self._submit_first(inference, session, lease)
 
     def _join(self, line: _Line, inference: Inference) -> None:
         limit = self._engine.limits.max_queue_per_session
@@ -131,10 +130,11 @@ class Sequences:
     def _release(self, name: str, before: Session) -> None:
         """The sequence before is at rest, or has ended: go on with what waits behind it."""
         inferences = self._lines.pop(name).inferences
-        if not before.closed:
-            self._engine.close(before)
+        self._end(before)
         while inferences:
             inference = inferences.popleft()
+            if inference.gone:
+                continue
             line = self._lines.get(name)
             try:
                 if line is not None:  # one of these begins anew in its turn
@@ -142,13 +142,38 @@ class Sequences:
                 elif inference.start:
                     self._begin(name, inference)
                 else:
-                    self._submit(inference, self._engine.session(name, self._driver.clock()))
+                    self._submit_next(inference, self._engine.session(name, self._driver.clock()))
             except Exception as error:
                 inference.fail(to_engine_error(error))
 
+    def _submit_first(self, inference: Inference, session: Session, lease: ExitStack) -> None:
+        """Submit the step that a session was opened for.
+
+        The lease ends the session: if the step is the last one, too, if it fails, or if nobody waits for it any more.
+        """
+        leases, only = inference.caller.leases, inference.end
+
+        def finish(step: Step) -> None:
+            leases.discard(lease)
+            if only or step.error is not None:
+                lease.close()
+
+        leases.add(lease)
+        inference.finish = finish
+        try:
+            self._submit(inference, session)
+        except Exception:
+            leases.discard(lease)
+            lease.close()
+            raise
+
+    def _submit_next(self, inference: Inference, session: Session) -> None:
+        """Submit another step of a sequence, perhaps its last."""
+        if inference.end:
+            inference.finish = self._end_after
+        self._submit(inference, session)
+
     def _submit(self, inference: Inference, session: Session) -> None:
-        if inference.sequence is not None and (inference.start or inference.end):
-            inference.finish = partial(self._finish, inference)
         self._driver.submit(
             Step(
                 session,
@@ -160,28 +185,13 @@ class Sequences:
             )
         )
 
-    def _finish(self, inference: Inference, step: Step) -> None:
-        ended = inference.end if step.error is None else inference.start
-        if ended and not step.session.closed:
-            self._engine.close(step.session)
+    def _end_after(self, step: Step) -> None:
+        if step.error is None:
+            self._end(step.session)
 
-    def _run_alone(self, inference: Inference) -> None:
-        """Run a whole sequence in a session that only this request knows."""
-        lease, leases = ExitStack(), inference.caller.leases
-
-        def give_back(_: Step) -> None:
-            leases.discard(lease)
-            lease.close()
-
-        session = lease.enter_context(self._engine.borrow(inference.codec.model, inference.arrived))
-        leases.add(lease)
-        inference.finish = give_back
-        try:
-            self._submit(inference, session)
-        except Exception:
-            leases.discard(lease)
-            lease.close()
-            raise
+    def _end(self, session: Session) -> None:
+        if not session.closed:
+            self._engine.close(session)
 
     def _check_version(self, inference: Inference, model: ServedModel) -> None:
         if inference.version and inference.version != model.version:

@@ -30,7 +30,7 @@ class InferStream:
 
     Attributes:
         gone: Whether the call is over.
-        leases: The sessions that only one request of this call knows.
+        leases: What ends the sessions whose first step is not answered.
     """
 
     def __init__(self, driver: Driver, sequences: Sequences, edge: EdgeCounts, context: _Context, window: int) -> None:
