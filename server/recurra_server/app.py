@@ -1,7 +1,6 @@
 """The composition root: the one file that knows everybody."""
 
 import asyncio
-import gc
 import platform
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +78,6 @@ class App:
         self._told = asyncio.Event()
         self._load_models()
         self._server = self._build_server(edge)
-        _spare_the_collector()
 
     async def start(self) -> tuple[int, int]:
         """Listen, and say so through the health service.
@@ -225,16 +223,6 @@ def export_metrics(registry: CollectorRegistry, host: str, port: int) -> Metrics
         return MetricsExporter(registry, host, port)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose --metrics-port") from None
-
-
-def _spare_the_collector() -> None:
-    """Take what lives as long as the server out of garbage collection, and let it look at the rest less often.
-
-    Steps leave no cycles behind, but under load their objects would set off a collection all the time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def _build_info() -> dict[str, str]:
