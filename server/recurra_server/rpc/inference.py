@@ -7,12 +7,11 @@ import grpc
 from recurra.v1 import inference_pb2, inference_pb2_grpc
 
 from recurra_server.driver import Driver
-from recurra_server.engine.errors import EngineError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc.batches import step_batch
 from recurra_server.rpc.generate import generate
 from recurra_server.rpc.results import StreamResultTemplate, result_of, timing_of
-from recurra_server.rpc.status import abort, guarded
+from recurra_server.rpc.status import guarded
 from recurra_server.rpc.stream import StepStream
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.rpc.tensors import decode_states, decode_steps, encode
@@ -47,12 +46,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def StreamSteps(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""
         stream = StepStream(self._driver, self.edge, self._templates, context, self._stream_window)
-        with self._streams.opened(stream):
-            try:
-                await stream.run()
-            except EngineError as error:
-                self.edge.count_error(error.reason)
-                await abort(context, error)
+        await self._streams.serve(stream, context)
 
     @guarded
     async def StepBatch(

@@ -1,41 +1,32 @@
-"""StreamSteps: steps as they come, of any number of sessions, over one stream.
+"""StreamSteps: steps as they come, of any number of sessions, over one stream."""
 
-A task reads and submits; what the engine answers is written at once. A failed message is
-answered with an error and the stream goes on. A caller who sends faster than it reads is made
-to wait: the reader stops at a bound of unanswered messages.
-"""
-
-import asyncio
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from recurra.v1 import inference_pb2, sessions_pb2
 
 from recurra_server.driver import Driver
-from recurra_server.engine.errors import DrainingError, InvalidRequestError
+from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session, not_found
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import StreamResultTemplate, result_of
 from recurra_server.rpc.sessions import describe, open_session
-from recurra_server.rpc.status import abort, to_engine_error, to_message
+from recurra_server.rpc.status import to_engine_error, to_message
+from recurra_server.rpc.streams import Stream
 from recurra_server.rpc.tensors import decode_steps
-from recurra_server.rpc.writer import EagerWriter
 from recurra_server.telemetry.metrics import EdgeCounts
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Response = inference_pb2.StreamStepsResponse
 
 
-class StepStream:
-    """One StreamSteps call. It waits for the plain steps itself: single ones, with nothing else in their message.
+class StepStream(Stream):
+    """One StreamSteps call. It waits for the plain steps itself: single ones, with nothing else in their message."""
 
-    Attributes:
-        gone: Whether the call is over.
-    """
+    MESSAGE = "StreamStepsRequest"
 
     def __init__(
         self,
@@ -45,33 +36,11 @@ class StepStream:
         context: _Context,
         window: int,
     ) -> None:
-        self.gone = False
+        super().__init__(context, window=window, max_steps=driver.engine.limits.max_chunk_steps)
         self._driver = driver
         self._edge = edge
         self._templates = templates
-        self._context = context
-        self._window = window  # messages read and not yet answered
-        self._unanswered = 0
-        self._max_steps = driver.engine.limits.max_chunk_steps
-        self._unanswered_steps = 0  # of chunks: what is answered to a few long ones is as much as to many steps
         self._session: Session | None = None  # of the message before
-        self._writer = EagerWriter(context.write, self._written, self._fail)
-        self._room: asyncio.Future[None] | None = None  # what the reader waits for when the window is full
-        self._all_read = self._expelled = False
-        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def run(self) -> None:
-        """Serve the stream until the caller has sent and received all."""
-        reader = asyncio.ensure_future(self._read())
-        try:
-            await self._finished
-        finally:
-            self.gone = True
-            self._writer.close()
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-        if self._expelled:
-            await abort(self._context, DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
 
     def announce(self, grace: float) -> None:
         """Tell the caller that the server shuts down."""
@@ -80,28 +49,7 @@ class StepStream:
         self._unanswered += 1
         self.reply(_Response(moving=moving))
 
-    def expel(self) -> None:
-        """Read no more, answer what was read, and end the stream with DRAINING."""
-        self._expelled = self._all_read = True
-        self._check_finished()
-
     # --- reading -------------------------------------------------------------------------
-
-    async def _read(self) -> None:
-        read = self._context.read
-        try:
-            while not self._all_read and (request := await read()) is not grpc.aio.EOF:
-                self._unanswered += 1
-                self._accept(request)
-                while self._unanswered >= self._window or self._unanswered_steps > self._max_steps:
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
-        except DecodeError:
-            self._fail(InvalidRequestError("a message is not a StreamStepsRequest", field="message"))
-        except Exception as error:
-            self._fail(error)
-        self._all_read = True
-        self._check_finished()
 
     def _accept(self, request: inference_pb2.StreamStepsRequest) -> None:
         """Do what a message asks for, in its order; whatever fails becomes the message's answer."""
@@ -206,24 +154,6 @@ class StepStream:
         if template is None:
             template = self._templates[model] = StreamResultTemplate(model)
         return template.fill(step)
-
-    def _written(self, steps: int) -> None:
-        """A response was sent."""
-        self._unanswered -= 1
-        self._unanswered_steps -= steps
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-        if self._all_read:
-            self._check_finished()
-
-    def _check_finished(self) -> None:
-        if self._all_read and not self._unanswered and not self._finished.done():
-            self._finished.set_result(None)
-
-    def _fail(self, error: BaseException) -> None:
-        """The connection is gone, or a bug: either ends the stream."""
-        if not self._finished.done():
-            self._finished.set_exception(error)
 
 
 @dataclass(slots=True)

@@ -1,31 +1,129 @@
-"""The streams that are open: told when the server shuts down, and ended when its patience is over."""
+"""What the streams of all APIs have in common.
+
+A task reads and submits; what the engine answers is written at once. A failed message is answered with an error and
+the stream goes on. A caller who sends faster than it reads is made to wait: the reader stops at a bound of
+unanswered messages.
+"""
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, ClassVar
 
+import grpc
+from google.protobuf.message import DecodeError
+
+from recurra_server.engine.errors import DrainingError, EngineError, InvalidRequestError
+from recurra_server.rpc.status import abort
+from recurra_server.rpc.writer import EagerWriter
 from recurra_server.telemetry.metrics import EdgeCounts
 
+_Context = grpc.aio.ServicerContext[Any, Any]
 
-class OpenStream(Protocol):
-    """A stream of any API."""
 
+class Stream(ABC):
+    """One bidirectional call, each of whose messages is answered with one.
+
+    Args:
+        context: The call.
+        window: Messages that may be read and not yet answered.
+        max_steps: Time steps in these, beyond a message: what is answered to a few long chunks is as much as to
+            many steps.
+
+    Attributes:
+        MESSAGE: What the caller sends.
+        gone: Whether the call is over.
+    """
+
+    MESSAGE: ClassVar[str]
+
+    def __init__(self, context: _Context, *, window: int, max_steps: int) -> None:
+        self.gone = False
+        self._context = context
+        self._window = window
+        self._max_steps = max_steps
+        self._unanswered = self._unanswered_steps = 0
+        self._writer = EagerWriter(context.write, self._written, self._fail)
+        self._room: asyncio.Future[None] | None = None  # what the reader waits for when the window is full
+        self._all_read = self._expelled = False
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @abstractmethod
+    def _accept(self, request: Any) -> None:
+        """Do what a message asks for; whatever fails becomes its answer. Must not raise.
+
+        The answer is put into `_writer`, sooner or later, with the number of time steps that were added to
+        `_unanswered_steps` for it.
+        """
+
+    @abstractmethod
     def announce(self, grace: float) -> None:
         """Tell the caller that the server shuts down, and in how many seconds the stream is ended."""
-        ...
+
+    async def run(self) -> None:
+        """Serve the stream until the caller has sent and received all.
+
+        Raises:
+            EngineError: A message could not be read.
+        """
+        reader = asyncio.ensure_future(self._read())
+        try:
+            await self._finished
+        finally:
+            self.gone = True
+            self._writer.close()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+        if self._expelled:
+            await abort(self._context, DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
 
     def expel(self) -> None:
         """Read no more, answer what was read, and end the stream with DRAINING."""
-        ...
+        self._expelled = self._all_read = True
+        self._check_finished()
+
+    async def _read(self) -> None:
+        read = self._context.read
+        try:
+            while not self._all_read and (request := await read()) is not grpc.aio.EOF:
+                self._unanswered += 1
+                self._accept(request)
+                while self._unanswered >= self._window or self._unanswered_steps > self._max_steps:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+        except DecodeError:
+            self._fail(InvalidRequestError(f"a message is not a {self.MESSAGE}", field="message"))
+        except Exception as error:
+            self._fail(error)
+        self._all_read = True
+        self._check_finished()
+
+    def _written(self, steps: int) -> None:
+        """A response was sent."""
+        self._unanswered -= 1
+        self._unanswered_steps -= steps
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        if self._all_read:
+            self._check_finished()
+
+    def _check_finished(self) -> None:
+        if self._all_read and not self._unanswered and not self._finished.done():
+            self._finished.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        """The connection is gone, or a bug: either ends the stream."""
+        if not self._finished.done():
+            self._finished.set_exception(error)
 
 
 class OpenStreams:
-    """All streams of all APIs."""
+    """All streams of all APIs: told when the server shuts down, and ended when its patience is over."""
 
     def __init__(self, edge: EdgeCounts) -> None:
         self._edge = edge
-        self._streams: set[OpenStream] = set()
+        self._streams: set[Stream] = set()
         self._none = asyncio.Event()
         self._grace: float | None = None  # set while the server shuts down
 
@@ -33,20 +131,14 @@ class OpenStreams:
         """How many there are."""
         return len(self._streams)
 
-    @contextlib.contextmanager
-    def opened(self, stream: OpenStream) -> Iterator[None]:
-        """Count a stream for the length of a `with` block."""
-        self._streams.add(stream)
-        self._edge.streams += 1
-        if self._grace is not None:
-            stream.announce(self._grace)
-        try:
-            yield
-        finally:
-            self._streams.discard(stream)
-            self._edge.streams -= 1
-            if not self._streams:
-                self._none.set()
+    async def serve(self, stream: Stream, context: _Context) -> None:
+        """Serve a stream to its end."""
+        with self._opened(stream):
+            try:
+                await stream.run()
+            except EngineError as error:
+                self._edge.count_error(error.reason)
+                await abort(context, error)
 
     async def drain(self, grace: float) -> None:
         """Tell all streams to move; return when they have ended, or have been ended after `grace` seconds."""
@@ -60,3 +152,17 @@ class OpenStreams:
                     await asyncio.wait_for(self._none.wait(), patience)
             for stream in self._streams:
                 stream.expel()
+
+    @contextlib.contextmanager
+    def _opened(self, stream: Stream) -> Iterator[None]:
+        self._streams.add(stream)
+        self._edge.streams += 1
+        if self._grace is not None:
+            stream.announce(self._grace)
+        try:
+            yield
+        finally:
+            self._streams.discard(stream)
+            self._edge.streams -= 1
+            if not self._streams:
+                self._none.set()

@@ -16,7 +16,7 @@ from recurra_server.rpc.openinference import describe
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
 from recurra_server.rpc.openinference.stream import InferStream
-from recurra_server.rpc.status import abort, guarded
+from recurra_server.rpc.status import guarded
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
@@ -111,12 +111,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""
         stream = InferStream(self._driver, self._sequences, self.edge, context, self._stream_window)
-        with self._streams.opened(stream):
-            try:
-                await stream.run()
-            except EngineError as error:
-                self.edge.count_error(error.reason)
-                await abort(context, error)
+        await self._streams.serve(stream, context)
 
     # --- the model repository --------------------------------------------------------------
 
