@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run train test unit clients lint format proto dashboards bench docker clean
+.PHONY: help setup run train lessons test unit clients lint format proto dashboards bench docker clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ run: $(INSTALLED) ## Train a model if there is none, serve it, stream held-out r
 
 train: $(INSTALLED) ## Train the model of the tour
 	$(BIN)/recurra train watch
+
+lessons: $(INSTALLED) ## Train all there is to learn, and write the figures of docs/learning.md (half an hour)
+	$(BIN)/python -m recurra_training.lessons --document docs/learning.md
 
 test: lint unit ## All checks and all tests
 

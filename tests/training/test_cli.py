@@ -52,7 +52,7 @@ def test_train_shows_what_it_did(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    assert run(["train", "watch", "--cell", "ffnn", "--epochs", "1", "--hidden", "8", "--name", "plain"]) == 0
+    assert run(["train", "watch", "--cells", "ffnn", "--epochs", "1", "--hidden", "8", "--name", "plain"]) == 0
     shown, chatter = capfd.readouterr()
     assert chatter == ""
     for part in ("epoch 1,", "always the most frequent class", "models/plain/1/model.onnx", "runs/watch/held_out"):

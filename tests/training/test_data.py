@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recurra_training.data import TASKS, Recording, Split, Task, split_by_group
+from recurra_training.data import TASKS, Recording, Split, Task, split_in_time
 from recurra_training.data.held_out import write_recordings
 from recurra_training.data.segments import Segments, pad
 from recurra_training.errors import TaskError
@@ -35,10 +35,22 @@ def test_the_split_is_the_same_each_time(watch: Task) -> None:
     assert groups(watch.split().test) == groups(TASKS["watch"]().split().test)
 
 
-def test_a_split_can_be_dealt_otherwise() -> None:
+def test_five_folds_judge_by_each_person_once(watch: Task) -> None:
+    tested = [groups(watch.split(fold).test) for fold in range(watch.folds)]
+    assert [len(people) for people in tested] == [2] * 5
+    assert len(set.union(*tested)) == 10
+    for fold in range(watch.folds):
+        split = watch.split(fold)
+        assert not groups(split.test) & (groups(split.train) | groups(split.validation))
+
+
+def test_what_is_judged_by_comes_after_what_is_learnt_from() -> None:
     task = toy_task(groups=10)
-    tests = {frozenset(groups(split_by_group(task.recordings, seed=seed).test)) for seed in range(10)}
-    assert len(tests) > 3
+    split = split_in_time(task.recordings)
+    order = {recording.group: index for index, recording in enumerate(task.recordings)}
+    parts = (split.train, split.validation, split.test)
+    train, validation, test = ([order[one.group] for one in part] for part in parts)
+    assert max(train) < min(validation) <= max(validation) < min(test)
 
 
 def test_too_few_groups_to_split_are_refused() -> None:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from recurra_server.runtimes.metadata import read_metrics, read_signature
+from recurra_training.build import build as build_network
 from recurra_training.cells import Cell
 from recurra_training.describe import describe
 from recurra_training.errors import ExportError
@@ -30,8 +31,9 @@ Exported = tuple[Cell, int, Network, Path]
 
 def build(cell: Cell = "lstm", layers: int = 1) -> Network:
     torch.manual_seed(0)
-    network = NetworkConfig(cell, inputs=3, outputs=2, hidden=5, layers=layers, dropout=0.5, input_noise=0.5).build()
-    network.normalise.fit(10 * torch.randn(100, 3) + 5)
+    options = NetworkConfig(cell, inputs=3, outputs=2, hidden=5, layers=layers, dropout=0.5, input_noise=0.5)
+    network = build_network(options)
+    network.fit_scales(10 * torch.randn(100, 3) + 5, None)
     return network
 
 

@@ -126,7 +126,7 @@ def test_what_the_equations_do_not_say_is_refused(options: dict[str, Any]) -> No
 def network(layers: int, **options: Any) -> RecurrentNet:
     torch.manual_seed(layers)
     made = RecurrentNet(3, 2, hidden=5, layers=layers, dropout=0.5, input_noise=0.5, **options)
-    made.normalise.fit(10 * torch.randn(100, 3) + 5)
+    made.fit_scales(10 * torch.randn(100, 3) + 5, None)
     return made
 
 

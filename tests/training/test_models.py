@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from recurra_training.build import build as build_network
 from recurra_training.cells import Cell
-from recurra_training.models import FeedForward, Network, NetworkConfig, Normalise, RecurrentNet
+from recurra_training.layers import Normalise
+from recurra_training.models import FeedForward, Network, NetworkConfig, RecurrentNet
 from torch import Tensor
 
 CELLS: list[Cell] = ["ffnn", "rnn", "rnn-relu", "gru", "lstm"]
@@ -12,7 +14,7 @@ TOLERANCE = 1e-6
 
 def build(cell: Cell, layers: int = 2) -> Network:
     torch.manual_seed(0)
-    return NetworkConfig(cell, inputs=3, outputs=2, hidden=5, layers=layers).build().eval()
+    return build_network(NetworkConfig(cell, inputs=3, outputs=2, hidden=5, layers=layers)).eval()
 
 
 def run_cut(network: Network, x: Tensor, lengths: list[int]) -> tuple[Tensor, ...]:

@@ -1,14 +1,17 @@
 """Reads a trained network back from a run folder or a checkpoint file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import nn
 
+from recurra_training.build import build
 from recurra_training.errors import RunError
-from recurra_training.models import Network, NetworkConfig
+from recurra_training.models import NetworkConfig
 from recurra_training.signature import Signature
 
 CHECKPOINT_KEY: Final = "recurra"
@@ -21,14 +24,18 @@ class Trained(NamedTuple):
     """A trained network in evaluation mode, and what is known of it."""
 
     task: str
-    network: Network
+    network: nn.Module
     signature: Signature
     facts: dict[str, Any]
     """What `run.json` says; empty if the run is not finished."""
 
 
-def load_trained(path: Path) -> Trained:
+def load_trained(path: Path, make: Callable[[], nn.Module] | None = None) -> Trained:
     """Read a run folder (its best weights) or a checkpoint file.
+
+    Args:
+        path: The folder or the file.
+        make: Makes a network of one's own, of the kind that was trained; None: it is one of `models`.
 
     Raises:
         RunError: There is no checkpoint, or it is not one of `recurra train`.
@@ -39,7 +46,9 @@ def load_trained(path: Path) -> Trained:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         contents = checkpoint[CHECKPOINT_KEY]
-        network = NetworkConfig(**contents["network"]).build()
+        if make is None and contents["network"] is None:
+            raise RunError(f"{file} is of a network of one's own; give what makes one: load_trained(path, make)")
+        network = make() if make else build(NetworkConfig(**contents["network"]))
         prefix = "network."
         weights = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items()}
         network.load_state_dict(weights)

@@ -3,55 +3,75 @@
 What they do stands in `commands`, which is imported when a command runs: its help must not wait for PyTorch.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token, validators
 from rich.console import Console
 
-from recurra_training.settings import Settings
+from recurra_training.cells import Cell
+from recurra_training.settings import Changes
 
-_DEFAULTS: Final = Settings()
+_NO_CHANGES: Final = Changes()
 _MODELS: Final = Path("models")
 _RUNS: Final = Path("runs")
 
 
+def split_commas(_kind: Any, tokens: Sequence[Token]) -> list[Cell]:
+    """Take a,b,c for three words."""
+    words = [word for token in tokens for word in token.value.split(",")]
+    if wrong := [word for word in words if word not in get_args(Cell)]:
+        raise ValueError(f"{wrong[0]!r} is no kind of network; there are {', '.join(get_args(Cell))}")
+    return cast("list[Cell]", words)
+
+
+_Cells = Annotated[list[Cell], Parameter(converter=split_commas, negative="")]
+
+
 def train(
-    task: Literal["watch"],
+    task: Literal["watch", "watch-once", "adding", "glucose", "surnames", "dates", "stocks"],
     *,
-    settings: Settings = _DEFAULTS,
-    baseline: bool = True,
+    cells: _Cells | None = None,
+    seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
+    changes: Changes = _NO_CHANGES,
     resume: Annotated[bool, Parameter(negative="")] = False,
     publish: bool = True,
     name: str = "",
     models: Path = _MODELS,
     runs: Path = _RUNS,
 ) -> None:
-    """Train a model on one of the tasks; export, verify and publish it.
+    """Train models on one of the tasks; export, verify and publish the best.
 
     Parameters
     ----------
     task
-        What to learn. watch: which of 7 exercises a watch wearer is doing, at every step.
-    settings
-        How to train.
-    baseline
-        Train the feed-forward network of the same width too, to compare.
+        What to learn. watch, watch-once: which of 7 exercises a watch wearer is doing, at every step or once at the
+        end. adding: a sum whose terms lie far apart. glucose: blood sugar 30 and 60 minutes ahead. surnames: the next
+        letter of a name. dates: "March 5, 1993" to "1993-03-05". stocks: tomorrow's share price.
+    cells
+        Kinds of network, separated by commas: ffnn (no memory), rnn, rnn-relu, gru, lstm. Else what suits the task.
+    seeds
+        Runs of each kind, with the seeds that follow --seed; each judges by the next of the task's splits.
+    changes
+        How to train, where it is to differ from what suits the task.
     resume
         Go on with a run that was interrupted.
     publish
-        Put the model into the repository, if it verifies.
+        Put the best model into the repository, if it verifies.
     name
         Name of the model; else that of the task.
     models
         Model repository: a folder of <name>/<version>/model.onnx.
     runs
-        Folder of the runs: settings, checkpoints, figures, and the recordings held out.
+        Folder of the runs: settings, checkpoints, figures, and some of the recordings held out.
     """
     console = _console()
     repository = models if publish else None
-    _commands(console).train(console, task, settings, runs, repository, name=name, baseline=baseline, resume=resume)
+    _commands(console).train(
+        console, task, changes, runs, repository, cells=cells or (), seeds=seeds, name=name, resume=resume
+    )
 
 
 def export(

@@ -7,16 +7,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from recurra_training import metrics
+from recurra_training.cells import Cell
 from recurra_training.checkpoint import load_trained
 from recurra_training.contract import read_model
-from recurra_training.data import TASKS, Task
-from recurra_training.experiment import HELD_OUT, run_experiment
-from recurra_training.fit import Run
+from recurra_training.data import TASKS
+from recurra_training.experiment import HELD_OUT, Experiment, run_experiment
 from recurra_training.gates import has_gates, with_gates
 from recurra_training.publish import check_publishable
-from recurra_training.release import release
-from recurra_training.settings import Settings
+from recurra_training.release import release, sequences_of
+from recurra_training.report.training import write_report
+from recurra_training.settings import Changes
 from recurra_training.verify import Check, DifferenceError
 from recurra_training.verify import verify as verify_file
 
@@ -24,41 +24,49 @@ from recurra_training.verify import verify as verify_file
 def train(
     console: Console,
     task_name: str,
-    settings: Settings,
+    changes: Changes,
     runs: Path,
     models: Path | None,
     *,
+    cells: Sequence[Cell],
+    seeds: int,
     name: str,
-    baseline: bool,
     resume: bool,
 ) -> None:
-    """Train on a task, and publish below `models` if that is given."""
+    """Train on a task, and publish the best below `models` if that is given."""
     if models is not None:
         check_publishable(models, name or task_name)
     task = TASKS[task_name]()
+    settings = changes.applied_to(task.settings)
     try:
-        run = run_experiment(task, settings, runs, console, baseline=baseline, resume=resume)
+        experiment = run_experiment(
+            task, settings, runs, console, cells=cells or task.cells, seeds=seeds, resume=resume
+        )
     except KeyboardInterrupt:
         console.print("Interrupted. The same command with --resume goes on.")
         raise
-    published = None
+    best = experiment.best()
+    published = []
     if models is not None:
-        sequences = [recording.x for recording in task.split().validation]
         with console.status("Exporting and verifying ..."):
-            published, checks = release(run.trained, models, name=name, sequences=sequences, twice=not resume)
-        _print_checks(console, checks)
-    _print_figures(console, task, run)
-    console.print(f"\nRun         {run.folder}\nRecordings  {runs / task.name / HELD_OUT}")
-    if published:
-        console.print(f"Published   {published}")
+            published = release(best.trained, models, name=name, sequences=sequences_of(task), twice=not resume)
+        for one in published:
+            _print_checks(console, one.checks)
+    _print_figures(console, experiment)
+    with console.status("Drawing the report ..."):
+        page = write_report(experiment, runs / task.name)
+    console.print(f"\nRun         {best.folder}\nRecordings  {runs / task.name / HELD_OUT}\nReport      {page}")
+    for one in published:
+        console.print(f"Published   {one.path}")
 
 
 def export(console: Console, run: Path, models: Path, *, name: str, version: str, gates: bool) -> None:
     """Publish what a run has trained."""
     with console.status("Exporting and verifying ..."):
-        published, checks = release(load_trained(run), models, name=name, version=version, gates=gates)
-    _print_checks(console, checks)
-    console.print(f"\nPublished   {published}")
+        published = release(load_trained(run), models, name=name, version=version, gates=gates)
+    for one in published:
+        _print_checks(console, one.checks)
+        console.print(f"\nPublished   {one.path}")
 
 
 def verify(console: Console, model: Path, checkpoint: Path | None) -> None:
@@ -87,22 +95,19 @@ def _print_checks(console: Console, checks: Sequence[Check]) -> None:
     console.print(table)
 
 
-def _print_figures(console: Console, task: Task, run: Run) -> None:
-    classes = task.output.kind == "probability"
-    measure = metrics.measure(task.output.kind).name
-    facts = run.trained.facts
+def _print_figures(console: Console, experiment: Experiment) -> None:
+    task = experiment.task
+    facts = experiment.best().trained.facts
     table = Table(box=None, pad_edge=False)
     table.add_column(f"On recordings not trained on ({', '.join(facts['test_groups'])})")
-    table.add_column("steps that are right" if classes else measure, justify="right")
-    figures = {
-        "always the most frequent class": "majority_accuracy",
-        "always the mean": "mean_rmse",
-        "feed-forward, no memory": f"feedforward_{measure}",
-        facts["cell"]: f"test_{measure}",
-    }
-    for label, figure in figures.items():
-        if figure in run.metrics:
-            value = run.metrics[figure]
-            table.add_row(label, f"{value:.1%}" if classes else f"{value:.4g}")
+    figures = [*experiment.baselines(), *experiment.figures()]
+    seeds = max(len(figure.values) for figure in figures)
+    unit = f" ({task.measure.unit})" if task.measure.unit not in ("", "%") else ""
+    table.add_column(task.measure.title + unit, justify="right")
+    if seeds > 1:
+        table.add_column(f"spread over {seeds} seeds", justify="right")
+    for figure in figures:
+        spread = [f"± {task.measure.text(figure.spread)}"] if seeds > 1 else []
+        table.add_row(figure.label, task.measure.text(figure.mean), *spread)
     console.print()
     console.print(table)

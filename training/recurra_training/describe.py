@@ -1,6 +1,6 @@
 """Derives the signature of a network from the network itself."""
 
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ _DTYPES: Final[dict[torch.dtype, Dtype]] = {
 }
 
 
+@runtime_checkable
 class HasStates(Protocol):
     """All that is asked of a network besides `forward(x, *states) -> (y, *states)`.
 

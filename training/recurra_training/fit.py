@@ -1,6 +1,6 @@
 """Trains one network into one run folder.
 
-config.json              the task and the settings
+config.yaml              the task and the settings; `recurra train --config` repeats the run
 checkpoints/best.ckpt    the weights with the best figure on the validation recordings
 checkpoints/last.ckpt    where to go on after an interruption
 history.csv              the figures of every epoch
@@ -10,34 +10,45 @@ run.json                 metrics, seed, versions; written last: a run that has i
 import json
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerStatus
 from rich.console import Console
+from torch import nn
 
 from recurra_training import metrics
+from recurra_training.build import build, configure
 from recurra_training.checkpoint import BEST, FACTS, LAST, Trained, load_trained
 from recurra_training.checkpoint_io import AtomicCheckpointIO
-from recurra_training.data import Split, Task
-from recurra_training.data.segments import SplitModule
-from recurra_training.describe import describe
+from recurra_training.data.recording import Split
+from recurra_training.data.segments import DataModule
+from recurra_training.data.task import Task
+from recurra_training.describe import HasStates, describe
 from recurra_training.errors import RunError
 from recurra_training.learner import Learner
-from recurra_training.models import NetworkConfig
+from recurra_training.loggers import loggers
+from recurra_training.models import Network
 from recurra_training.progress import History, ProgressBar
 from recurra_training.quiet import quiet
 from recurra_training.settings import Settings
 from recurra_training.versions import versions
 
-CONFIG: Final = "config.json"
+CONFIG: Final = "config.yaml"
 HISTORY: Final = "history.csv"
+_FEW: Final = 12
+"""Groups held out that are worth listing."""
+
+MakeNetwork = Callable[[], nn.Module]
+"""Makes a network of one's own, with random weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,7 @@ def fit(
     console: Console,
     *,
     resume: bool = False,
+    network: MakeNetwork | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Run:
     """Train a network, restore its best weights and judge it on the test recordings.
@@ -79,6 +91,8 @@ def fit(
         console: Where progress is shown.
         resume: Go on where an interrupted run with the same settings ended. A finished run is not trained again; where
             there is no run, one begins.
+        network: Makes a network of one's own: anything with `forward(x, *states) -> (y, *states)` and
+            `initial_states(batch)`. None: the network that the settings ask for.
         callbacks: More callbacks for the trainer.
 
     Raises:
@@ -91,41 +105,46 @@ def fit(
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _write(folder / CONFIG, config)
-    split = task.split()
+        (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    split = task.split(settings.fold)
     if not (folder / FACTS).exists():
-        _train(task, split, settings, folder, console, callbacks)
-        _write(folder / FACTS, _judge(task, split, settings, folder))
-    return Run(folder, load_trained(folder))
+        began = time.monotonic()
+        _train(task, split, settings, folder, console, network, callbacks)
+        facts = _judge(task, split, settings, load_trained(folder, network))
+        _write(folder / FACTS, facts | {"seconds": round(time.monotonic() - began, 1)})
+    return Run(folder, load_trained(folder, network))
 
 
 def _train(
-    task: Task, split: Split, settings: Settings, folder: Path, console: Console, callbacks: Sequence[pl.Callback]
+    task: Task,
+    split: Split,
+    settings: Settings,
+    folder: Path,
+    console: Console,
+    make: MakeNetwork | None,
+    callbacks: Sequence[pl.Callback],
 ) -> None:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    config = NetworkConfig(
-        cell=settings.cell,
-        inputs=task.input.dims[0],
-        outputs=task.output.dims[0],
-        hidden=settings.hidden,
-        layers=settings.layers,
-        dropout=settings.dropout,
-        input_noise=settings.input_noise,
+    config = None if make else configure(task, settings)
+    network: nn.Module = make() if make else build(configure(task, settings))
+    if isinstance(network, Network):
+        readings = None if task.tokens else torch.cat([torch.from_numpy(recording.x) for recording in split.train])
+        targets = None if task.is_classes else torch.from_numpy(metrics.asked_targets(split.train))
+        network.fit_scales(readings, targets)
+    signature = describe(
+        cast("HasStates", network),
+        task.input,
+        task.output,
+        description=task.description,
+        step_seconds=task.step_seconds,
+        feedback=task.feedback,
     )
-    network = config.build()
-    network.normalise.fit(torch.cat([torch.from_numpy(recording.x) for recording in split.train]))
-    signature = describe(network, task.input, task.output, description=task.description, step_seconds=task.step_seconds)
-    learner = Learner(
-        network,
-        kind=task.output.kind,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-        about={"task": task.name, "network": asdict(config), "signature": signature.to_json()},
-    )
-    data = SplitModule(split, batch_size=settings.batch_size, steps=settings.segment_steps, seed=settings.seed)
+    about = {"task": task.name, "network": config and asdict(config), "signature": signature.to_json()}
+    learner = Learner(network, task, learning_rate=settings.learning_rate, seed=settings.seed, about=about)
+    data = DataModule(split, batch_size=settings.batch_size, steps=settings.segment_steps, seed=settings.seed)
     history = History()
-    measure = metrics.measure(task.output.kind)
+    measure = task.measure
     monitor = f"validation_{measure.name}"
     kept: dict[str, Any] = {
         "dirpath": folder / BEST.parent,
@@ -137,10 +156,11 @@ def _train(
             accelerator="cpu",
             devices=1,
             max_epochs=settings.epochs,
-            gradient_clip_val=settings.clip,
+            gradient_clip_val=settings.clip or None,
+            gradient_clip_algorithm=settings.clip_by,
             reload_dataloaders_every_n_epochs=1,  # each epoch has an order of its own
             default_root_dir=folder,
-            logger=False,
+            logger=loggers(folder),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -148,7 +168,7 @@ def _train(
             callbacks=[
                 history,
                 ProgressBar(console, f"{task.name} {settings.cell}", measure, history),
-                EarlyStopping(monitor, patience=settings.patience, mode=measure.best),
+                EarlyStopping(monitor, patience=settings.patience, mode=measure.best, stopping_threshold=task.goal),
                 ModelCheckpoint(filename=BEST.stem, monitor=monitor, mode=measure.best, **kept),
                 ModelCheckpoint(filename=LAST.stem, **kept),
                 *callbacks,
@@ -160,27 +180,29 @@ def _train(
     history.write(folder / HISTORY)
 
 
-def _judge(task: Task, split: Split, settings: Settings, folder: Path) -> dict[str, Any]:
+def _judge(task: Task, split: Split, settings: Settings, trained: Trained) -> dict[str, Any]:
     """The facts of a run whose training has ended."""
-    network = load_trained(folder).network
-    kind = task.output.kind
-    measure = metrics.measure(kind).name
-    figures = {f"test_{name}": value for name, value in metrics.evaluate(network, split.test, kind).items()}
+    measure = task.measure.name
+    figures = {f"test_{name}": value for name, value in metrics.evaluate(trained.network, split.test, task).items()}
     for part, recordings in (("validation", split.validation), ("train", split.train)):
-        figures[f"{part}_{measure}"] = metrics.evaluate(network, recordings, kind)[measure]
-    figures |= metrics.constant_score(split.train, split.test, kind)
+        figures[f"{part}_{measure}"] = metrics.evaluate(trained.network, recordings, task)[measure]
+    for name, value in metrics.baselines(task, split).items():
+        figures[f"{name}_{measure}"] = value
+    groups = sorted({recording.group for recording in split.test})
     return {
         "task": task.name,
         "cell": settings.cell,
         "metrics": {name: float(f"{value:.5g}") for name, value in figures.items()},
-        "test_groups": sorted({recording.group for recording in split.test}),
+        "test_groups": groups if len(groups) <= _FEW else [f"{len(groups):,} of them"],
         "seed": settings.seed,
+        "fold": settings.fold,
+        "parameters": sum(parameter.numel() for parameter in trained.network.parameters()),
         "versions": versions(),
     }
 
 
 def _check_same(folder: Path, config: dict[str, Any]) -> None:
-    kept = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    kept = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     for name, value in config.items():
         if kept.get(name) != value:
             raise RunError(

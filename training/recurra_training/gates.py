@@ -43,7 +43,7 @@ class WithGates(nn.Module):
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         """`x` `[B, T, inputs]` and the states before -> y, the gates `[B, T, layers, hidden]`, the states after."""
         y, *after = self.network(x, h, c)
-        _, *inside = self.watched(self.network.normalise(x), h, c)
+        _, *inside = self.watched(self.network.read(x), h, c)
         return y, *inside[: len(GATES)], *after
 
 

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from recurra_training.cells import Cell
+from recurra_training.initialise import remember, start_from
+from recurra_training.layers import InputNoise, Normalise, Rescale
+from recurra_training.settings import Start
+
+EMBEDDING: Final = 32
+"""Numbers that stand for a token."""
 
 
 class _Recurrence(NamedTuple):
@@ -29,58 +34,43 @@ _RECURRENCES: Final[dict[str, _Recurrence]] = {
 }
 
 
-class Normalise(nn.Module):
-    """Takes raw readings `[..., features]` to mean 0 and standard deviation 1.
-
-    It is a layer of the network, not a step before it: so it is exported with it, and a caller sends raw readings.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
-
-    @torch.no_grad()
-    def fit(self, readings: Tensor) -> None:
-        """Take mean and standard deviation from `readings` `[steps, features]`; a constant feature is only centred."""
-        deviation = readings.double().std(0)
-        self.mean.copy_(readings.double().mean(0))
-        self.scale.copy_(torch.where(deviation > 0, 1 / deviation, 1.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x`."""
-        return (x - self.mean) * self.scale
-
-
-class InputNoise(nn.Module):
-    """Adds Gaussian noise in training, in units of the standard deviation; a network then trusts no single reading."""
-
-    def __init__(self, deviation: float) -> None:
-        super().__init__()
-        self.deviation = deviation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the noise."""
-        return x + self.deviation * torch.randn_like(x) if self.training and self.deviation else x
-
-
 class Network(nn.Module):
-    """What all networks share: raw inputs `[B, T, inputs]`, outputs `[B, T, outputs]`, float32.
+    """What all networks share: raw inputs in, float32 outputs `[B, T, outputs]` in the units of the task.
 
-    The outputs are logits where the task has classes; the exported graph turns them into probabilities.
+    An input is of readings, float32 `[B, T, inputs]`, or of tokens, int64 `[B, T]`. The outputs are logits where the
+    task has classes.
     """
 
     state_names: tuple[str, ...] = ()
 
-    def __init__(self, inputs: int, outputs: int, *, input_noise: float = 0.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, tokens: int = 0, values: bool = False, input_noise: float = 0.0
+    ) -> None:
+        """Set up the first and the last layer.
+
+        Args:
+            inputs: Features of a reading; with `tokens`, of what stands for a token.
+            outputs: Classes, or values predicted.
+            tokens: How many tokens there are; 0: the input is readings.
+            values: Whether the outputs are values, which have a scale, and not logits.
+            input_noise: See `InputNoise`.
+        """
         super().__init__()
-        self.inputs = inputs
-        self.outputs = outputs
-        self.normalise = Normalise(inputs)
+        self.inputs, self.outputs, self.tokens = inputs, outputs, tokens
+        self.normalise: nn.Module = nn.Embedding(tokens, inputs) if tokens else Normalise(inputs)
         self.noise = InputNoise(input_noise)
+        self.rescale: nn.Module = Rescale(outputs) if values else nn.Identity()
+
+    def read(self, x: Tensor) -> Tensor:
+        """Raw inputs -> features `[B, T, inputs]`."""
+        return self.noise(self.normalise(x))  # type: ignore[no-any-return]  # nn.Module's calls are untyped
+
+    def fit_scales(self, readings: Tensor | None, targets: Tensor | None) -> None:
+        """Take the scales of the first and last layer from `[steps, ...]` of the data; None: leave one as it is."""
+        if readings is not None and isinstance(self.normalise, Normalise):
+            self.normalise.fit(readings)
+        if targets is not None and isinstance(self.rescale, Rescale):
+            self.rescale.fit(targets)
 
     def initial_states(self, batch: int) -> tuple[Tensor, ...]:
         """The states before the first step of `batch` sequences; empty for a network without memory."""
@@ -96,12 +86,14 @@ class FeedForward(Network):
         inputs: int,
         outputs: int,
         *,
+        tokens: int = 0,
+        values: bool = False,
         hidden: int = 64,
         layers: int = 1,
         dropout: float = 0.0,
         input_noise: float = 0.0,
     ) -> None:
-        super().__init__(inputs, outputs, input_noise=input_noise)
+        super().__init__(inputs, outputs, tokens=tokens, values=values, input_noise=input_noise)
         widths = [inputs] + [hidden] * layers
         blocks: list[nn.Module] = []
         for width, next_width in pairwise(widths):
@@ -109,8 +101,8 @@ class FeedForward(Network):
         self.body = nn.Sequential(*blocks, nn.Linear(hidden, outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """`x` `[B, T, inputs]` -> (`y` `[B, T, outputs]`,)."""
-        return (self.body(self.noise(self.normalise(x))),)
+        """`x` -> (`y` `[B, T, outputs]`,)."""
+        return (self.rescale(self.body(self.read(x))),)
 
 
 class RecurrentNet(Network):
@@ -124,18 +116,24 @@ class RecurrentNet(Network):
         inputs: int,
         outputs: int,
         *,
+        tokens: int = 0,
+        values: bool = False,
         cell: Cell = "lstm",
         hidden: int = 64,
         layers: int = 1,
         dropout: float = 0.0,
         input_noise: float = 0.0,
         forget_bias: float = 1.0,
+        start: Start = "default",
+        memory_steps: int = 0,
     ) -> None:
         """Build the network.
 
         Args:
-            inputs: Features of a reading.
-            outputs: Classes, or values predicted.
+            inputs: As for `Network`.
+            outputs: As for `Network`.
+            tokens: As for `Network`.
+            values: As for `Network`.
             cell: Any of `Cell` but ffnn.
             hidden: Units of each layer.
             layers: Recurrent layers, each reading the one below.
@@ -143,14 +141,19 @@ class RecurrentNet(Network):
             input_noise: See `InputNoise`.
             forget_bias: Added to the bias of an LSTM's forget gate, so that it begins by remembering
                 (Jozefowicz et al., 2015).
+            start: See `initialise.start_from`.
+            memory_steps: See `initialise.remember`; 0: `forget_bias` it is.
         """
-        super().__init__(inputs, outputs, input_noise=input_noise)
+        super().__init__(inputs, outputs, tokens=tokens, values=values, input_noise=input_noise)
         layer, options, self.state_names = _RECURRENCES[cell]
         between = dropout if layers > 1 else 0.0
         self.recurrence = layer(inputs, hidden, layers, batch_first=True, dropout=between, **options)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, outputs)
-        if cell == "lstm":
+        start_from(self.recurrence, start)
+        if memory_steps:
+            remember(self.recurrence, memory_steps)
+        elif cell == "lstm":
             for name, bias in self.recurrence.named_parameters():
                 if name.startswith("bias_ih"):  # the gates stand in the order i, f, g, o
                     bias.data[hidden : 2 * hidden] += forget_bias
@@ -161,17 +164,17 @@ class RecurrentNet(Network):
         return tuple(self.head.weight.new_zeros(shape) for _ in self.state_names)
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """`x` `[B, T, inputs]` and the states before it -> (`y` `[B, T, outputs]`, the states after it).
+        """`x` and the states before it -> (`y` `[B, T, outputs]`, the states after it).
 
         Given no states, a sequence begins.
         """
         states = states or self.initial_states(x.shape[0])
-        features = self.noise(self.normalise(x))
+        features = self.read(x)
         if len(states) == 1:  # PyTorch takes the one state of an RNN or GRU bare, and the two of an LSTM as a tuple
             y, *after = self.recurrence(features, states[0])
         else:
             y, after = self.recurrence(features, states)
-        return self.head(self.dropout(y)), *after
+        return self.rescale(self.head(self.dropout(y))), *after
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,28 +184,12 @@ class NetworkConfig:
     cell: Cell
     inputs: int
     outputs: int
+    tokens: int = 0
+    values: bool = False
+    source_tokens: int = 0
     hidden: int = 64
     layers: int = 1
     dropout: float = 0.0
     input_noise: float = 0.0
-
-    def build(self) -> Network:
-        """The network, with random weights from PyTorch's global generator."""
-        if self.cell == "ffnn":
-            return FeedForward(
-                self.inputs,
-                self.outputs,
-                hidden=self.hidden,
-                layers=self.layers,
-                dropout=self.dropout,
-                input_noise=self.input_noise,
-            )
-        return RecurrentNet(
-            self.inputs,
-            self.outputs,
-            cell=self.cell,
-            hidden=self.hidden,
-            layers=self.layers,
-            dropout=self.dropout,
-            input_noise=self.input_noise,
-        )
+    start: Start = "default"
+    memory_steps: int = 0

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recurra_training.metrics import Measure
+from recurra_training.data.task import Measure
 
 
 class History(pl.Callback):

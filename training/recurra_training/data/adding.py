@@ -5,6 +5,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra_training.data.recording import Recording
+from recurra_training.data.splits import split_in_time
+from recurra_training.data.task import Measure, Task
+from recurra_training.settings import Settings
+from recurra_training.signature import TensorSpec
+
 CONSTANT_ERROR: Final = 1 / 6
 """Mean squared error of the best constant answer, 1: the variance of the sum of two numbers uniform in [0, 1)."""
 
@@ -38,3 +44,37 @@ def adding_problem(
     first, second = rng.integers(0, half, sequences), rng.integers(half, steps, sequences)
     markers[rows, first] = markers[rows, second] = 1
     return np.stack([numbers, markers], axis=-1), numbers[rows, first] + numbers[rows, second]
+
+
+def load(steps: int = 100, sequences: int = 20_000) -> Task:
+    """The problem as a task, with as many sequences to learn from; 2,000 more to choose by, and 2,000 to judge by."""
+
+    def draw(part: str, count: int, seed: int) -> list[Recording]:
+        x, y = adding_problem(count, steps, np.random.default_rng([seed, steps]))
+        asked = np.arange(steps) == steps - 1
+        targets = np.repeat(y[:, None, None], steps, axis=1)
+        pairs = zip(x, targets, strict=True)
+        return [Recording(f"{part}_{index}", part, *pair, asked) for index, pair in enumerate(pairs)]
+
+    return Task(
+        name="adding" if steps == 100 else f"adding-{steps}",
+        description=f"The sum of the two marked numbers of {steps}, at the last step.",
+        input=TensorSpec("x", "float32", (2,), labels=("number", "marker")),
+        output=TensorSpec("y", "float32", (1,), labels=("sum",), kind="value"),
+        step_seconds=None,
+        recordings=(*draw("train", sequences, 0), *draw("validation", 2_000, 1), *draw("test", 2_000, 2)),
+        deal=split_in_time,
+        measure=Measure("mse", "min", "mean squared error"),
+        goal=0.002,
+        settings=Settings(
+            cell="lstm",
+            epochs=10,
+            patience=10,
+            batch_size=100,
+            segment_steps=steps,
+            learning_rate=0.003,
+            dropout=0.0,
+            input_noise=0.0,
+            memory_steps=steps,
+        ),
+    )

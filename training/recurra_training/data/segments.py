@@ -6,20 +6,24 @@ segment where it ended in the one before: so states can be carried along, row by
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from recurra_training.data.task import Recording, Split
+from recurra_training.data.recording import Recording, Split
+
+_ROWS: Final = 512
+"""Recordings of validation that are run at a time."""
 
 
 class Segment(NamedTuple):
     """Some steps of B recordings: `x` `[B, T, *dims]`, `target` `[B, T, ...]`, `mask` `[B, T]`.
 
-    `mask` is False past the end of a recording; there, `x` and `target` are zero. `first`: the recordings begin here.
+    `mask` is False where no answer is asked for, and past the end of a recording; there, `x` and `target` are zero.
+    `first`: the recordings begin here.
     """
 
     x: Tensor
@@ -37,7 +41,8 @@ def pad(recordings: Sequence[Recording]) -> Segment:
     mask = np.zeros((len(recordings), longest), np.bool_)
     for row, recording in enumerate(recordings):
         steps = len(recording.x)
-        x[row, :steps], target[row, :steps], mask[row, :steps] = recording.x, recording.target, True
+        x[row, :steps], target[row, :steps] = recording.x, recording.target
+        mask[row, :steps] = True if recording.asked is None else recording.asked
     return Segment(torch.from_numpy(x), torch.from_numpy(target), torch.from_numpy(mask), first=True)
 
 
@@ -45,7 +50,13 @@ class Segments:
     """One pass over the recordings: batches in random order, each as its segments in order."""
 
     def __init__(
-        self, recordings: Sequence[Recording], *, batch_size: int, steps: int, rng: np.random.Generator | None = None
+        self,
+        recordings: Sequence[Recording],
+        *,
+        batch_size: int,
+        steps: int,
+        rng: np.random.Generator | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Deal the recordings out.
 
@@ -54,6 +65,8 @@ class Segments:
             batch_size: Recordings in a batch.
             steps: Length of a segment.
             rng: Shuffles the recordings; None keeps their order.
+            part: Which part of how many: several processes share the rows of every batch. Each has as many segments,
+                so that none waits for another in vain.
         """
         order = np.arange(len(recordings)) if rng is None else rng.permutation(len(recordings))
         self._batches = [
@@ -61,6 +74,7 @@ class Segments:
             for start in range(0, len(recordings), batch_size)
         ]
         self._steps = steps
+        self._part = part
 
     def __len__(self) -> int:
         """The number of segments."""
@@ -70,13 +84,17 @@ class Segments:
         """The segments."""
         for batch in self._batches:
             whole = pad(batch)
+            part, parts = self._part
+            if parts > 1:
+                rows = [row % len(batch) for row in range(part, max(len(batch), part + 1), parts)]
+                whole = Segment(whole.x[rows], whole.target[rows], whole.mask[rows], first=True)
             for start in range(0, whole.x.shape[1], self._steps):
                 cut = slice(start, start + self._steps)
                 yield Segment(whole.x[:, cut], whole.target[:, cut], whole.mask[:, cut], first=start == 0)
 
 
-class SplitModule(pl.LightningDataModule):
-    """Feeds a split to the trainer: training in segments, validation whole.
+class DataModule(pl.LightningDataModule):
+    """Feeds a split to any Lightning trainer: training in segments, validation whole.
 
     The order depends on nothing but `seed` and the number of the epoch, so a run that is taken up again goes on as if
     it had not been interrupted.
@@ -92,10 +110,12 @@ class SplitModule(pl.LightningDataModule):
     def train_dataloader(self) -> Segments:
         """The training recordings, shuffled anew for the epoch that begins."""
         epoch = self.trainer.current_epoch if self.trainer else 0
+        part = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         rng = np.random.default_rng([self._seed, epoch])
-        return Segments(self._split.train, batch_size=self._batch_size, steps=self._steps, rng=rng)
+        return Segments(self._split.train, batch_size=self._batch_size, steps=self._steps, rng=rng, part=part)
 
     def val_dataloader(self) -> Segments:
-        """The validation recordings, all in one segment."""
+        """The validation recordings, each whole."""
         recordings = self._split.validation
-        return Segments(recordings, batch_size=len(recordings), steps=max(len(recording.x) for recording in recordings))
+        longest = max(len(recording.x) for recording in recordings)
+        return Segments(recordings, batch_size=min(len(recordings), _ROWS), steps=longest)

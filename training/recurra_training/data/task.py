@@ -1,82 +1,83 @@
-"""What is to be learnt: recordings of several sequences, and what their numbers mean."""
+"""What is to be learnt, what its numbers mean, and how it is learnt and judged."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from recurra_training.errors import TaskError
-from recurra_training.signature import TensorSpec
-
-Readings = NDArray[np.float32]
-Targets = NDArray[np.int64] | NDArray[np.float32]
+from recurra_training.cells import Cell
+from recurra_training.data.recording import Recording, Split
+from recurra_training.data.splits import split_by_group
+from recurra_training.settings import Settings
+from recurra_training.signature import Feedback, TensorSpec
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Recording:
-    """One sequence of T steps.
-
-    `x` `[T, *dims]` holds raw readings in the units of the task's input. `target` is what should be answered at each
-    step: class indices `[T]`, or values `[T, *dims]`. Recordings with one `group` (a person, a machine) are alike in
-    more than what is to be learnt, and so never stand on two sides of a split.
-    """
+class Measure(NamedTuple):
+    """The figure that a task is judged by: one of those that `metrics.Tally` gives."""
 
     name: str
-    group: str
-    x: Readings
-    target: Targets
+    best: Literal["max", "min"]
+    title: str
+    """For people: what the figure is."""
+    unit: str = ""
+
+    def text(self, value: float) -> str:
+        """The figure for people, without its unit unless that is a per cent."""
+        return f"{value:.1%}" if self.unit == "%" else f"{value:.4g}"
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether `one` is the better figure."""
+        return one > other if self.best == "max" else one < other
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Split:
-    """Recordings to learn from, to choose by, and to judge by at the end; no group stands in two of them."""
+ACCURACY: Final = Measure("accuracy", "max", "steps that are right", "%")
+RMSE: Final = Measure("rmse", "min", "root mean squared error")
 
-    train: tuple[Recording, ...]
-    validation: tuple[Recording, ...]
-    test: tuple[Recording, ...]
+Baselines = Callable[[Split], Mapping[str, float]]
+"""What answering without a network is worth, in the task's measure, on the test recordings; learnt from the others."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Task:
-    """A task: its recordings, its input and its output.
+    """A task: its recordings, its input and its output, and how it is learnt and judged.
 
-    An output of kind `probability` has one label for each class and is learnt by cross-entropy; one of kind `value`
-    is learnt by squared error.
+    An output of kind `probability` or `logit` has one label for each class and is learnt by cross-entropy; one of
+    kind `value` is learnt by squared error. An input of integers without dims is a token: its labels name the tokens.
     """
 
     name: str
     description: str
     input: TensorSpec
     output: TensorSpec
-    step_seconds: float
+    step_seconds: float | None
     recordings: tuple[Recording, ...]
+    measure: Measure = ACCURACY
+    settings: Settings = field(default_factory=Settings)
+    """What suits the task; `recurra train` changes what its flags say."""
+    cells: tuple[Cell, ...] = ("ffnn", "lstm")
+    """What is trained if nothing else is asked for: a baseline, and what beats it."""
+    deal: Callable[[Sequence[Recording], int], Split] = split_by_group
+    """How the recordings are split, by the number of the fold."""
+    folds: int = 1
+    """How many splits there are, each with other recordings to judge by."""
+    baselines: Baselines | None = None
+    """None: the best constant answer."""
+    goal: float | None = None
+    """The figure on the validation recordings at which more training is a waste."""
+    feedback: Feedback | None = None
+    """How an output becomes the next input, for `Generate`."""
+    source_tokens: int = 0
+    """How many of the tokens, the first ones, are of a sequence that is read before another one is written."""
 
-    def split(self) -> Split:
-        """The task's own split: the same in every run, whatever the seed of the training."""
-        return split_by_group(self.recordings)
+    def split(self, fold: int = 0) -> Split:
+        """One of the task's own splits: the same in every run, whatever the seed of the training."""
+        return self.deal(self.recordings, fold % self.folds)
 
+    @property
+    def is_classes(self) -> bool:
+        """Whether an answer is one of several classes, and not a value."""
+        return self.output.kind != "value"
 
-def split_by_group(
-    recordings: Sequence[Recording], *, validation: float = 0.2, test: float = 0.2, seed: int = 0
-) -> Split:
-    """Deal whole groups out at random: `validation` and `test` are shares of the groups, rounded, at least one each.
-
-    Raises:
-        TaskError: There are fewer than three groups.
-    """
-    groups = sorted({recording.group for recording in recordings})
-    if len(groups) < 3:
-        raise TaskError(f"a split needs recordings of at least 3 groups; there are {len(groups)}")
-    dealt = np.random.default_rng(seed).permutation(groups).tolist()
-    n_test = max(1, round(test * len(groups)))
-    n_validation = max(1, round(validation * len(groups)))
-
-    def of(chosen: list[str]) -> tuple[Recording, ...]:
-        return tuple(recording for recording in recordings if recording.group in chosen)
-
-    return Split(
-        train=of(dealt[n_test + n_validation :]),
-        validation=of(dealt[n_test : n_test + n_validation]),
-        test=of(dealt[:n_test]),
-    )
+    @property
+    def tokens(self) -> int:
+        """How many tokens the input tells apart; 0: it is readings."""
+        return 0 if self.input.dims else len(self.input.labels)

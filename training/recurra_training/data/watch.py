@@ -1,18 +1,19 @@
-"""The task watch: which of 7 exercises the wearer of a watch is doing, at every step.
+"""The tasks watch and watch-once: which of 7 exercises the wearer of a watch is doing, at every step or at the end.
 
 Shoulder exercises of 10 people, 20 repetitions on each side, recorded at 50 Hz by a watch's accelerometer and
 gyroscope: D. M. Burns et al., "Shoulder physiotherapy exercise recognition", Physiol. Meas. 39 (2018) 075007. The part
 used here comes with the package seglearn.
 """
 
-import importlib.util
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from recurra_training.data.task import Readings, Recording, Task
-from recurra_training.errors import TaskError
+from recurra_training.data.packages import package_file
+from recurra_training.data.recording import Readings, Recording
+from recurra_training.data.task import Measure, Task
+from recurra_training.settings import Settings
 from recurra_training.signature import TensorSpec
 
 _RECORDED_HZ: Final = 50
@@ -60,15 +61,35 @@ def load() -> Task:
         output=TensorSpec("y", "float32", (len(exercises),), labels=tuple(exercises), kind="probability"),
         step_seconds=1 / _TASK_HZ,
         recordings=tuple(sorted(recordings, key=lambda recording: recording.name)),
+        folds=5,
+    )
+
+
+def load_once() -> Task:
+    """The same recordings, but one answer for each, at its last step (many-to-one).
+
+    Raises:
+        As `load`.
+    """
+    task = load()
+
+    def once(recording: Recording) -> Recording:
+        asked = np.zeros(len(recording.x), np.bool_)
+        asked[-1] = True
+        return replace(recording, asked=asked)
+
+    return replace(
+        task,
+        name="watch-once",
+        description="Which of 7 exercises a watch wearer has done, at the end of a recording.",
+        recordings=tuple(map(once, task.recordings)),
+        measure=Measure("last_step_accuracy", "max", "recordings that are right", "%"),
+        settings=Settings(segment_steps=1000),  # one answer teaches the whole recording
     )
 
 
 def _read() -> dict[str, Any]:
-    # The data file is all that is wanted of the package: importing it would want pandas.
-    package = importlib.util.find_spec("seglearn")
-    if package is None or not package.submodule_search_locations:
-        raise TaskError("the task watch needs the package seglearn, which brings the data: pip install seglearn")
-    path = Path(package.submodule_search_locations[0], "data", "watch_dataset.npy")
+    path = package_file("seglearn", "data", "watch_dataset.npy")
     data: dict[str, Any] = np.load(path, allow_pickle=True).item()
     return data
 

@@ -1,0 +1,62 @@
+"""`make lessons`: trains everything, writes the page, and puts the table into docs/learning.md."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from cyclopts import App, Parameter, validators
+from rich.console import Console
+
+from recurra_training.lessons.page import write_page
+from recurra_training.lessons.plan import all_jobs
+from recurra_training.lessons.results import cures, results
+from recurra_training.lessons.table import markdown, write_into
+from recurra_training.lessons.trainings import train_all
+from recurra_training.studies import exploding
+
+app = App(name="lessons", help_format="plaintext")
+
+
+@app.default
+def lessons(
+    *,
+    runs: Path = Path("runs/lessons"),
+    document: Path | None = None,
+    processes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 2,
+    smoke: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train all lessons and show what came of them. What was trained before is kept.
+
+    Parameters
+    ----------
+    runs
+        Folder of the runs, and of the page.
+    document
+        Markdown file that the table is written into.
+    processes
+        Trainings at a time.
+    smoke
+        Train hardly at all, to see that everything runs.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    train_all(all_jobs(runs, smoke=smoke), console, processes=processes)
+    torch.set_num_threads(1)
+    with console.status("Drawing ..."):
+        found, cured = results(runs, smoke=smoke), cures(runs, smoke=smoke)
+        shown = exploding.courses(10 if smoke else 200)
+        page = write_page(runs, found, cured, shown)
+    seconds = [
+        run.trained.facts["seconds"] for result in found for each in result.experiment.runs.values() for run in each
+    ]
+    text = markdown(found, cured, shown, sum(seconds) / 60)
+    (runs / "table.md").write_text(text, encoding="utf-8")
+    for result in found:
+        for verdict in result.verdicts:
+            console.print(f"{result.experiment.task.name:12} {verdict.text:60} {verdict}")
+    if document is not None:
+        write_into(document, text)
+    console.print(f"\nPage   {page}\nTable  {document or runs / 'table.md'}")
+
+
+if __name__ == "__main__":
+    app()

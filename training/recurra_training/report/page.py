@@ -1,0 +1,69 @@
+"""One self-contained HTML page."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Final
+
+_STYLE: Final = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
+p.lead { color: #555; margin-top: 0; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
+img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem 1.4rem .25rem 0; text-align: left; border-bottom: 1px solid #eee; vertical-align: top; }
+th { font-weight: 600; color: #555; } td.number, th.number { text-align: right; }
+pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+"""
+
+
+@dataclass(slots=True)
+class Page:
+    """A page that grows from the top; everything on it stands in the one file."""
+
+    title: str
+    lead: str = ""
+    _parts: list[str] = field(default_factory=list)
+
+    def heading(self, text: str) -> None:
+        """Begin a part."""
+        self._parts.append(f"<h2>{escape(text)}</h2>")
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(f"<p>{escape(text)}</p>")
+
+    def code(self, text: str) -> None:
+        """Text as it stands."""
+        self._parts.append(f"<pre>{escape(text)}</pre>")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> None:
+        """A table; all but the first columns, `words` of them, are numbers."""
+
+        def line(tag: str, cells: Sequence[str]) -> str:
+            kinds = ("" if index < words else ' class="number"' for index in range(len(cells)))
+            made = (f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+            return f"<tr>{''.join(made)}</tr>"
+
+        self._parts.append(f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>")
+
+    def picture(self, path: Path, caption: str = "") -> None:
+        """A PNG."""
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        shown = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+        self._parts.append(
+            f'<figure><img alt="{escape(caption or path.stem)}" src="data:image/png;base64,{data}">{shown}</figure>'
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        path.write_text(
+            f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(self.title)}</title>\n'
+            f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n'
+            f'<h1>{escape(self.title)}</h1>\n<p class="lead">{escape(self.lead)}</p>\n'
+            + "\n".join(self._parts)
+            + "\n</html>\n",
+            encoding="utf-8",
+        )
