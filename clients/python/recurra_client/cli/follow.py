@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from recurra.v1 import models_pb2
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from recurra_client.cli.feeds import Feed, Row
+from recurra_client.cli.gates import GateTrack
+from recurra_client.cli.gates_view import gates_view
 from recurra_client.cli.predictions import PredictionsWriter
 from recurra_client.cli.track import Reading, Track
 from recurra_client.cli.view import live_view, parallel_view, print_line, summary_table
@@ -44,6 +46,9 @@ class Follower:
     pace: Pace
     out: Console
     writer: PredictionsWriter | None = None
+    gate_units: int = 0
+    """Units whose gates are followed; 0: none are."""
+    gates: list[GateTrack] = field(init=False)
     tracks: list[Track] = field(init=False)
     _current: int = 0
     _began: float = field(default_factory=time.monotonic)
@@ -57,6 +62,7 @@ class Follower:
             Track(feed.name, reading, feed.total if feed.total is None or limit is None else min(feed.total, limit))
             for feed in self.feeds
         ]
+        self.gates = [GateTrack(self.gate_units) for _ in self.feeds] if self.gate_units else []
 
     async def run(self) -> None:
         """Stream all feeds, and end with a table of how they went: also of those that were interrupted."""
@@ -94,6 +100,8 @@ class Follower:
                 if self.writer is not None:
                     truths = [row.truth for row in rows]
                     self.writer.write(track.name, track.steps + 1, outputs, truths, session.last.latency)
+                if self.gates:
+                    self.gates[index].add(answers, len(rows))
                 track.add(outputs, [track.reading.truth(row.truth) for row in rows], session.last)
                 self._refresh()
         if not self.out.is_terminal:
@@ -116,7 +124,10 @@ class Follower:
         rate = sum(track.steps for track in self.tracks) / max(time.monotonic() - self._began, 1e-9)
         if self.pace.parallel and len(self.tracks) > 1:
             return parallel_view(self.model, self.tracks, rate, self.out.width)
-        return live_view(self.model, self.tracks[self._current], rate, self.out.width)
+        view = live_view(self.model, self.tracks[self._current], rate, self.out.width)
+        if not self.gates:
+            return view
+        return Group(view, gates_view(self.gates[self._current], min(self.out.width, 110) - 2))
 
 
 async def _chunks(rows: AsyncIterator[Row], pace: Pace) -> AsyncIterator[list[Row]]:

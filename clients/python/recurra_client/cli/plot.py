@@ -10,7 +10,7 @@ from recurra_client.cli.usererror import UserError
 from recurra_client.cli.view import color
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(option: str) -> None:
     """Say so in one line, before anything is streamed, if the picture could not be drawn.
 
     Raises:
@@ -19,7 +19,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401, PLC0415 - heavy, and optional
     except ImportError:
-        raise UserError("--plot needs matplotlib: pip install matplotlib") from None
+        raise UserError(f"{option} needs matplotlib: pip install matplotlib") from None
 
 
 def save_plot(path: Path, title: str, tracks: list[Track]) -> None:

@@ -12,6 +12,8 @@ from recurra.v1 import models_pb2
 from recurra_client.cli.common import DEFAULT_SERVER, Server, console, seconds
 from recurra_client.cli.feeds import open_feed
 from recurra_client.cli.follow import Follower, Pace
+from recurra_client.cli.gates import units_of
+from recurra_client.cli.gates_plot import save_gates
 from recurra_client.cli.plot import require_matplotlib, save_plot
 from recurra_client.cli.predictions import PredictionsWriter
 from recurra_client.cli.track import Reading
@@ -32,6 +34,7 @@ async def stream(  # noqa: D417 - `server` is described by its type
     parallel: Annotated[bool, Parameter(negative="")] = False,
     output: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
     plot: Path | None = None,
+    gates: Annotated[bool, Parameter(negative="")] = False,
     version: str = "",
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -60,6 +63,8 @@ async def stream(  # noqa: D417 - `server` is described by its type
         CSV file for the predictions; "-" for stdout.
     plot
         PNG, SVG or PDF file for a picture of the predictions. Needs matplotlib.
+    gates
+        Show what happens inside an LSTM that was exported with --gates, live and as <file>_gates.png for each file.
     version
         Version of the model. Empty: the latest.
     """
@@ -67,23 +72,30 @@ async def stream(  # noqa: D417 - `server` is described by its type
     if mistyped:
         raise CycloptsError(f"Unknown option: {mistyped[0]}.")
     if plot is not None:
-        require_matplotlib()
+        require_matplotlib("--plot")
+    if gates:
+        require_matplotlib("--gates")
     paths = files or ("-",)
     if "-" in paths and sys.stdin.isatty():
         raise UserError(f"give files to stream, or pipe CSV lines in: recurra stream {model} < readings.csv")
     async with Client(server, reconnect=0) as client:  # tells at once if no server is there
         described = await client.model(model, version)
+    gate_units = units_of(described) if gates else 0
     feeds = [open_feed(path, described, truth) for path in paths]
     pace = Pace(chunk, _period(rate, described), limit, parallel)
     out = console(stderr=output == "-")
     with _open_output(output) as file:
         writer = PredictionsWriter(file, Reading(described)) if file else None
         async with Client(server) as client:
-            follower = Follower(client, described, feeds, pace, out, writer)
+            follower = Follower(client, described, feeds, pace, out, writer, gate_units)
             await follower.run()
     if plot is not None:
         save_plot(plot, f"{described.name} version {described.version}", follower.tracks)
         out.print(f"drawn into {plot}")
+    for track, inside in zip(follower.tracks, follower.gates, strict=False):
+        drawn = Path(f"{Path(track.name).stem}_gates.png")
+        save_gates(drawn, f"{described.name} version {described.version}: {track.name}", track, inside)
+        out.print(f"gates drawn into {drawn}")
 
 
 def _open_output(path: str) -> contextlib.AbstractContextManager[TextIO | None]:
