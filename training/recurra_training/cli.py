@@ -13,10 +13,16 @@ from rich.console import Console
 
 from recurra_training.cells import Cell
 from recurra_training.settings import Changes
+from recurra_training.source import TableSource
 
 _NO_CHANGES: Final = Changes()
+_NO_SOURCE: Final = TableSource()
 _MODELS: Final = Path("models")
 _RUNS: Final = Path("runs")
+
+
+_Tolerance = Annotated[float, Parameter(validator=validators.Number(gt=0))]
+_TOLERANCE: Final = 1e-5
 
 
 def split_commas(_kind: Any, tokens: Sequence[Token]) -> list[Cell]:
@@ -31,8 +37,10 @@ _Cells = Annotated[list[Cell], Parameter(converter=split_commas, negative="")]
 
 
 def train(
-    task: Literal["watch", "watch-once", "adding", "glucose", "surnames", "dates", "stocks"],
+    task: Literal["", "watch", "watch-once", "adding", "glucose", "surnames", "dates", "stocks"] = "",
     *,
+    source: TableSource = _NO_SOURCE,
+    config: Path | None = None,
     cells: _Cells | None = None,
     seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     changes: Changes = _NO_CHANGES,
@@ -42,7 +50,7 @@ def train(
     models: Path = _MODELS,
     runs: Path = _RUNS,
 ) -> None:
-    """Train models on one of the tasks; export, verify and publish the best.
+    """Train models on a task or on your own data; export, verify and publish the best.
 
     Parameters
     ----------
@@ -50,6 +58,10 @@ def train(
         What to learn. watch, watch-once: which of 7 exercises a watch wearer is doing, at every step or once at the
         end. adding: a sum whose terms lie far apart. glucose: blood sugar 30 and 60 minutes ahead. surnames: the next
         letter of a name. dates: "March 5, 1993" to "1993-03-05". stocks: tomorrow's share price.
+    source
+        Own data.
+    config
+        config.yaml of a run to be repeated; flags change it.
     cells
         Kinds of network, separated by commas: ffnn (no memory), rnn, rnn-relu, gru, lstm. Else what suits the task.
     seeds
@@ -70,7 +82,17 @@ def train(
     console = _console()
     repository = models if publish else None
     _commands(console).train(
-        console, task, changes, runs, repository, cells=cells or (), seeds=seeds, name=name, resume=resume
+        console,
+        task,
+        source,
+        config,
+        changes,
+        runs,
+        repository,
+        cells=cells or (),
+        seeds=seeds,
+        name=name,
+        resume=resume,
     )
 
 
@@ -81,6 +103,8 @@ def export(
     name: str = "",
     version: str = "",
     gates: Annotated[bool, Parameter(negative="")] = False,
+    precision: Literal["float32", "float16", "int8"] = "float32",
+    tolerance: _Tolerance = _TOLERANCE,
 ) -> None:
     """Export a trained model to ONNX, verify it and publish it.
 
@@ -96,12 +120,18 @@ def export(
         Version; else one above the highest number there is.
     gates
         With the gates of an LSTM (f, i, c_tilde, o and c of each step) as further outputs.
+    precision
+        Of the weights. float16: half the size. int8: a quarter, and a faster LSTM; needs a larger tolerance.
+    tolerance
+        Largest difference between the ways to run it that is still published.
     """
     console = _console()
-    _commands(console).export(console, run, models, name=name, version=version, gates=gates)
+    _commands(console).export(
+        console, run, models, name=name, version=version, gates=gates, precision=precision, tolerance=tolerance
+    )
 
 
-def verify(model: Path, *, checkpoint: Path | None = None) -> None:
+def verify(model: Path, *, checkpoint: Path | None = None, tolerance: _Tolerance = _TOLERANCE) -> None:
     """Prove that a model answers alike step by step, in chunks and whole, alone and in a batch.
 
     Parameters
@@ -110,9 +140,11 @@ def verify(model: Path, *, checkpoint: Path | None = None) -> None:
         The ONNX file.
     checkpoint
         The run folder or checkpoint that it was exported from, to compare with PyTorch as well.
+    tolerance
+        Largest difference that is allowed: absolute for values up to 1, relative for larger ones.
     """
     console = _console()
-    _commands(console).verify(console, model, checkpoint)
+    _commands(console).verify(console, model, checkpoint, tolerance=tolerance)
 
 
 def _console() -> Console:

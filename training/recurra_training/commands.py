@@ -10,13 +10,17 @@ from torch import nn
 from recurra_training.cells import Cell
 from recurra_training.checkpoint import load_trained
 from recurra_training.contract import read_model
-from recurra_training.data import TASKS
+from recurra_training.data.table import summary
+from recurra_training.data.task import Task
 from recurra_training.experiment import HELD_OUT, Experiment, run_experiment
 from recurra_training.gates import has_gates, with_gates
+from recurra_training.precision import Precision
 from recurra_training.publish import check_publishable
 from recurra_training.release import release, sequences_of
 from recurra_training.report.training import write_report
+from recurra_training.request import resolve
 from recurra_training.settings import Changes
+from recurra_training.source import TableSource
 from recurra_training.verify import Check, DifferenceError
 from recurra_training.verify import verify as verify_file
 
@@ -24,6 +28,8 @@ from recurra_training.verify import verify as verify_file
 def train(
     console: Console,
     task_name: str,
+    source: TableSource,
+    config: Path | None,
     changes: Changes,
     runs: Path,
     models: Path | None,
@@ -34,14 +40,13 @@ def train(
     resume: bool,
 ) -> None:
     """Train on a task, and publish the best below `models` if that is given."""
+    task, settings, cells = resolve(task_name, source, config, changes, cells)
     if models is not None:
-        check_publishable(models, name or task_name)
-    task = TASKS[task_name]()
-    settings = changes.applied_to(task.settings)
+        check_publishable(models, name or task.name)
+    if task.source is not None:
+        _print_summary(console, task)
     try:
-        experiment = run_experiment(
-            task, settings, runs, console, cells=cells or task.cells, seeds=seeds, resume=resume
-        )
+        experiment = run_experiment(task, settings, runs, console, cells=cells, seeds=seeds, resume=resume)
     except KeyboardInterrupt:
         console.print("Interrupted. The same command with --resume goes on.")
         raise
@@ -60,16 +65,34 @@ def train(
         console.print(f"Published   {one.path}")
 
 
-def export(console: Console, run: Path, models: Path, *, name: str, version: str, gates: bool) -> None:
+def export(
+    console: Console,
+    run: Path,
+    models: Path,
+    *,
+    name: str,
+    version: str,
+    gates: bool,
+    precision: Precision,
+    tolerance: float,
+) -> None:
     """Publish what a run has trained."""
     with console.status("Exporting and verifying ..."):
-        published = release(load_trained(run), models, name=name, version=version, gates=gates)
+        published = release(
+            load_trained(run),
+            models,
+            name=name,
+            version=version,
+            gates=gates,
+            precision=precision,
+            tolerance=tolerance,
+        )
     for one in published:
         _print_checks(console, one.checks)
         console.print(f"\nPublished   {one.path}")
 
 
-def verify(console: Console, model: Path, checkpoint: Path | None) -> None:
+def verify(console: Console, model: Path, checkpoint: Path | None, *, tolerance: float) -> None:
     """Verify a model file."""
     network: nn.Module | None = None
     if checkpoint is not None:
@@ -78,7 +101,7 @@ def verify(console: Console, model: Path, checkpoint: Path | None) -> None:
         if has_gates(read_model(model)):
             network, _ = with_gates(network, trained.signature)
     try:
-        checks = verify_file(model, network)
+        checks = verify_file(model, network, tolerance=tolerance)
     except DifferenceError as error:
         _print_checks(console, error.checks)
         raise
@@ -93,6 +116,14 @@ def _print_checks(console: Console, checks: Sequence[Check]) -> None:
         table.add_row(check.name, f"{check.difference:.1e}" + ("" if check.passed else " too much"))
     console.print()
     console.print(table)
+
+
+def _print_summary(console: Console, task: Task) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for row in summary(task):
+        table.add_row(*row)
+    console.print(table)
+    console.print()
 
 
 def _print_figures(console: Console, experiment: Experiment) -> None:

@@ -99,7 +99,7 @@ def fit(
         RunError: The folder holds a run with other settings, or the loss became NaN or infinite.
         KeyboardInterrupt: The training was interrupted; `resume` goes on with it.
     """
-    config = {"task": task.name} | asdict(settings)
+    config = {"task": task.name} | ({"data": dict(task.source)} if task.source else {}) | asdict(settings)
     if resume and (folder / CONFIG).exists():
         _check_same(folder, config)
     else:
@@ -143,7 +143,7 @@ def _train(
     about = {"task": task.name, "network": config and asdict(config), "signature": signature.to_json()}
     learner = Learner(network, task, learning_rate=settings.learning_rate, seed=settings.seed, about=about)
     data = DataModule(split, batch_size=settings.batch_size, steps=settings.segment_steps, seed=settings.seed)
-    history = History()
+    history = History(folder / HISTORY)
     measure = task.measure
     monitor = f"validation_{measure.name}"
     kept: dict[str, Any] = {
@@ -154,7 +154,8 @@ def _train(
     with quiet("pytorch_lightning"):
         trainer = pl.Trainer(
             accelerator="cpu",
-            devices=1,
+            devices=settings.processes,
+            strategy="ddp_spawn" if settings.processes > 1 else "auto",
             max_epochs=settings.epochs,
             gradient_clip_val=settings.clip or None,
             gradient_clip_algorithm=settings.clip_by,
@@ -177,7 +178,6 @@ def _train(
         last = folder / LAST
         with _interruptible(trainer):
             trainer.fit(learner, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-    history.write(folder / HISTORY)
 
 
 def _judge(task: Task, split: Split, settings: Settings, trained: Trained) -> dict[str, Any]:

@@ -14,14 +14,21 @@ from recurra_training.data.task import Measure
 class History(pl.Callback):
     """The figures of every epoch; kept in the checkpoints, so that a resumed run has them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        """Write them to a CSV file too, a line for each epoch."""
+        self._path = path
         self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the figures."""
+        """Note the figures, and write them."""
         del pl_module
         figures = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         self.epochs.append({"epoch": trainer.current_epoch + 1, **figures})
+        if trainer.is_global_zero:
+            with self._path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fieldnames=list(self.epochs[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.epochs)
 
     def best(self, measure: Measure) -> float:
         """The best figure on the validation recordings so far; NaN before the first epoch."""
@@ -37,38 +44,42 @@ class History(pl.Callback):
         """From the checkpoint."""
         self.epochs = list(state_dict["epochs"])
 
-    def write(self, path: Path) -> None:
-        """Write the figures as CSV, a line for each epoch."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.epochs[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.epochs)
-
 
 class ProgressBar(pl.Callback):
     """One bar for the whole training, and a line for each epoch that is the best so far."""
 
-    def __init__(self, console: Console, name: str, measure: Measure, history: History) -> None:
+    def __init__(self, console: Console | None, name: str, measure: Measure, history: History) -> None:
         self._console = console
         self._name = name
         self._measure = measure
         self._history = history
         self._best = float("nan")
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs, {task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._bar: Progress | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process of its own: a console cannot be sent there, it gets its own."""
+        return self.__dict__ | {"_console": None}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar."""
         del pl_module
         self._best = self._history.best(self._measure)
+        if not trainer.is_global_zero:
+            self._console = Console(quiet=True)
+        console = self._console = self._console or Console(highlight=False, soft_wrap=True)
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs, {task.fields[figures]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            *columns,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._bar.start()
         done, total = trainer.current_epoch, trainer.max_epochs
         self._task = self._bar.add_task(self._name, completed=done, total=total, figures="...")
@@ -79,6 +90,7 @@ class ProgressBar(pl.Callback):
         last = self._history.epochs[-1]
         figure = last[f"validation_{self._measure.name}"]
         figures = f"loss {last['train_loss']:.3f}, validation {self._measure.name} {figure:.3f}"
+        assert self._bar is not None and self._console is not None  # noqa: S101, PT018  # made when training began
         self._bar.update(self._task, completed=last["epoch"], figures=figures)
         best = self._history.best(self._measure)
         if best != self._best:
@@ -88,9 +100,13 @@ class ProgressBar(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the bar away."""
         del trainer, pl_module
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Take the bar away."""
         del trainer, pl_module, exception
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

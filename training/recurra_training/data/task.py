@@ -65,6 +65,8 @@ class Task:
     """The figure on the validation recordings at which more training is a waste."""
     feedback: Feedback | None = None
     """How an output becomes the next input, for `Generate`."""
+    source: Mapping[str, object] | None = None
+    """Where one's own data were read from, for the configuration of its runs."""
     source_tokens: int = 0
     """How many of the tokens, the first ones, are of a sequence that is read before another one is written."""
 

@@ -55,7 +55,8 @@ def _signed(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _shade(strength: NDArray[np.float32], full: NDArray[np.int64]) -> NDArray[np.float64]:
-    return _DARK + strength * (full - _DARK)
+    shades: NDArray[np.float64] = _DARK + strength * (full - _DARK)
+    return shades
 
 
 def _rgb(color: NDArray[np.float64]) -> str:
