@@ -1,5 +1,8 @@
 """Every task, from its data to an answer: trained (hardly), exported, verified, published, served and streamed."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +138,15 @@ def test_the_encoders_state_opens_the_decoder(client: BlockingClient, trained: d
         assert generated == whole.argmax(-1).tolist()
         written.append((state, generated))
     assert not np.allclose(written[0][0], written[1][0]), "what was read is in the state"
+
+
+def test_the_example_in_the_docs_runs(server: ServerProcess) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "learning.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    code = example.replace("localhost:50051", server.target)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(ended.stdout.splitlines()) == 2
 
 
 def test_gates_are_followed_while_a_recording_is_streamed(

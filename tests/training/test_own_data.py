@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +137,22 @@ def test_own_data_are_trained_on_published_and_repeated(
     assert run(["train", "--config", "runs/plant/gru-1x8-seed0/config.yaml", "--runs", "again", "--no-publish"]) == 0
     again = json.loads(Path("again/plant/gru-1x8-seed0/run.json").read_text(encoding="utf-8"))
     assert again["metrics"] == first["metrics"]
+
+
+def test_the_example_in_the_docs_runs(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    example = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)[0]
+    assert "MinGRU" in example
+    write_csv(
+        tmp_path / "runs.csv",
+        [[*row[:3], row[5], *row[3:5]] for row in rows()],
+        ["id", "ax", "ay", "az", "machine", "label"],
+    )
+    code = example.replace("task.settings", "replace(task.settings, epochs=3)")
+    code = f"from dataclasses import replace\n{code}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "models/runs/1/model.onnx" in ended.stdout
 
 
 @pytest.mark.parametrize(
