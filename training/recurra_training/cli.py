@@ -37,7 +37,7 @@ _Cells = Annotated[list[Cell], Parameter(converter=split_commas, negative="")]
 
 
 def train(
-    task: Literal["", "watch", "watch-once", "adding", "glucose", "surnames", "dates", "stocks"] = "",
+    task: Literal["watch", "watch-once", "adding", "glucose", "surnames", "dates", "stocks"] | None = None,
     *,
     source: TableSource = _NO_SOURCE,
     config: Path | None = None,
@@ -83,7 +83,7 @@ def train(
     repository = models if publish else None
     _commands(console).train(
         console,
-        task,
+        task or "",
         source,
         config,
         changes,

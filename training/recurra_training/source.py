@@ -25,7 +25,7 @@ class TableSource:
     """Columns of numbers that a step reads, separated by commas."""
     target: str = ""
     """Column of what is to be answered at each step."""
-    target_kind: Literal["", "class", "value"] = ""
+    target_kind: Literal["class", "value"] | None = None
     """What the target is; else a class if it is text or at most 20 different whole numbers."""
     group: str = ""
     """Column whose groups (people, machines) are never split; else each sequence is one."""

@@ -43,7 +43,7 @@ def lessons(
     torch.set_num_threads(1)
     with console.status("Drawing ..."):
         found, cured = results(runs, smoke=smoke), cures(runs, smoke=smoke)
-        shown = exploding.courses(10 if smoke else 200)
+        shown = exploding.courses(10 if smoke else 100)
         page = write_page(runs, found, cured, shown)
     seconds = [
         run.trained.facts["seconds"] for result in found for each in result.experiment.runs.values() for run in each

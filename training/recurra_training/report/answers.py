@@ -151,7 +151,7 @@ def _next_tokens(path: Path, task: Task, found: Sequence[tuple[Tensor, Segment]]
     shares = y[row, :steps].softmax(-1).numpy()
     used = [index for index in range(len(labels)) if shares[:, index].max() > 0.01]
     with picture(path, size=(0.45 * steps + 3, 0.2 * len(used) + 1.3)) as (figure, (axis,)):
-        image = axis.imshow(shares[:, used].T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        image = axis.imshow(shares[:, used].T, cmap="Blues", vmin=0, aspect="auto")
         for step in range(steps):
             true = int(segment.target[row, step])
             if true in used:

@@ -40,7 +40,7 @@ class Course:
         return f"loss {last:.3g} after {len(self.losses)} iterations, at worst {max(self.losses):.3g}"
 
 
-def train_with(clip: float, clip_by: ClipBy = "norm", *, name: str, iterations: int = 200, seed: int = 0) -> Course:
+def train_with(clip: float, clip_by: ClipBy = "norm", *, name: str, iterations: int = 100, seed: int = 0) -> Course:
     """Teach a ReLU network the adding problem by plain gradient descent; `clip` 0: as the gradient comes."""
     torch.manual_seed(seed)
     network = RecurrentNet(2, 1, cell="rnn-relu", hidden=_HIDDEN)
@@ -72,12 +72,12 @@ def train_with(clip: float, clip_by: ClipBy = "norm", *, name: str, iterations: 
     return course
 
 
-def courses(iterations: int = 200, seed: int = 0) -> list[Course]:
+def courses(iterations: int = 100, seed: int = 0) -> list[Course]:
     """Without clipping, clipped by norm, clipped by value."""
     return [
         train_with(0, name="not clipped", iterations=iterations, seed=seed),
         train_with(1.0, name="clipped by norm, to 1", iterations=iterations, seed=seed),
-        train_with(0.1, "value", name="clipped by value, to 0.1", iterations=iterations, seed=seed),
+        train_with(0.01, "value", name="clipped by value, to 0.01", iterations=iterations, seed=seed),
     ]
 
 
