@@ -83,10 +83,10 @@ def test_gates_begin_by_remembering_for_as_long_as_asked() -> None:
 def test_claims_are_held_against_every_seed() -> None:
     experiment = Experiment(toy_task(), {})
     figures = [Figure("lstm", (0.9, 0.8, 0.7)), Figure("rnn", (0.5, 0.6, 0.75)), Figure("ffnn", (0.1, 0.1, 0.1))]
-    assert str(judge(Claim("lstm", "rnn"), experiment, figures)) == "holds in part: 2 of 3"
-    assert str(judge(Claim("lstm", "ffnn"), experiment, figures)) == "holds: 3 of 3"
-    assert str(judge(Claim("ffnn", "rnn"), experiment, figures)) == "DOES NOT HOLD: 0 of 3"
-    assert str(judge(Claim("lstm", limit=0.75), experiment, figures)) == "holds in part: 2 of 3"
+    assert str(judge(Claim("lstm", "rnn"), experiment, figures)) == "holds in part (2 of 3 seeds)"
+    assert str(judge(Claim("lstm", "ffnn"), experiment, figures)) == "holds (3 of 3 seeds)"
+    assert str(judge(Claim("ffnn", "rnn"), experiment, figures)) == "DOES NOT HOLD (0 of 3 seeds)"
+    assert str(judge(Claim("lstm", limit=0.75), experiment, figures)) == "holds in part (2 of 3 seeds)"
 
 
 def test_all_lessons_run_and_say_what_came_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def load() -> Task:
             for kind, file in _FILES.items()
             for line in package_file("names", file).read_text(encoding="ascii").splitlines()
         ),
-        measure=Measure("bits", "min", "bits a letter", "bits"),
+        measure=Measure("bits", "min", "bits a letter"),
         deal=_deal,
         baselines=_baselines,
         feedback=Feedback("y", "x", sampled=True),

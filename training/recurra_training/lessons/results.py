@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         word = "holds" if self.held == self.seeds else "DOES NOT HOLD" if not self.held else "holds in part"
-        return f"{word}: {self.held} of {self.seeds}"
+        return f"{word} ({self.held} of {self.seeds} seeds)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Final
 from recurra_training.data.adding import CONSTANT_ERROR
 from recurra_training.data.task import Measure
 from recurra_training.experiment import Figure
-from recurra_training.lessons.plan import CURES_STEPS
+from recurra_training.lessons.plan import CURES_EPOCHS, CURES_STEPS
 from recurra_training.lessons.results import Result
 from recurra_training.report.curves import title_of
 from recurra_training.studies.exploding import Course
@@ -55,7 +55,8 @@ def rows_of(figures: Sequence[Figure], measure: Measure) -> list[list[str]]:
 
 def text_of(figure: Figure, measure: Measure) -> str:
     """Mean and standard deviation; only the mean where there is no spread."""
-    spread = f" ± {measure.text(figure.spread)}" if figure.spread else ""
+    deviation = measure.text(figure.spread) if measure.unit == "%" else f"{figure.spread:.2g}"
+    spread = f" ± {deviation}" if figure.spread else ""
     return measure.text(figure.mean) + spread
 
 
@@ -99,7 +100,7 @@ def _by_steps(results: Sequence[Result]) -> str:
 
 def _cures_about() -> str:
     return (
-        f"The adding problem over {CURES_STEPS} steps, a few thousand sequences; each remedy is switched on by itself. "
+        f"The adding problem over {CURES_STEPS} steps, {CURES_EPOCHS} epochs; each remedy is switched on by itself. "
         f"Who always answers 1 errs by {CONSTANT_ERROR:.4f}."
     )
 
