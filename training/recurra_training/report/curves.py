@@ -3,10 +3,11 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from recurra_training.data.recording import Recording
@@ -34,13 +35,9 @@ def draw_curves(path: Path, experiment: Experiment) -> None:
     measure = experiment.task.measure
     with picture(path, columns=2, size=(10, 3.6)) as (_, (left, right)):
         for cell, runs in experiment.runs.items():
-            for index, run in enumerate(runs):
-                history = read_history(run)
-                named = label(cell) if index == 0 else None
-                line: dict[str, Any] = {"color": color(cell), "label": named, "alpha": 1.0 if len(runs) == 1 else 0.7}
-                marker = "o" if len(history["epoch"]) == 1 else ""
-                left.plot(history["epoch"], history["train_loss"], marker=marker, **line)
-                right.plot(history["epoch"], history[f"validation_{measure.name}"], marker=marker, **line)
+            histories = [read_history(run) for run in runs]
+            for axis, name in ((left, "train_loss"), (right, f"validation_{measure.name}")):
+                _draw_seeds(axis, [history[name] for history in histories], cell)
         left.set(title="Loss in training", ylabel="loss")
         epochs_below(left)
         epochs_below(right)
@@ -53,6 +50,16 @@ def draw_curves(path: Path, experiment: Experiment) -> None:
         if measure.unit == "%":
             right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         left.legend()
+
+
+def _draw_seeds(axis: Axes, lines: Sequence[Sequence[float]], cell: str) -> None:
+    """The mean over the seeds, as far as all of them go, and pale behind it each of them."""
+    if len(lines) > 1:
+        for line in lines:
+            axis.plot(range(1, len(line) + 1), line, color=color(cell), alpha=0.22, linewidth=0.9)
+    common = min(map(len, lines))
+    mean = np.mean([line[:common] for line in lines], axis=0)
+    axis.plot(range(1, common + 1), mean, color=color(cell), label=label(cell), marker="o" if common == 1 else "")
 
 
 def title_of(measure: Measure) -> str:
