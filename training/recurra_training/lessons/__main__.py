@@ -45,10 +45,7 @@ def lessons(
         found, cured = results(runs, smoke=smoke), cures(runs, smoke=smoke)
         shown = exploding.courses(10 if smoke else 100)
         page = write_page(runs, found, cured, shown)
-    seconds = [
-        run.trained.facts["seconds"] for result in found for each in result.experiment.runs.values() for run in each
-    ]
-    text = markdown(found, cured, shown, sum(seconds) / 60)
+    text = markdown(found, cured, shown)
     (runs / "table.md").write_text(text, encoding="utf-8")
     for result in found:
         for verdict in result.verdicts:

@@ -1,7 +1,6 @@
 """The lessons as Markdown, for docs/learning.md."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -32,7 +31,7 @@ def write_into(document: Path, text: str) -> None:
     document.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}", encoding="utf-8")
 
 
-def markdown(results: Sequence[Result], cures: Sequence[Figure], courses: Sequence[Course], minutes: float) -> str:
+def markdown(results: Sequence[Result], cures: Sequence[Figure], courses: Sequence[Course]) -> str:
     """All figures, and which claims hold."""
     parts = []
     for result in results:
@@ -44,8 +43,7 @@ def markdown(results: Sequence[Result], cures: Sequence[Figure], courses: Sequen
             parts += ["\n".join(f"* {verdict.text}: {verdict}" for verdict in result.verdicts)]
     parts += ["### The cures, one by one", _cures_about(), _cures(cures)]
     parts += ["### The exploding gradient", _exploding(courses)]
-    trained = f"Trained in {minutes:.0f} minutes of one core in all, on {os.cpu_count()} cores." if minutes else ""
-    return "\n\n".join([*parts, trained])
+    return "\n\n".join(parts)
 
 
 def rows_of(figures: Sequence[Figure], measure: Measure) -> list[list[str]]:
