@@ -174,6 +174,7 @@ class App:
             runtime,
             self.settings.limits,
             max_batch_size=1 if runtime.fixed_batch else None,
+            max_piece_steps=1 if runtime.fixed_steps else None,
             metrics=runtime.metrics,
         )
         seconds = probe(runtime, model.max_batch_size)

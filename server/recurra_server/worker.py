@@ -68,8 +68,9 @@ async def _serve(settings: Settings, ready: Callable[[Ready], None], *, worker: 
 
 
 def _about(model: ServedModel) -> str:
-    states = f"{model.signature.state_bytes} bytes of state a session" if model.signature.states else "no states"
-    return f"serving {model.name} version {model.version} ({states})"
+    states = f"{model.signature.state_bytes} bytes of state a session" if model.signature.kept else "no states"
+    alone = ", sessions run one by one" if model.max_batch_size == 1 else ""
+    return f"serving {model.name} version {model.version} ({states}{alone})"
 
 
 def main() -> None:

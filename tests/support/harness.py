@@ -64,7 +64,16 @@ class Harness:
         self.engine = Engine(limits or Limits())
         self.models: list[ServedModel] = []
         for name, runtime in models.items():
-            model = ServedModel(name, "1", f"sha256:{name}", runtime.signature, runtime, self.engine.limits)
+            model = ServedModel(
+                name,
+                "1",
+                f"sha256:{name}",
+                runtime.signature,
+                runtime,
+                self.engine.limits,
+                max_batch_size=1 if runtime.fixed_batch else None,
+                max_piece_steps=1 if runtime.fixed_steps else None,
+            )
             self.engine.add_model(model)
             self.models.append(model)
 

@@ -32,6 +32,7 @@ class TensorSpec(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     UNITS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name in the ONNX graph."""
     dtype: _tensor_pb2.DataType.ValueType
@@ -39,6 +40,10 @@ class TensorSpec(_message.Message):
     kind: _builtins.str
     """What the numbers are, for an output: "probability" (sums to 1 along the last axis),
     "logit" (before a softmax), or "value". Empty where not known.
+    """
+    context: _builtins.int
+    """For an input: how many of the last entries the server carries over and puts in front of the next
+    step, along one axis. Not part of dims: a caller sends only what is new. 0: none.
     """
     @_builtins.property
     def dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -61,10 +66,11 @@ class TensorSpec(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         units: _abc.Iterable[_builtins.str] | None = ...,
         kind: _builtins.str = ...,
+        context: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dims", b"dims", "dtype", b"dtype", "kind", b"kind", "labels", b"labels", "name", b"name", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "dims", b"dims", "dtype", b"dtype", "kind", b"kind", "labels", b"labels", "name", b"name", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -83,6 +89,7 @@ class StateSpec(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     DIMS_FIELD_NUMBER: _builtins.int
     INITIAL_FIELD_NUMBER: _builtins.int
+    INITIAL_DIFFERS_FIELD_NUMBER: _builtins.int
     input_name: _builtins.str
     """Name of the graph's input that takes the state."""
     output_name: _builtins.str
@@ -91,6 +98,8 @@ class StateSpec(_message.Message):
     """Element type."""
     initial: _builtins.float
     """The value that every element has before the first step."""
+    initial_differs: _builtins.bool
+    """True: the model gives each element a value of its own to begin with; `initial` is then 0."""
     @_builtins.property
     def dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape of one session's state: without the batch axis."""
@@ -103,14 +112,55 @@ class StateSpec(_message.Message):
         dtype: _tensor_pb2.DataType.ValueType = ...,
         dims: _abc.Iterable[_builtins.int] | None = ...,
         initial: _builtins.float = ...,
+        initial_differs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dims", b"dims", "dtype", b"dtype", "initial", b"initial", "input_name", b"input_name", "output_name", b"output_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dims", b"dims", "dtype", b"dtype", "initial", b"initial", "initial_differs", b"initial_differs", "input_name", b"input_name", "output_name", b"output_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateSpec: _TypeAlias = StateSpec  # noqa: Y015
+
+@_typing.final
+class ConstantSpec(_message.Message):
+    """ConstantSpec describes an input of the graph that does not change from step to step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    DIMS_FIELD_NUMBER: _builtins.int
+    PER_SESSION_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the graph's input."""
+    dtype: _tensor_pb2.DataType.ValueType
+    """Element type."""
+    per_session: _builtins.bool
+    """True: each session has its own, given in OpenSessionRequest.initial_states."""
+    required: _builtins.bool
+    """True: it must be given; there is no value to fall back on."""
+    @_builtins.property
+    def dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shape of its value."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _tensor_pb2.DataType.ValueType = ...,
+        dims: _abc.Iterable[_builtins.int] | None = ...,
+        per_session: _builtins.bool = ...,
+        required: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dims", b"dims", "dtype", b"dtype", "name", b"name", "per_session", b"per_session", "required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConstantSpec: _TypeAlias = ConstantSpec  # noqa: Y015
 
 @_typing.final
 class Feedback(_message.Message):
@@ -183,6 +233,7 @@ class Model(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     FEEDBACK_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    CONSTANTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model: its folder in the model repository."""
     version: _builtins.str
@@ -190,14 +241,14 @@ class Model(_message.Message):
     latest: _builtins.bool
     """True for the version that a request without a version gets."""
     digest: _builtins.str
-    """"sha256:" and the hexadecimal SHA-256 of the ONNX file."""
+    """"sha256:" and a hexadecimal SHA-256: of the ONNX file, or of all files of the version where there are more."""
     description: _builtins.str
     """One sentence on what the model is for."""
     state_bytes: _builtins.int
     """Bytes of state that one session holds."""
     max_batch_size: _builtins.int
     """The largest number of sessions run in one call of the model; 1 means that
-    the graph's batch is fixed and sessions are run one by one.
+    sessions are run one by one: the graph's batch is fixed, or its rows depend on one another.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
@@ -223,6 +274,10 @@ class Model(_message.Message):
     def feedback(self) -> Global___Feedback:
         """Set where the model can generate: how an output becomes the next input."""
 
+    @_builtins.property
+    def constants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConstantSpec]:
+        """What stays the same from step to step."""
+
     def __init__(
         self,
         *,
@@ -239,10 +294,11 @@ class Model(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         feedback: Global___Feedback | None = ...,
         max_batch_size: _builtins.int = ...,
+        constants: _abc.Iterable[Global___ConstantSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["feedback", b"feedback", "step_period", b"step_period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "digest", b"digest", "feedback", b"feedback", "inputs", b"inputs", "latest", b"latest", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "state_bytes", b"state_bytes", "states", b"states", "step_period", b"step_period", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constants", b"constants", "description", b"description", "digest", b"digest", "feedback", b"feedback", "inputs", b"inputs", "latest", b"latest", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "state_bytes", b"state_bytes", "states", b"states", "step_period", b"step_period", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -98,7 +98,8 @@ class OpenSessionRequest(_message.Message):
     @_builtins.property
     def initial_states(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """States to begin from, by their input_name, each of the shape in
-        StateSpec.dims. A state that is not given begins at StateSpec.initial.
+        StateSpec.dims. A state that is not given begins at StateSpec.initial. Also
+        the constants that each session has its own of, by ConstantSpec.name.
         """
 
     def __init__(

@@ -112,11 +112,11 @@ class Engine:
             now: The time in seconds.
             session_id: Its id; empty to make an unguessable one.
             idle_timeout: Seconds it may go unused; None for the default.
-            initial_states: States to begin from by their input name, each `[*dims]`; the others
-                begin at their declared value.
+            initial_states: States to begin from, and constants of this session, by the name of the graph's input,
+                each `[*dims]`; the others have their declared value.
 
         Raises:
-            SessionIdError, SessionExistsError, InvalidRequestError, CapacityError, DrainingError:
+            InputNameError, SessionIdError, SessionExistsError, InvalidRequestError, CapacityError, DrainingError:
                 Nothing was opened.
         """
         if self.draining:
@@ -130,22 +130,25 @@ class Engine:
         except CapacityError as error:
             self.refused[model.name, model.version, error.metadata["bound"]] += 1
             raise
-        session = self._begin(model, session_id, timeout, now)
-        if initial_states:
-            states = [initial_states.get(spec.input_name) for spec in model.signature.states]
-            model.slots.write(session.slot, states)
+        session = model.open(session_id, timeout, now, initial_states)
+        self._sessions[session_id] = session
+        self._tombstones.pop(session_id, None)
+        self.opened[model.name, model.version] += 1
         return session
 
     @contextmanager
-    def borrow(self, model: ServedModel, now: float) -> Iterator[Session]:
+    def borrow(
+        self, model: ServedModel, now: float, initial_states: Mapping[str, Array] | None = None
+    ) -> Iterator[Session]:
         """A session that only one call knows, for as long as that takes.
 
         Raises:
             CapacityError: All sessions are in use.
+            InputNameError: As `open`.
         """
         self._check_room()
+        session = model.open(None, float("inf"), now, initial_states)
         self._borrowed += 1
-        session = model.open(None, float("inf"), now)
         try:
             yield session
         finally:
@@ -223,9 +226,12 @@ class Engine:
             raise not_found(session.id)
         slots = session.model.slots
         copy = self.open(
-            session.model, now, session_id=session_id, idle_timeout=float(slots.idle_timeout[session.slot])
+            session.model,
+            now,
+            session_id=session_id,
+            idle_timeout=float(slots.idle_timeout[session.slot]),
+            initial_states=slots.read(session.slot),
         )
-        slots.write(copy.slot, slots.read(session.slot))
         copy.applied = session.applied
         copy.kept = session.kept
         slots.touch(session.slot, now)
@@ -276,13 +282,6 @@ class Engine:
                 field="idle_timeout",
             )
         return wanted
-
-    def _begin(self, model: ServedModel, session_id: str, idle_timeout: float, now: float) -> Session:
-        session = model.open(session_id, idle_timeout, now)
-        self._sessions[session_id] = session
-        self._tombstones.pop(session_id, None)
-        self.opened[model.name, model.version] += 1
-        return session
 
     def _check_room(self) -> None:
         if len(self._sessions) + self._borrowed >= self.limits.max_sessions:

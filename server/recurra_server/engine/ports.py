@@ -13,8 +13,9 @@ class Runtime(Protocol):
         """Make a model call between arrays, which can be made again and again.
 
         Args:
-            inputs: The inputs in the signature's order, then the states; each contiguous, of the graph's shape
-                for B >= 1 sessions and T >= 1 time steps.
+            inputs: The inputs in the signature's order, then the states, then the constants: first those of sessions,
+                then those that are the same for all. Each contiguous, of the graph's shape for B >= 1 sessions and
+                T >= 1 time steps.
             outputs: The outputs in the signature's order, then the next states; likewise.
 
         Returns:

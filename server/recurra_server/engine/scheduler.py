@@ -6,7 +6,7 @@ from recurra_server.engine.steps import Step
 
 
 class Scheduler:
-    """Ready steps, at most one of a session, grouped by the number of time steps they run next.
+    """Ready steps, at most one of a session, grouped by what a model call has once: its time steps and constants.
 
     Only pieces of equal length can share a model call. A chunk is therefore run in pieces
     whose lengths are powers of two: few groups, so batches fill. Groups take turns, so neither
@@ -19,7 +19,7 @@ class Scheduler:
     def __init__(self, max_piece: int) -> None:
         self._max_piece = max_piece
         self._singles: deque[Step] = deque()
-        self._ready = {1: self._singles}  # in the order of their turns
+        self._ready = {(1, b""): self._singles}  # in the order of their turns
 
     @property
     def has_ready(self) -> bool:
@@ -28,10 +28,11 @@ class Scheduler:
 
     def push(self, step: Step) -> None:
         """Put a step (back) in line."""
-        if step.count == 1:
+        group = step.session.group
+        if step.count == 1 and not group:
             self._singles.append(step)
         else:
-            self._ready.setdefault(self.piece_length(step), deque()).append(step)
+            self._ready.setdefault((self.piece_length(step), group), deque()).append(step)
 
     def take(self, limit: int) -> tuple[list[Step], int]:
         """Take up to `limit` steps of the group whose turn it is, and the piece length they share.
@@ -39,15 +40,17 @@ class Scheduler:
         Returns:
             The steps and their common piece length; no steps where nothing is ready.
         """
-        for length, queue in self._ready.items():
+        for key, queue in self._ready.items():
             if queue:
                 if len(self._ready) > 1:
-                    self._ready[length] = self._ready.pop(length)  # to the end
+                    del self._ready[key]
+                    if queue is self._singles or len(queue) > limit:
+                        self._ready[key] = queue  # to the end
                 if len(queue) > limit:
-                    return [queue.popleft() for _ in range(limit)], length
+                    return [queue.popleft() for _ in range(limit)], key[0]
                 steps = list(queue)
                 queue.clear()
-                return steps, length
+                return steps, key[0]
         return [], 0
 
     def is_piece(self, steps: int) -> bool:

@@ -4,7 +4,7 @@ A step's way: `turns.submit` -> (ready) -> `next_batch` -> *somebody runs it* ->
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.blocks import BlockBatch, Blocks
 from recurra_server.engine.errors import (
     DeadlineError,
+    InputNameError,
     InputNotFiniteError,
     InputRefusedError,
     InternalError,
@@ -57,16 +58,18 @@ class ServedModel:
         limits: Limits,
         *,
         max_batch_size: int | None = None,
+        max_piece_steps: int | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.digest = digest
         self.signature = signature
-        self.max_batch_size = min(limits.max_batch_size, max_batch_size or limits.max_batch_size)
+        most = min(limits.max_batch_size, max_batch_size or limits.max_batch_size)
+        self.max_batch_size = 1 if signature.one_by_one else most
         self.metrics = metrics or {}
         self.slots: SlotTable[Session] = SlotTable(
-            signature.states,
+            signature.kept,
             limits.max_sessions + self.max_batch_size,  # and those of chunks that have not ended
         )
         self.sessions = 0
@@ -74,7 +77,8 @@ class ServedModel:
         self.compute_seconds = 0.0
         target = (signature.step_seconds or 0) / 2 if limits.admit_below is None else limits.admit_below
         self.admission = Admission(target) if target > 0 else None
-        self._scheduler = Scheduler(limits.max_piece_steps if signature.has_time else 1)
+        longest = min(limits.max_piece_steps, max_piece_steps or limits.max_piece_steps)
+        self._scheduler = Scheduler(longest if signature.has_time else 1)
         self.turns = Turns(limits, self._scheduler, self.slots)
         self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
         self._workspaces = Workspaces(signature, runtime)
@@ -150,9 +154,9 @@ class ServedModel:
     def _commit_steps(self, batch: Batch, now: float, compute: float) -> None:
         steps, slots, workspace = batch.steps, batch.slots, batch.workspace
         outputs = list(zip(*[tensor.split() for tensor in workspace.outputs], strict=True))
-        states = [tensor.rows for tensor in workspace.next_states]
+        states = [tensor.rows for tensor in workspace.next]
         lost = {row for row, step in enumerate(steps) if step.session.closed}
-        bad = {row for state in workspace.next_states if not state.all_finite() for row in state.rows_not_finite()}
+        bad = {row for state in workspace.next if not state.all_finite() for row in state.rows_not_finite()}
         if lost or bad or batch.begins_chunks:
             good = [row for row in range(len(steps)) if row not in lost and row not in bad]
             for row in good:
@@ -198,11 +202,27 @@ class ServedModel:
 
     # --- sessions ----------------------------------------------------------------------
 
-    def open(self, session_id: str | None, idle_timeout: float, now: float) -> Session:
-        """Begin a session at the initial states; one without an id never expires."""
+    def open(
+        self, session_id: str | None, idle_timeout: float, now: float, given: Mapping[str, Array] | None = None
+    ) -> Session:
+        """Begin a session with what is given of its states and constants; one without an id never expires.
+
+        Raises:
+            InputNameError: A constant that has no value of its own is not given.
+        """
+        given = given or {}
+        kept = self.signature.kept
+        for spec in kept:
+            if spec.initial is None and spec.name not in given:
+                raise InputNameError(
+                    f"constant {spec.name!r} must be given with the initial states: {spec.dtype} {list(spec.dims)}",
+                    input=spec.name,
+                    expected=",".join(other.name for other in kept if other.initial is None),
+                )
         slot = self.slots.allocate()
-        self.slots.reset(slot)
-        session = Session(session_id, self, slot)
+        self.slots.begin(slot, given)
+        shared = [self.slots.read(slot)[spec.name] for spec in self.signature.own_constants if spec.batch_axis is None]
+        session = Session(session_id, self, slot, b"".join(value.tobytes() for value in shared))
         self.slots.settle(slot, session, idle_timeout, now)
         if session_id is not None:
             self.sessions += 1
@@ -252,7 +272,7 @@ class ServedModel:
                 self.turns.fail(steps[row], InputNotFiniteError(message, input=name), now)
             return self._stack([step for row, step in enumerate(steps) if row not in bad], length, now)
         slots = rows_of([step.slot for step in steps])
-        self.slots.gather(slots, [state.rows for state in workspace.states])
+        self.slots.gather(slots, [tensor.rows for tensor in workspace.kept])
         begins_chunks = False
         for step in steps:
             if step.position == 0:

@@ -44,14 +44,16 @@ class Session:
         waiting: Steps, and actions that need the session at rest, in order of arrival.
         kept: The last numbered reply.
         closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
+        group: Only sessions of the same group can share a model call: they agree in what the graph takes once a call.
     """
 
-    __slots__ = ("applied", "closed", "current", "id", "kept", "model", "slot", "waiting")
+    __slots__ = ("applied", "closed", "current", "group", "id", "kept", "model", "slot", "waiting")
 
-    def __init__(self, session_id: str | None, model: ServedModel, slot: int) -> None:
+    def __init__(self, session_id: str | None, model: ServedModel, slot: int, group: bytes = b"") -> None:
         self.id = session_id
         self.model = model
         self.slot = slot
+        self.group = group
         self.applied = 0
         self.current: Step | Block | None = None
         self.waiting: deque[Step | Action] | None = None

@@ -4,103 +4,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Dtype = Literal[
-    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+from recurra_server.engine.specs import (
+    ConstantSpec,
+    Dtype,
+    Kept,
+    SignatureError,
+    StateSpec,
+    TensorSpec,
+    Value,
+    as_array,
+)
+
+__all__ = [
+    "ConstantSpec",
+    "Dtype",
+    "Feedback",
+    "Kept",
+    "Signature",
+    "SignatureError",
+    "StateSpec",
+    "TensorSpec",
+    "Value",
 ]
 
-
-class SignatureError(ValueError):
-    """A signature that cannot be used; the message says which part and what is expected."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or an output of a model.
-
-    `dims` is the shape of one step of one session. The graph's own tensor also has a
-    batch axis and, unless `time_axis` is None, a time axis, at the positions given.
-    """
-
-    name: str
-    dtype: Dtype
-    dims: tuple[int, ...]
-    batch_axis: int = 0
-    time_axis: int | None = 1
-    labels: tuple[str, ...] = ()
-    units: tuple[str, ...] = ()
-    kind: Literal["", "probability", "logit", "value"] = ""
-
-    @cached_property
-    def np_dtype(self) -> np.dtype[Any]:
-        """The element type on the wire and in the graph: little-endian."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
-    @cached_property
-    def dims_list(self) -> list[int]:
-        """`dims`, to be compared with a list."""
-        return list(self.dims)
-
-    @cached_property
-    def step_bytes(self) -> int:
-        """Bytes of one step of one session."""
-        return math.prod(self.dims) * self.np_dtype.itemsize
-
-    @cached_property
-    def _order(self) -> tuple[int, ...]:
-        """Where the axes of `[B, T, *dims]` are in the graph's tensor; a missing time axis is put last."""
-        time_axis = len(self.dims) + 1 if self.time_axis is None else self.time_axis
-        return _order(len(self.dims) + 2, [self.batch_axis, time_axis])
-
-    def graph_shape(self, batch: int, steps: int) -> tuple[int, ...]:
-        """The shape of the graph's tensor for `batch` sessions of `steps` time steps each."""
-        shape = _placed((batch, steps, *self.dims), self._order)
-        return shape[:-1] if self.time_axis is None else shape
-
-    def rows(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """See the graph's tensor as rows `[B, T, *dims]`, one for each session; a view, to read or to write."""
-        if self.time_axis is None:
-            tensor = tensor[..., np.newaxis]
-        return tensor.transpose(self._order)
-
-
-@dataclass(frozen=True)
-class StateSpec:
-    """A tensor that the graph takes in and hands back; `dims` leave out its batch axis."""
-
-    input_name: str
-    output_name: str
-    dtype: Dtype
-    dims: tuple[int, ...]
-    batch_axis: int = 0
-    initial: float = 0.0
-
-    @cached_property
-    def np_dtype(self) -> np.dtype[Any]:
-        """The element type."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
-    @cached_property
-    def row_bytes(self) -> int:
-        """Bytes that one session's state takes."""
-        return math.prod(self.dims) * self.np_dtype.itemsize
-
-    @cached_property
-    def _order(self) -> tuple[int, ...]:
-        """Where the axes of `[B, *dims]` are in the graph's tensor."""
-        return _order(len(self.dims) + 1, [self.batch_axis])
-
-    def graph_shape(self, batch: int, steps: int = 1) -> tuple[int, ...]:  # noqa: ARG002
-        """The shape of the graph's tensor for `batch` sessions."""
-        return _placed((batch, *self.dims), self._order)
-
-    def rows(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """See the graph's tensor as rows `[B, *dims]`, one for each session; a view, to read or to write."""
-        return tensor.transpose(self._order)
+_MAX_DIMS: Final = 6
+_MAX_STEP_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -116,6 +48,8 @@ class Feedback:
 class Signature:
     """Everything the server needs to know to run a model step by step.
 
+    `batching` False: sessions are run one by one, as rows of one call would not be independent.
+
     Raises:
         SignatureError: The parts do not fit together.
     """
@@ -125,65 +59,124 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: tuple[StateSpec, ...] = ()
+    constants: tuple[ConstantSpec, ...] = ()
     description: str = ""
     step_seconds: float | None = None
     feedback: Feedback | None = None
+    batching: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a signature whose parts contradict one another."""
-        if not self.inputs or not self.outputs:
-            raise SignatureError("a signature needs at least one input and one output")
-        _check_unique("input", [spec.name for spec in self.inputs] + [state.input_name for state in self.states])
-        _check_unique("output", [spec.name for spec in self.outputs] + [state.output_name for state in self.states])
-        for spec in (*self.inputs, *self.outputs):
-            _check_tensor(spec)
-        for state in self.states:
-            _check_sizes(state.input_name, state.dims)
-            if not 0 <= state.batch_axis <= len(state.dims):
-                raise SignatureError(
-                    f"{state.input_name}: batch_axis {state.batch_axis} must be from 0 to {len(state.dims)}"
-                )
-        if self.feedback is not None:
-            _check_feedback(self, self.feedback)
+        check(self)
+
+    @cached_property
+    def kept(self) -> tuple[Kept, ...]:
+        """What is kept of a session: states, its own constants, and the contexts of inputs, in this order."""
+        states = [
+            Kept(state.input_name, state.dtype, state.dims, as_array(state.initial, state)) for state in self.states
+        ]
+        constants = [
+            Kept(spec.name, spec.dtype, spec.dims, None if spec.value is None else as_array(spec.value, spec), True)
+            for spec in self.own_constants
+        ]
+        contexts = []
+        for spec in self.inputs:
+            if spec.context:
+                before, _ = spec.context_rows(np.empty(spec.graph_shape(1, 1), np.bool_))
+                dims = before.shape[1:]
+                contexts.append(Kept(f"{spec.name}.context", spec.dtype, dims, np.zeros((), spec.np_dtype)))
+        return (*states, *constants, *contexts)
+
+    @cached_property
+    def own_constants(self) -> tuple[ConstantSpec, ...]:
+        """The constants that each session has its own value of."""
+        return tuple(spec for spec in self.constants if spec.per_session)
+
+    @cached_property
+    def fixed_constants(self) -> tuple[ConstantSpec, ...]:
+        """The constants that are the same for all sessions."""
+        return tuple(spec for spec in self.constants if not spec.per_session)
 
     @cached_property
     def state_bytes(self) -> int:
-        """Bytes of state that one session holds."""
-        return sum(state.row_bytes for state in self.states)
+        """Bytes that one session holds."""
+        return sum(kept.row_bytes for kept in self.kept)
 
     @cached_property
     def has_time(self) -> bool:
         """Whether several steps can be run in one call."""
-        return all(spec.time_axis is not None for spec in (*self.inputs, *self.outputs))
+        return not any(spec.one_step for spec in (*self.inputs, *self.outputs))
+
+    @cached_property
+    def one_by_one(self) -> bool:
+        """Whether sessions cannot share a call."""
+        tensors: tuple[TensorSpec | StateSpec, ...] = (*self.inputs, *self.outputs, *self.states)
+        return not self.batching or any(spec.batch_axis is None for spec in tensors)
 
 
-def _order(rank: int, places: Sequence[int]) -> tuple[int, ...]:
-    """For each axis of the rows where it is in the graph's tensor: the first axes at `places`, the rest in order."""
-    return (*places, *(axis for axis in range(rank) if axis not in places))
+def check(signature: Signature) -> None:
+    """Refuse a signature whose parts do not fit together.
 
-
-def _placed(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-    """The graph's shape for rows of a shape."""
-    return tuple(shape[order.index(axis)] for axis in range(len(shape)))
+    Raises:
+        SignatureError: Always says which part.
+    """
+    inputs, outputs, states, constants = signature.inputs, signature.outputs, signature.states, signature.constants
+    if not inputs or not outputs:
+        raise SignatureError("a signature needs at least one input and one output")
+    taken = [spec.name for spec in inputs] + [s.input_name for s in states] + [spec.name for spec in constants]
+    _check_unique("input", taken)
+    _check_unique("output", [spec.name for spec in outputs] + [state.output_name for state in states])
+    for spec in (*inputs, *outputs):
+        _check_tensor(spec)
+    if any(spec.context for spec in outputs):
+        raise SignatureError("only an input has a context")
+    for state in states:
+        _check_place(state.input_name, state)
+        as_array(state.initial, state)
+    for constant in constants:
+        _check_place(constant.name, constant)
+        if constant.value is not None:
+            as_array(constant.value, constant)
+        elif not constant.per_session:
+            raise SignatureError(f"{constant.name}: a constant needs a value, or per_session: true")
+    if signature.feedback is not None:
+        _check_feedback(signature, signature.feedback)
 
 
 def _check_tensor(spec: TensorSpec) -> None:
-    _check_sizes(spec.name, spec.dims)
-    axes = [spec.batch_axis] if spec.time_axis is None else [spec.batch_axis, spec.time_axis]
-    rank = len(spec.dims) + len(axes)
-    if len(set(axes)) != len(axes) or not all(0 <= axis < rank for axis in axes):
-        raise SignatureError(f"{spec.name}: batch_axis and time_axis must be two different axes below {rank}")
+    _check_place(spec.name, spec)
     width = spec.dims[-1] if spec.dims else 1
     classes = spec.labels and spec.dims == () and spec.np_dtype.kind in "iu"  # the labels name the classes
     if spec.labels and not classes and len(spec.labels) != width:
         raise SignatureError(f"{spec.name}: {len(spec.labels)} labels for {width} entries")
     if len(spec.units) not in (0, 1, width):
         raise SignatureError(f"{spec.name}: {len(spec.units)} units for {width} entries")
+    _check_context(spec)
 
 
-def _check_sizes(name: str, dims: Sequence[int]) -> None:
-    if not all(size > 0 for size in dims):
-        raise SignatureError(f"{name}: dims {list(dims)} must all be above 0")
+def _check_context(spec: TensorSpec) -> None:
+    if spec.context < 0:
+        raise SignatureError(f"{spec.name}: context {spec.context} must be at least 0")
+    if spec.context and spec.context_axis is None and spec.time_axis is None:
+        raise SignatureError(f"{spec.name}: context_axis null is the time axis, and it has none")
+    if spec.context and spec.context_axis is not None and not 0 <= spec.context_axis < len(spec.dims):
+        raise SignatureError(f"{spec.name}: context_axis {spec.context_axis} must be an axis of dims {list(spec.dims)}")
+
+
+def _check_place(name: str, spec: TensorSpec | StateSpec | ConstantSpec) -> None:
+    """Hold a tensor's sizes and axes to what an array can have."""
+    context = spec.context if isinstance(spec, TensorSpec) else 0
+    if not all(size > 0 for size in spec.dims):
+        raise SignatureError(f"{name}: dims {list(spec.dims)} must all be above 0")
+    if len(spec.dims) > _MAX_DIMS or (math.prod(spec.dims) + abs(context)) * spec.np_dtype.itemsize > _MAX_STEP_BYTES:
+        raise SignatureError(
+            f"{name}: dims {list(spec.dims)} are more than {_MAX_DIMS} or more than {_MAX_STEP_BYTES >> 20} MiB"
+        )
+    try:
+        _ = spec.layout
+    except ValueError as error:
+        axes = "batch_axis and time_axis" if isinstance(spec, TensorSpec) else "batch_axis"
+        raise SignatureError(f"{name}: {axes} {error}") from None
 
 
 def _check_feedback(signature: Signature, feedback: Feedback) -> None:

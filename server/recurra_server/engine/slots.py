@@ -1,12 +1,12 @@
-"""Where the sessions of a model live: one array per state tensor, a slot per session."""
+"""Where the sessions of a model live: one array for each thing kept of them, a slot per session."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra_server.engine.signature import StateSpec
+from recurra_server.engine.signature import Kept
 
 Owner = TypeVar("Owner")
 Array = NDArray[Any]
@@ -20,7 +20,7 @@ def rows_of(slots: Sequence[int]) -> Slots:
 
 
 class SlotTable(Generic[Owner]):
-    """State arrays `[capacity, *dims]`; a batch is gathered and scattered by index.
+    """Arrays `[capacity, *dims]`; a batch is gathered and scattered by index.
 
     Address space is reserved for all sessions that there may be, and memory is only taken by slots that were
     written to: so nothing is ever moved while callers wait. Where even that cannot be had, the arrays begin smaller and
@@ -30,7 +30,7 @@ class SlotTable(Generic[Owner]):
     one operation and a sweep finds the expired ones with another: no session has a timer.
     """
 
-    def __init__(self, specs: Sequence[StateSpec], capacity: int) -> None:
+    def __init__(self, specs: Sequence[Kept], capacity: int) -> None:
         self.specs = tuple(specs)
         self.owners: list[Owner | None] = []  # as many as there are slots that were handed out at least once
         self.last_used: Array
@@ -111,20 +111,20 @@ class SlotTable(Generic[Owner]):
         due = np.flatnonzero(self.last_used[:used] + self.idle_timeout[:used] <= now).tolist()
         return [owner for slot in due if (owner := self.owners[slot]) is not None]
 
-    def reset(self, slot: int) -> None:
-        """Put a slot's states to their initial values."""
+    def begin(self, slot: int, given: Mapping[str, Array]) -> None:
+        """Set a slot to what is given, each `[*dims]` by its name, and the rest of it to its initial values."""
         for spec, table in zip(self.specs, self._tables, strict=True):
-            table[slot] = spec.initial
+            table[slot] = given.get(spec.name, spec.initial)
 
-    def read(self, slot: int) -> list[Array]:
-        """Copy a slot's states, each `[*dims]`."""
-        return [table[slot].copy() for table in self._tables]
+    def reset(self, slot: int) -> None:
+        """Put a slot's states to their initial values; constants stay."""
+        for spec, table in zip(self.specs, self._tables, strict=True):
+            if not spec.constant:
+                table[slot] = spec.initial
 
-    def write(self, slot: int, states: Sequence[Array | None]) -> None:
-        """Set a slot's states, each `[*dims]`; None leaves that state as it is."""
-        for table, state in zip(self._tables, states, strict=True):
-            if state is not None:
-                table[slot] = state
+    def read(self, slot: int) -> dict[str, Array]:
+        """Copy what a slot holds, each `[*dims]` by its name."""
+        return {spec.name: table[slot].copy() for spec, table in zip(self.specs, self._tables, strict=True)}
 
     def gather(self, slots: Slots, rows: Sequence[Array]) -> None:
         """Copy the states of these slots to rows `[B, *dims]`."""

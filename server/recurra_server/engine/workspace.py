@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra_server.engine.ports import Runtime
-from recurra_server.engine.signature import Signature, StateSpec, TensorSpec
+from recurra_server.engine.signature import ConstantSpec, Signature, StateSpec, TensorSpec
 from recurra_server.engine.steps import Buffer
 
 Array = NDArray[Any]
+_Spec = TensorSpec | StateSpec | ConstantSpec
 
 
 @dataclass(slots=True)
@@ -21,8 +22,8 @@ class Tensor:
 
     Attributes:
         name: As the signature calls it.
-        graph: As the graph has it, contiguous.
-        rows: The same memory with the sessions first: `[B, T, *dims]`, or `[B, *dims]` for a state.
+        graph: The graph's tensor, contiguous.
+        rows: Its memory, or the part meant, with the sessions first: `[B, T, *dims]`, or `[B, *dims]` for a state.
         raw: The bytes of the rows, one after the other, or None where the graph has them in another order.
     """
 
@@ -33,12 +34,10 @@ class Tensor:
     _flat: Array
 
     @classmethod
-    def of(cls, spec: TensorSpec | StateSpec, graph: Array) -> "Tensor":
-        """See a graph's contiguous tensor as what it is."""
-        rows = spec.rows(graph)
+    def of(cls, name: str, rows: Array, graph: Array) -> "Tensor":
+        """See a graph's contiguous tensor, or the part of it that `rows` are, as what it is."""
         raw = rows.reshape(-1).view(np.uint8).data if rows.flags.c_contiguous else None
-        name = spec.input_name if isinstance(spec, StateSpec) else spec.name
-        return cls(name, graph, rows, raw, graph.reshape(-1))
+        return cls(name, graph, rows, raw, graph.reshape(-1) if rows.size == graph.size else rows)
 
     def put(self, data: Buffer) -> None:
         """Fill it with the bytes of all rows, one after the other."""
@@ -74,12 +73,19 @@ class Tensor:
 
 @dataclass(slots=True)
 class Workspace:
-    """The tensors of one model call for B sessions and T time steps, and the call itself."""
+    """The tensors of one model call for B sessions and T time steps, and the call itself.
+
+    Attributes:
+        inputs, outputs: In the signature's order.
+        kept: Where what is kept of the sessions goes before the call, in the order of `Signature.kept`.
+        next: Where it is to be taken from after the call.
+        run: The call.
+    """
 
     inputs: list[Tensor]
-    states: list[Tensor]
     outputs: list[Tensor]
-    next_states: list[Tensor]
+    kept: list[Tensor]
+    next: list[Tensor]
     run: Callable[[], None]
 
 
@@ -87,11 +93,16 @@ class Workspaces:
     """The workspaces of one model. They share their memory, so only one of them can be in use at a time."""
 
     def __init__(self, signature: Signature, runtime: Runtime) -> None:
-        self._inputs: tuple[TensorSpec | StateSpec, ...] = (*signature.inputs, *signature.states)
-        self._outputs: tuple[TensorSpec | StateSpec, ...] = (*signature.outputs, *signature.states)
-        self._states_at = len(signature.inputs), len(signature.outputs)
+        self._signature = signature
+        self._specs: tuple[_Spec, ...] = (
+            *signature.inputs,
+            *signature.states,
+            *signature.own_constants,
+            *signature.outputs,
+            *signature.states,
+        )
         self._runtime = runtime
-        self._memory: list[Array] = [np.empty(0, np.uint8)] * (len(self._inputs) + len(self._outputs))
+        self._memory: list[Array] = [np.empty(0, np.uint8)] * len(self._specs)
         self._made: dict[tuple[int, int], Workspace] = {}
 
     def get(self, batch: int, steps: int) -> Workspace:
@@ -103,17 +114,28 @@ class Workspaces:
         return self._made.get((batch, steps)) or self._make(batch, steps)
 
     def _make(self, batch: int, steps: int) -> Workspace:
-        specs = (*self._inputs, *self._outputs)
-        shapes = [spec.graph_shape(batch, steps) for spec in specs]
-        self._reserve([math.prod(shape) * spec.np_dtype.itemsize for spec, shape in zip(specs, shapes, strict=True)])
-        tensors = [
-            Tensor.of(spec, _view(memory, spec.np_dtype, shape))
-            for spec, shape, memory in zip(specs, shapes, self._memory, strict=True)
-        ]
-        ins, outs = tensors[: len(self._inputs)], tensors[len(self._inputs) :]
-        run = self._runtime.bind([tensor.graph for tensor in ins], [tensor.graph for tensor in outs])
-        inputs, outputs = self._states_at
-        made = Workspace(ins[:inputs], ins[inputs:], outs[:outputs], outs[outputs:], run)
+        signature = self._signature
+        self._reserve([math.prod(spec.graph_shape(batch, steps)) * spec.np_dtype.itemsize for spec in self._specs])
+        memory = iter(self._memory)
+
+        def place(specs: Sequence[_Spec]) -> list[Array]:
+            return [_view(next(memory), spec.np_dtype, spec.graph_shape(batch, steps)) for spec in specs]
+
+        inputs, states, constants = place(signature.inputs), place(signature.states), place(signature.own_constants)
+        outputs, next_states = place(signature.outputs), place(signature.states)
+        fixed = [spec.filled(batch) for spec in signature.fixed_constants]
+        run = self._runtime.bind([*inputs, *states, *constants, *fixed], [*outputs, *next_states])
+
+        kept, following = _seen(signature.states, states), _seen(signature.states, next_states)
+        for constant, graph in zip(signature.own_constants, constants, strict=True):  # comes out as it went in
+            kept.append(Tensor.of(constant.name, constant.rows(graph, batch), graph))
+            following.append(kept[-1])
+        for spec, graph in zip(signature.inputs, inputs, strict=True):
+            if spec.context:  # first the front of the input, then its end
+                before, after = spec.context_rows(graph)
+                kept.append(Tensor.of(spec.name, before, graph))
+                following.append(Tensor.of(spec.name, after, graph))
+        made = Workspace(_seen(signature.inputs, inputs), _seen(signature.outputs, outputs), kept, following, run)
         self._made[batch, steps] = made
         return made
 
@@ -123,6 +145,10 @@ class Workspaces:
             self._made.clear()  # they work in the memory that goes
             # Pages that are not written to take no memory.
             self._memory = [np.empty(2 * size, np.uint8) for size in sizes]
+
+
+def _seen(specs: Sequence[TensorSpec | StateSpec], graphs: Sequence[Array]) -> list[Tensor]:
+    return [Tensor.of(spec.graph_name, spec.rows(graph), graph) for spec, graph in zip(specs, graphs, strict=True)]
 
 
 def _view(memory: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

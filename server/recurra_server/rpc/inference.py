@@ -62,10 +62,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Predict(self, request: inference_pb2.PredictRequest, context: _Context) -> inference_pb2.PredictResponse:
         """Run a whole sequence in a session that only this call knows."""
         model = self._engine.model(request.model, request.version)
-        states = decode_states(request.initial_states, model.signature.states)
+        states = decode_states(request.initial_states, model.signature.kept)
         inputs, count, chunk = decode_steps(request.inputs, model.signature, self._engine.limits.max_chunk_steps)
-        with self._engine.borrow(model, self._driver.clock()) as session:
-            model.slots.write(session.slot, [states.get(spec.input_name) for spec in model.signature.states])
+        with self._engine.borrow(model, self._driver.clock(), states) as session:
             step = await self._driver.run_step(session, inputs, count, deadline=self._deadline(context))
         specs, outputs = model.signature.outputs, step.outputs
         lead = [count] if chunk and not request.last_only else []

@@ -50,9 +50,20 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
                     output_name=state.output_name,
                     dtype=DTYPE_NUMBERS[state.dtype],
                     dims=state.dims,
-                    initial=state.initial,
+                    initial=0.0 if isinstance(state.initial, list) else state.initial,
+                    initial_differs=isinstance(state.initial, list),
                 )
                 for state in signature.states
+            ],
+            constants=[
+                models_pb2.ConstantSpec(
+                    name=spec.name,
+                    dtype=DTYPE_NUMBERS[spec.dtype],
+                    dims=spec.dims,
+                    per_session=spec.per_session,
+                    required=spec.value is None,
+                )
+                for spec in signature.constants
             ],
             state_bytes=signature.state_bytes,
             metrics=model.metrics,
@@ -76,4 +87,5 @@ def _tensor(spec: TensorSpec) -> models_pb2.TensorSpec:
         labels=spec.labels,
         units=spec.units,
         kind=spec.kind,
+        context=spec.context,
     )

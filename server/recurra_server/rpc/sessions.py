@@ -26,7 +26,7 @@ def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest) -> Se
         EngineError: Nothing was opened.
     """
     model = driver.engine.model(request.model, request.version)
-    states = decode_states(request.initial_states, model.signature.states) if request.initial_states else None
+    states = decode_states(request.initial_states, model.signature.kept) if request.initial_states else None
     timeout = request.idle_timeout.ToNanoseconds() / 1e9 if request.HasField("idle_timeout") else None
     return driver.engine.open(
         model, driver.clock(), session_id=request.session_id, idle_timeout=timeout, initial_states=states

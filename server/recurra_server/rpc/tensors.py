@@ -18,7 +18,7 @@ from recurra_server.engine.errors import (
     shown,
 )
 from recurra_server.engine.served_model import Array
-from recurra_server.engine.signature import Dtype, Signature, StateSpec, TensorSpec
+from recurra_server.engine.signature import Dtype, Kept, Signature, TensorSpec
 
 _MAX_AXES = 8
 
@@ -125,26 +125,26 @@ def split_rows(data: bytes, rows: int) -> list[memoryview]:
     return [view[start : start + width] for start in range(0, len(data), width)]
 
 
-def decode_states(tensors: Sequence[tensor_pb2.Tensor], states: Sequence[StateSpec]) -> dict[str, Array]:
-    """Read initial states, each `[*dims]`.
+def decode_states(tensors: Sequence[tensor_pb2.Tensor], states: Sequence[Kept]) -> dict[str, Array]:
+    """Read initial states and constants of a session, each `[*dims]`.
 
     Raises:
         InputNameError, InputDtypeError, InputShapeError, InputNotFiniteError: They are not what the model remembers.
     """
-    found = by_name(tensors, [state.input_name for state in states], "state")
+    found = by_name(tensors, [state.name for state in states], "state")
     arrays: dict[str, Array] = {}
     for state in states:
-        tensor = found.get(state.input_name)
+        tensor = found.get(state.name)
         if tensor is None:
             continue
-        _check_dtype(tensor, state.input_name, state.dtype)
+        _check_dtype(tensor, state.name, state.dtype)
         shape = tuple(tensor.shape) or state.dims
         if shape != state.dims or len(tensor.data) != state.row_bytes:
-            raise _shape_error(tensor, state.input_name, f"{list(state.dims)} with {state.row_bytes} bytes")
+            raise _shape_error(tensor, state.name, f"{list(state.dims)} with {state.row_bytes} bytes")
         array = np.frombuffer(tensor.data, state.np_dtype).reshape(state.dims)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputNotFiniteError(f"state {state.input_name!r} holds NaN or infinity", input=state.input_name)
-        arrays[state.input_name] = array
+            raise InputNotFiniteError(f"state {state.name!r} holds NaN or infinity", input=state.name)
+        arrays[state.name] = array
     return arrays
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recurra_server.engine.signature import Signature, SignatureError, StateSpec, TensorSpec
-from recurra_server.runtimes.metadata import read_metrics, read_signature
+from recurra_server.engine.signature import ConstantSpec, Signature, SignatureError, StateSpec, TensorSpec
+from recurra_server.runtimes.metadata import read_description, read_metrics, read_signature
 
-_TYPES = {
+TYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -26,7 +26,7 @@ class OnnxRuntime:
     Attributes:
         signature: What the file says it takes, answers and remembers.
         metrics: Figures from training that the file carries.
-        fixed_batch: Whether the graph only takes a batch of one.
+        fixed_batch, fixed_steps: Whether the graph only takes a batch of one, or one time step a call.
 
     Raises:
         SignatureError: The signature is missing, or does not fit the graph.
@@ -34,6 +34,7 @@ class OnnxRuntime:
     """
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
+        described = read_description(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -42,12 +43,13 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         metadata = self._session.get_modelmeta().custom_metadata_map
-        self.signature = read_signature(metadata)
+        self.signature = read_signature(metadata, described)
         self.metrics = read_metrics(metadata)
-        self.fixed_batch = _check_graph(self.signature, self._session)
+        self.fixed_batch, self.fixed_steps = _check_graph(self.signature, self._session)
         self._input_names = [
             *(spec.name for spec in self.signature.inputs),
             *(state.input_name for state in self.signature.states),
+            *(spec.name for spec in (*self.signature.own_constants, *self.signature.fixed_constants)),
         ]
         self._output_names = [
             *(spec.name for spec in self.signature.outputs),
@@ -68,53 +70,63 @@ class OnnxRuntime:
         return partial(self._session.run_with_iobinding, binding)
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        """Run the model once on the inputs and states that `bind` takes; return what it answers, of whatever shape."""
+        """Run the model once on the inputs that `bind` takes; return what it answers, of whatever shape."""
         results: Sequence[NDArray[Any]] = self._session.run(
             self._output_names, dict(zip(self._input_names, inputs, strict=True))
         )
         return results
 
 
-def _check_graph(signature: Signature, session: ort.InferenceSession) -> bool:
+def _check_graph(signature: Signature, session: ort.InferenceSession) -> tuple[bool, bool]:
     """Hold the signature against the graph.
 
+    The shapes of outputs are not compared: exporters get them wrong, and the probe sees the real ones.
+
     Returns:
-        Whether the graph's batch is fixed at 1.
+        Whether the graph's batch is fixed at 1, and whether its time is.
 
     Raises:
         SignatureError: A tensor is missing, undeclared, or of another type or shape.
     """
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
-    states = signature.states
-    fixed = [
-        _check_node(inputs, spec, name, "input")
-        for name, spec in [(s.name, s) for s in signature.inputs] + [(s.input_name, s) for s in states]
+    states, constants = signature.states, signature.constants
+    fixed: set[str] = set()
+    taken: list[tuple[str, TensorSpec | StateSpec | ConstantSpec]] = [
+        *((spec.name, spec) for spec in signature.inputs),
+        *((state.input_name, state) for state in states),
+        *((spec.name, spec) for spec in constants),
     ]
-    for name, spec in [(s.name, s) for s in signature.outputs] + [(s.output_name, s) for s in states]:
-        _check_node(outputs, spec, name, "output")
+    for name, spec in taken:
+        fixed |= _compare_shape(_node(inputs, name, spec.dtype, "input"), spec)
+    for name, dtype in [(s.name, s.dtype) for s in signature.outputs] + [(s.output_name, s.dtype) for s in states]:
+        _node(outputs, name, dtype, "output")
     if inputs:
-        raise SignatureError(f"the graph has inputs that the signature does not name: {', '.join(inputs)}")
-    return any(fixed)
+        raise SignatureError(
+            f"the graph has inputs that the signature does not name: {', '.join(inputs)}; "
+            "add each to inputs, states or constants"
+        )
+    return "B" in fixed, "T" in fixed
 
 
-def _check_node(nodes: dict[str, Any], spec: TensorSpec | StateSpec, name: str, what: str) -> bool:
+def _node(nodes: dict[str, Any], name: str, dtype: str, what: str) -> Any:
+    """Take a tensor out of the graph's."""
     node = nodes.pop(name, None)
     if node is None:
         raise SignatureError(f"the graph has no {what} {name!r} (left over: {', '.join(nodes) or 'none'})")
-    if _TYPES.get(node.type) != spec.dtype:
-        raise SignatureError(f"{what} {name!r} is {spec.dtype} in the signature and {node.type} in the graph")
+    if TYPES.get(node.type) != dtype:
+        raise SignatureError(f"{what} {name!r} is {dtype} in the signature and {node.type} in the graph")
+    return node
+
+
+def _compare_shape(node: Any, spec: TensorSpec | StateSpec | ConstantSpec) -> set[str]:
+    """Hold a tensor's shape against the graph's, as far as that is fixed; tell which free axes are fixed at 1."""
     if not node.shape:
-        return False
-    axes: dict[int, str] = {spec.batch_axis: "B"}
-    if isinstance(spec, TensorSpec) and spec.time_axis is not None:
-        axes[spec.time_axis] = "T"
-    dims = iter(spec.dims)
-    expected = [axes[axis] if axis in axes else next(dims) for axis in range(len(axes) + len(spec.dims))]
-    fits = len(node.shape) == len(expected) and all(
-        not isinstance(have, int) or have == want or (isinstance(want, str) and have == 1)
-        for have, want in zip(node.shape, expected, strict=True)
-    )
-    if not fits:
-        raise SignatureError(f"{what} {name!r} has shape {node.shape} in the graph; the signature says {expected}")
-    return bool(node.shape[spec.batch_axis] == 1)
+        return set()
+    one, two = spec.graph_shape(1, 1), (spec.graph_shape(2, 1), spec.graph_shape(1, 2))
+    expected = ["B" if b != o else "T" if t != o else o for o, b, t in zip(one, *two, strict=True)]
+    if len(node.shape) != len(one) or any(
+        isinstance(have, int) and have != want for have, want in zip(node.shape, one, strict=True)
+    ):
+        raise SignatureError(f"input {node.name!r} has shape {node.shape} in the graph; the signature says {expected}")
+    return {str(axis) for have, axis in zip(node.shape, expected, strict=True) if isinstance(have, int)} & {"B", "T"}

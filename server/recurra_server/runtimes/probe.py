@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra_server.engine.signature import Signature, SignatureError, StateSpec, TensorSpec
+from recurra_server.engine.specs import as_array
 from recurra_server.runtimes.onnx import OnnxRuntime
 
 _REPEATS = 5
@@ -22,7 +23,7 @@ def probe(runtime: OnnxRuntime, max_batch_size: int) -> float:
     Raises:
         SignatureError: The model cannot be run as its signature says.
     """
-    steps = 2 if runtime.signature.has_time else 1
+    steps = 1 if runtime.fixed_steps or not runtime.signature.has_time else 2
     _run(runtime, 1, 1)
     _run(runtime, min(2, max_batch_size), steps)
     return float(np.median([_run(runtime, max_batch_size, 1) for _ in range(_REPEATS)]))
@@ -31,10 +32,13 @@ def probe(runtime: OnnxRuntime, max_batch_size: int) -> float:
 def _run(runtime: OnnxRuntime, batch: int, steps: int) -> float:
     signature = runtime.signature
     inputs = [np.zeros(spec.graph_shape(batch, steps), spec.np_dtype) for spec in signature.inputs]
-    states = [np.full(state.graph_shape(batch), state.initial, state.np_dtype) for state in signature.states]
+    states = [np.empty(state.graph_shape(batch), state.np_dtype) for state in signature.states]
+    for state, tensor in zip(signature.states, states, strict=True):
+        state.rows(tensor)[...] = as_array(state.initial, state)
+    constants = [spec.filled(batch) for spec in (*signature.own_constants, *signature.fixed_constants)]
     started = time.perf_counter()
     try:
-        results = runtime.run([*inputs, *states])
+        results = runtime.run([*inputs, *states, *constants])
     except Exception as error:
         detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SignatureError(f"the model fails on zeros for {batch} sessions and {steps} steps: {detail}") from None

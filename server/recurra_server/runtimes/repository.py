@@ -17,9 +17,23 @@ class ModelFile:
     path: Path
 
     def digest(self) -> str:
-        """The SHA-256 of the file, as "sha256:<hex>"."""
-        with self.path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        """What the version is, as "sha256:<hex>": the SHA-256 of model.onnx where that is its only file.
+
+        Else of a list of all files of its folder, each as a line of its own SHA-256, two blanks and its path, sorted
+        by path: what `sha256sum` prints.
+        """
+        folder = self.path.parent
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+        if len(digests) == 1:
+            return f"sha256:{digests[self.path.name]}"
+        lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+        return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_models(root: Path) -> list[ModelFile]:

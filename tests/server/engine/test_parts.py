@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recurra_server.engine.engine import version_key
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.feedback import Sampling
-from recurra_server.engine.signature import Feedback, Signature, SignatureError, StateSpec, TensorSpec
+from recurra_server.engine.signature import Feedback, Kept, Signature, SignatureError, StateSpec, TensorSpec
 from recurra_server.engine.slots import SlotTable, rows_of
 from recurra_server.engine.workspace import Workspaces
 
@@ -44,9 +44,11 @@ def test_what_is_stacked_and_unstacked_comes_back(
     x = TensorSpec("x", "float32", dims, batch_axis if has_time else min(batch_axis, len(dims)), time_axis)
     if not has_time:
         x, steps = replace(x, time_axis=None), 1
-    state = StateSpec("h", "h2", "float32", dims, batch_axis=data.draw(st.integers(0, len(dims))))
-    workspaces = Workspaces(Signature((x,), (replace(x, name="y"),), (state,)), Mirror())
-    table: SlotTable[None] = SlotTable([state], 4)
+    state_axis = data.draw(st.integers(0, len(dims)))
+    state = StateSpec("h", "h2", "float32", dims, batch_axis=state_axis)
+    signature = Signature((x,), (replace(x, name="y"),), (state,))
+    workspaces = Workspaces(signature, Mirror())
+    table: SlotTable[None] = SlotTable(signature.kept, 4)
     slots = rows_of([table.allocate() for _ in range(batch)])
     rng = np.random.default_rng(0)
     for size in (batch, batch + 1, batch):  # the one between moves the memory of the others
@@ -56,39 +58,38 @@ def test_what_is_stacked_and_unstacked_comes_back(
     states = rng.normal(size=(batch, *dims)).astype(np.float32)
     table.scatter(slots, [states])
     workspace.inputs[0].put(rows.tobytes())
-    table.gather(slots, [tensor.rows for tensor in workspace.states])
-    np.testing.assert_array_equal(np.moveaxis(workspace.states[0].graph, state.batch_axis, 0), states)
+    table.gather(slots, [tensor.rows for tensor in workspace.kept])
+    np.testing.assert_array_equal(np.moveaxis(workspace.kept[0].graph, state_axis, 0), states)
     expected = np.moveaxis(rows, (0, 1), (batch_axis, time_axis)) if has_time else None
     if expected is not None:
         np.testing.assert_array_equal(workspace.inputs[0].graph, expected)
     workspace.run()
     assert workspace.outputs[0].split() == [row.tobytes() for row in rows]
     table.scatter(slots, [np.zeros_like(states)])
-    table.scatter(slots, [tensor.rows for tensor in workspace.next_states])
-    np.testing.assert_array_equal([table.read(slot)[0] for slot in range(batch)], states)
+    table.scatter(slots, [tensor.rows for tensor in workspace.next])
+    np.testing.assert_array_equal([table.read(slot)["h"] for slot in range(batch)], states)
 
 
 def test_slots_keep_their_states_when_the_table_grows() -> None:
-    table: SlotTable[None] = SlotTable(
-        [StateSpec("h", "h2", "float32", (3,)), StateSpec("n", "n2", "int64", ())], capacity=2
-    )
+    zero = np.zeros(())
+    table: SlotTable[None] = SlotTable([Kept("h", "float32", (3,), zero), Kept("n", "int64", (), zero)], capacity=2)
     slots = []
     for value in range(40):
         slot = table.allocate()
-        table.write(slot, [np.full(3, value, np.float32), np.array(value)])
+        table.begin(slot, {"h": np.full(3, value, np.float32), "n": np.array(value)})
         slots.append(slot)
     assert len(set(slots)) == 40
     for value, slot in enumerate(slots):
-        h, n = table.read(slot)
-        assert h.tolist() == [value] * 3
-        assert n == value
+        kept = table.read(slot)
+        assert kept["h"].tolist() == [value] * 3
+        assert kept["n"] == value
 
 
 def test_slots_begin_with_what_can_be_had() -> None:
     """A few for a state so large that there is no room for all."""
-    table: SlotTable[None] = SlotTable([StateSpec("h", "h2", "float32", (2**20,))], capacity=2**40)
+    table: SlotTable[None] = SlotTable([Kept("h", "float32", (2**20,), np.zeros(()))], capacity=2**40)
     assert 0 < table.capacity < 2**40
-    table.write(table.allocate(), [np.ones(2**20, np.float32)])
+    table.begin(table.allocate(), {"h": np.ones(2**20, np.float32)})
     assert table.nbytes == 2**22
 
 
@@ -108,10 +109,10 @@ def signature(**changes: object) -> Signature:
         ({"inputs": ()}, "at least one input"),
         ({"inputs": (TensorSpec("h", "float32", (2,)),)}, "'h' stands twice"),
         ({"outputs": (TensorSpec("y", "float32", (0,)),)}, "must all be above 0"),
-        ({"outputs": (TensorSpec("y", "float32", (2,), 0, 0),)}, "two different axes"),
+        ({"outputs": (TensorSpec("y", "float32", (2,), 0, 0),)}, "must be different axes from 0 to 2"),
         ({"outputs": (TensorSpec("y", "float32", (2,), labels=("a",)),)}, "1 labels for 2 entries"),
         ({"outputs": (TensorSpec("y", "float32", (2,), units=("a", "b", "c")),)}, "3 units for 2 entries"),
-        ({"states": (StateSpec("h", "h2", "float32", (3,), batch_axis=2),)}, "batch_axis 2"),
+        ({"states": (StateSpec("h", "h2", "float32", (3,), batch_axis=2),)}, "h: batch_axis must be"),
         ({"feedback": Feedback("y", "z")}, "feedback must name"),
         ({"feedback": Feedback("y", "x", sampled=True)}, "integer input"),
         (

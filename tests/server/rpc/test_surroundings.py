@@ -187,7 +187,7 @@ def test_a_broken_model_does_not_keep_the_good_ones_down(tmp_path: Path) -> None
     [
         (('"x"', '"q"'), "no input 'q'"),
         (('"dims": [1]', '"dims": [2]'), "the signature says"),
-        (('"format": 1', '"format": 7'), "signature.format is 7"),
+        (('"format": 1', '"format": 7'), "format in recurra.signature is 7"),
         (('"format": 1', '"format": 1, "lables": []'), "signature.lables"),
         (('"float32"', '"int64"'), "in the graph"),
         (('"s_in"', '"s_inn"'), "no input 's_inn'"),

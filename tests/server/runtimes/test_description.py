@@ -1,0 +1,139 @@
+"""What stands beside a model: model.yaml, external data, and the digest over all of it."""
+
+import contextlib
+import hashlib
+import subprocess
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recurra_server.engine.signature import Signature, SignatureError
+from recurra_server.runtimes.metadata import read_description, read_signature
+from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.runtimes.probe import probe
+from recurra_server.runtimes.repository import find_models
+
+from tests.support import foreign, models
+
+COUNTER = """format: 1
+inputs: [{name: x, dtype: float32, dims: [1]}]
+outputs: [{name: y, dtype: float32, dims: [1]}]
+states: [{input_name: s_in, output_name: s_out, dtype: float32, dims: [1]}]
+"""
+
+
+def described(tmp_path: Path, text: str) -> Signature:
+    """The signature of a graph with nothing in it and this model.yaml."""
+    (tmp_path / "model.yaml").write_text(text)
+    return read_signature({}, read_description(tmp_path / "model.onnx"))
+
+
+def test_a_field_of_the_yaml_takes_the_place_of_the_metadata(tmp_path: Path) -> None:
+    path = models.publish(tmp_path, "counter", models.counter(description="From the file.", step_seconds=0.5))
+    path.with_name("model.yaml").write_text("format: 1\ndescription: From the YAML.\nbatching: off\n")
+    signature = OnnxRuntime(path).signature
+    assert (signature.description, signature.step_seconds) == ("From the YAML.", 0.5)
+    assert (signature.batching, signature.one_by_one) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n", "must be a mapping that begins with `format: 1`"),
+        ("description: x\n", "format in model.yaml is null"),
+        ("format: 1\nformat: 1\n", "'format' stands twice"),
+        ("format: 1\non: x\n", "a key that is no text"),
+        ("format: 1\na: &a [x]\nb: *a\n", r"alias \(\*name\)"),
+        ("format: 1\nx: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("format: 1\ninputs: [" * 5000, "cannot be read"),
+        ("format: 1\ndescription: \x00\n", "cannot be read"),
+        (COUNTER + "step_seconds: .nan\n", "JSON cannot hold"),
+        (COUNTER + "step_seconds: 2020-01-01\n", "JSON cannot hold"),
+        (COUNTER + "baching: off\n", "signature.baching"),
+        (COUNTER.replace("dims: [1]", 'dims: ["1"]'), r"signature.inputs\[0\].dims\[0\]"),
+        (COUNTER.replace("dims: [1]", "dims: [9999999999]"), "more than 64 MiB"),
+        (COUNTER.replace("dims: [1]}]\no", "dims: [1], context: 3, context_axis: 1}]\no"), "context_axis 1 must be"),
+        (COUNTER.replace("[{input", "[{initial: 1.0e+60, input"), "s_in: float32 cannot hold its value"),
+        (COUNTER.replace("[{input", "[{initial: [1, 2], input"), r"its value has shape \[2\]; its dims are \[1\]"),
+        (COUNTER + "constants: [{name: sr, dtype: int64}]\n", "needs a value, or per_session"),
+        (COUNTER + "constants: [{name: sr, dtype: int8, value: 16000}]\n", "int8 cannot hold its value"),
+        (COUNTER + "constants: [{name: sr, dtype: int8, value: [[1], 2]}]\n", "not all of one length"),
+    ],
+)
+def test_a_yaml_that_cannot_be_used_says_what_to_change(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SignatureError, match=message):
+        described(tmp_path, text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.one_of(
+        st.binary(max_size=200),
+        st.text("{}[]:,-&*!|>'\"\n ab01#%@?", max_size=120).map(lambda text: (COUNTER + text).encode()),
+        st.tuples(st.integers(0, len(COUNTER)), st.binary(max_size=4)).map(
+            lambda cut: COUNTER.encode()[: cut[0]] + cut[1] + COUNTER.encode()[cut[0] + len(cut[1]) :]
+        ),
+    )
+)
+def test_a_hostile_yaml_is_refused_or_read(text: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever it holds: it is a signature or a SignatureError, and nothing else."""
+    folder = tmp_path_factory.getbasetemp() / "hostile"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.yaml").write_bytes(text)
+    with contextlib.suppress(SignatureError):
+        read_signature({}, read_description(folder / "model.onnx"))
+
+
+def test_a_graph_that_the_yaml_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = foreign.CONSTANTS.publish(tmp_path, "constants")
+    whole = path.with_name("model.yaml").read_text()
+    for old, new, message in (
+        ("  - {name: rate, dtype: int64, dims: [1], value: [1000]}\n", "", "does not name: rate; add each to"),
+        ("name: h,", "name: hh,", "the graph has no input 'hh'"),
+        ("output_name: after, dtype: float32", "output_name: after, dtype: float16", "is float16 in the signature"),
+        ("dims: [2], batch_axis: 1", "dims: [2], batch_axis: 0", "'speaker' has shape"),
+    ):
+        path.with_name("model.yaml").write_text(
+            whole.replace(old.replace("name: h,", "input_name: h,"), new.replace("name: hh,", "input_name: hh,"))
+        )
+        with pytest.raises(SignatureError, match=message):
+            OnnxRuntime(path)
+
+
+def test_a_state_that_is_not_what_it_is_said_to_be_is_found_when_it_is_tried(tmp_path: Path) -> None:
+    path = foreign.STATES.publish(tmp_path, "states")
+    text = path.with_name("model.yaml").read_text()
+    swapped = text.replace("output_name: bar", "output_name: y").replace("outputs: [{name: y", "outputs: [{name: bar")
+    path.with_name("model.yaml").write_text(swapped)
+    with pytest.raises(SignatureError, match=r"'bar' came as float32 \[2, 1\]; .* says float32 \[1, 2\]"):
+        probe(OnnxRuntime(path), 3)
+
+
+def test_external_data_is_taken_only_from_the_models_folder(tmp_path: Path) -> None:
+    model = models.lstm(16, 64)
+    folder = tmp_path / "lstm" / "1"
+    folder.mkdir(parents=True)
+    path = folder / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=64)
+    probe(OnnxRuntime(path), 2)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights.bin"
+    (folder / "weights.bin").rename(folder.parent / "weights.bin")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match="escapes model directory"):
+        OnnxRuntime(path)
+
+
+def test_the_digest_is_that_of_the_file_or_of_all_files(tmp_path: Path) -> None:
+    path = models.publish(tmp_path, "counter", models.counter())
+    (file,) = find_models(tmp_path)
+    assert file.digest() == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    path.with_name("model.yaml").write_text("format: 1\n")
+    printed = subprocess.run(
+        ["sha256sum", "model.onnx", "model.yaml"], cwd=path.parent, capture_output=True, check=True
+    ).stdout
+    assert file.digest() == f"sha256:{hashlib.sha256(printed).hexdigest()}"
