@@ -1,10 +1,13 @@
 """Sessions that step every 32 ms: how many meet that deadline, how they fare below and what becomes of more."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from benchmarks import contenders
 from benchmarks.client import Values, load
+from benchmarks.contenders import ROOT
 from benchmarks.parts.bench import Bench
 from benchmarks.processes import free_port
 from benchmarks.runs import Spread
@@ -14,7 +17,7 @@ KNEE: Final = "paced knee"
 MISHAPS: Final = "paced mishaps"
 AROUND: Final = "paced around the knee"
 PACE: Final = 0.032
-MODELS: Final = {"lstm-128": 256, "lstm-512x2": 32}
+MODELS: Final = {"lstm-128": 256, "lstm-512x2": 32, "silero-vad": 128}
 """By name in the model repository: the number of sessions that is tried first."""
 _BELOW: Final = 0.8
 _BEYOND: Final = 1.3
@@ -30,6 +33,7 @@ _REFUSE: Final = ("--admit-below", str(PACE / 2))
 
 def paced(bench: Bench) -> None:
     """Find the knee of each model, then measure below and beyond it."""
+    subprocess.run([sys.executable, ROOT / "examples" / "silero-vad" / "install.py", bench.models], check=True)
     for model, first in MODELS.items():
         knees = [_find(bench, model, first, turn) for turn in range(1 if bench.effort.quick else _SEARCHES)]
         knee = round(Spread.of([float(knee) for knee in knees]).median)

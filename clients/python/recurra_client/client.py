@@ -77,7 +77,8 @@ class Client:
             version: Empty: the latest.
             session_id: 1 to 128 characters of A-Z a-z 0-9 . _ : - . Empty: an unguessable one is made.
             idle_timeout: Seconds it may go unused before it expires. None: the server's default.
-            initial_states: States to begin from, by the model's input_name. Those not given begin as the model says.
+            initial_states: States to begin from, by the model's input_name, and the session's own constants, by their
+                name. Those not given begin as the model says.
             keep: Leave it open on the server when the `async with` ends, to be gone on with by `resume`.
         """
         request = sessions_pb2.OpenSessionRequest(

@@ -25,6 +25,9 @@ class Codec:
         self.model = model
         self._inputs = {spec.name: (numpy_dtype(spec.dtype), tuple(spec.dims)) for spec in model.inputs}
         self._states = {spec.input_name: (numpy_dtype(spec.dtype), tuple(spec.dims)) for spec in model.states}
+        self._states |= {
+            spec.name: (numpy_dtype(spec.dtype), tuple(spec.dims)) for spec in model.constants if spec.per_session
+        }
 
     def step(self, x: Inputs) -> list[tensor_pb2.Tensor]:
         """Tensors of one step, each of the model's [dims].
@@ -48,7 +51,7 @@ class Codec:
         return [to_tensor(array, name) for name, array in arrays.items()], leading.pop()[0]
 
     def states(self, states: Mapping[str, ArrayLike] | None) -> list[tensor_pb2.Tensor]:
-        """Tensors of initial states, by the model's input_name, each of the state's [dims].
+        """Tensors of initial states and of a session's own constants, each of its [dims], by its name in the graph.
 
         Raises:
             InputError: INPUT_NAME, INPUT_DTYPE or INPUT_SHAPE.

@@ -61,7 +61,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
                     dtype=DTYPE_NUMBERS[spec.dtype],
                     dims=spec.dims,
                     per_session=spec.per_session,
-                    required=spec.value is None,
+                    required=spec.per_session and spec.value is None,
                 )
                 for spec in signature.constants
             ],

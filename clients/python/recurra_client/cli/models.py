@@ -81,6 +81,7 @@ def _describe(model: models_pb2.Model) -> None:
     for kind, specs in (("input", model.inputs), ("output", model.outputs)):
         for spec in specs:
             facts = f" [dim]{spec.kind}[/]" if spec.kind else ""
+            facts += f" [dim]behind the last {spec.context}[/]" if spec.context else ""
             table.add_row(kind, _tensors([spec]) + facts)
             units = list(spec.units) * (len(spec.labels) if len(spec.units) == 1 else 1)
             for index, label in enumerate(spec.labels):
@@ -89,8 +90,14 @@ def _describe(model: models_pb2.Model) -> None:
     for state in model.states:
         names = f"{state.input_name} -> {state.output_name}"
         shape = shape_text(state.dtype, state.dims).replace("[", r"\[")
-        table.add_row("state", f"{names} {shape} [dim]from {state.initial:g}[/]")
-    table.add_row("memory", f"{size(model.state_bytes)} a session" if model.states else "none: a feed-forward network")
+        start = "from values of its own" if state.initial_differs else f"from {state.initial:g}"
+        table.add_row("state", f"{names} {shape} [dim]{start}[/]")
+    for constant in model.constants:
+        shape = shape_text(constant.dtype, constant.dims).replace("[", r"\[")
+        whose = "the same for all" if not constant.per_session else "each session's own"
+        table.add_row("constant", f"{constant.name} {shape} [dim]{whose}{', required' * constant.required}[/]")
+    kept = f"{size(model.state_bytes)} a session" if model.state_bytes else "none: a feed-forward network"
+    table.add_row("memory", kept)
     if model.HasField("step_period"):
         table.add_row("step", f"every {span(seconds(model.step_period))}")
     if model.HasField("feedback"):
