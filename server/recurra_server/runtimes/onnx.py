@@ -1,6 +1,6 @@
 """Runs a model with ONNX Runtime."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,23 @@ TYPES = {
 }
 
 
+def open_session(path: Path, *, threads: int = 1) -> ort.InferenceSession:
+    """Load a file.
+
+    Raises:
+        Exception: ONNX Runtime cannot load it.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what a call fails on is told to the caller, not printed
+    # Threads that spin between calls would take the event loop's core.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 class OnnxRuntime:
-    """One ONNX model in ONNX Runtime.
+    """One ONNX model in ONNX Runtime; `description` stands for the model.yaml beside it.
 
     Attributes:
         signature: What the file says it takes, answers and remembers.
@@ -33,15 +48,9 @@ class OnnxRuntime:
         Exception: ONNX Runtime cannot load the file.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        described = read_description(path)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what a call fails on is told to the caller, not printed
-        # Threads that spin between calls would take the event loop's core.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, path: Path, *, threads: int = 1, description: Mapping[str, Any] | None = None) -> None:
+        described = read_description(path) if description is None else description
+        self._session = open_session(path, threads=threads)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.signature = read_signature(metadata, described)
         self.metrics = read_metrics(metadata)

@@ -1,0 +1,138 @@
+"""The command `recurra inspect`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from cyclopts import Parameter
+from onnxruntime import InferenceSession
+from rich.console import Console
+from rich.table import Table
+
+from recurra_server.engine.signature import SignatureError
+from recurra_server.runtimes.guess import Axis, Guess, Node, guess
+from recurra_server.runtimes.metadata import DESCRIPTION, SIGNATURE_KEY, read_description
+from recurra_server.runtimes.onnx import TYPES, OnnxRuntime, open_session
+from recurra_server.runtimes.probe import probe
+from recurra_server.runtimes.trial import try_out
+
+_TRIED_BATCH = 4
+
+
+def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
+    """Show what an ONNX file takes, answers and remembers, as far as it can be told, and try it.
+
+    A model.yaml to start from goes to stdout, all else to stderr: recurra inspect model.onnx > model.yaml. With a
+    model.yaml beside it, or a signature inside, it says whether the server would load the model, and why not.
+
+    Parameters
+    ----------
+    model
+        The file.
+    """
+    out = Console(stderr=True, highlight=False)
+    try:
+        session = open_session(model)
+    except Exception as error:
+        print(f"recurra: {model}: {_first_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    out.print(_graph(session))
+    try:
+        described = read_description(model)
+    except SignatureError as error:
+        _refuse(out, error)
+    if described is None and SIGNATURE_KEY not in session.get_modelmeta().custom_metadata_map:
+        _guess(out, model, session)
+        return
+    try:
+        runtime = OnnxRuntime(model)
+        probe(runtime, 1 if runtime.fixed_batch or runtime.signature.one_by_one else _TRIED_BATCH)
+    except SignatureError as error:
+        _refuse(out, error)
+    where = DESCRIPTION if described is not None else "its metadata"
+    out.print(f"[green]It loads[/], as {where} says; {_how(runtime)}.")
+    for wrong in _trial(runtime):
+        out.print(f"[yellow]![/] {wrong}")
+
+
+def _guess(out: Console, model: Path, session: InferenceSession) -> None:
+    inputs, outputs = _nodes(session.get_inputs()), _nodes(session.get_outputs())
+    if strange := [node for node in (*inputs, *outputs) if node.dtype not in TYPES.values()]:
+        _refuse(out, SignatureError(f"{strange[0].name} is a {strange[0].dtype}: only tensors of numbers are served"))
+    guessed = guess(inputs, outputs)
+    for state in guessed.fields["states"]:
+        out.print(f"state  {state['output_name']} -> {state['input_name']}, dims {state['dims']}, "
+                  f"batch axis {state['batch_axis']}", markup=False)  # fmt: skip
+    if guessed.complete:
+        try:
+            runtime = OnnxRuntime(model, description=guessed.fields)
+            probe(runtime, 1 if runtime.fixed_batch or runtime.signature.one_by_one else _TRIED_BATCH)
+            guessed.doubts += _trial(runtime)
+            out.print(f"[green]Tried[/]: {_how(runtime)}.")
+        except SignatureError as error:
+            guessed.doubts.append(f"it was tried and does not run so: {error}")
+    for doubt in guessed.doubts:
+        out.print("[yellow]?[/]", end=" ")
+        out.print(doubt, markup=False)
+    sys.stdout.write(as_yaml(guessed))
+
+
+def as_yaml(guessed: Guess) -> str:
+    """A model.yaml, its doubts as comments."""
+    lines = [f"# Check: {doubt}." for doubt in guessed.doubts]
+    for key, value in guessed.fields.items():
+        if isinstance(value, list):
+            lines.append(f"{key}:" if value else f"{key}: []")
+            lines += [f"  - {_flow(item)}" for item in value]
+        else:
+            lines.append(yaml.safe_dump({key: value}, allow_unicode=True).strip())
+    return "\n".join(lines) + "\n"
+
+
+def _flow(item: dict[str, Any]) -> str:
+    return yaml.safe_dump(item, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()
+
+
+def _trial(runtime: OnnxRuntime) -> list[str]:
+    try:
+        return try_out(runtime)
+    except Exception as error:
+        return [f"it could not be tried on random numbers: {_first_line(error)}"]
+
+
+def _how(runtime: OnnxRuntime) -> str:
+    signature = runtime.signature
+    alone = runtime.fixed_batch or signature.one_by_one
+    steps = "one step at a time" if runtime.fixed_steps or not signature.has_time else "several steps at once"
+    calls = "sessions run one by one" if alone else "sessions share calls"
+    return f"{calls}, {steps}, {signature.state_bytes} bytes of state each"
+
+
+def _graph(session: InferenceSession) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for what, nodes in (("input", session.get_inputs()), ("output", session.get_outputs())):
+        for node in _nodes(nodes):
+            shape = ", ".join("?" if axis is None else str(axis) for axis in node.shape)
+            table.add_row(what, node.name, node.dtype, rf"\[{shape}]")
+    return table
+
+
+def _nodes(nodes: list[Any]) -> list[Node]:
+    return [
+        Node(node.name, TYPES.get(node.type, node.type), tuple(_axis(axis) for axis in node.shape)) for node in nodes
+    ]
+
+
+def _axis(axis: object) -> Axis:
+    return axis if isinstance(axis, int) else str(axis) if axis else None
+
+
+def _refuse(out: Console, error: SignatureError) -> None:
+    out.print("[red]It would not be loaded[/]:", end=" ")
+    out.print(str(error), markup=False)
+    raise SystemExit(1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
