@@ -21,24 +21,22 @@ from recurra.v1 import (
     sessions_pb2_grpc,
 )
 
+from recurra_server.catalog import Catalog
 from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc import transport
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import ModelsServicer
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.streams import OpenStreams
-from recurra_server.runtimes.onnx import OnnxRuntime
-from recurra_server.runtimes.probe import probe
-from recurra_server.runtimes.repository import ModelFile, find_models
 from recurra_server.settings import Settings
 from recurra_server.telemetry.exporter import MetricsExporter, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
 _log = structlog.get_logger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICES = [
     file.services_by_name[name].full_name
     for file, name in (
@@ -76,6 +74,7 @@ class App:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._streams = OpenStreams(edge)
         self._told = asyncio.Event()
+        self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health)
         self._load_models()
         self._server = self._build_server(edge)
 
@@ -101,12 +100,12 @@ class App:
         self._chores = [
             asyncio.ensure_future(chore) for chore in (self.driver.expire_forever(), self.driver.watch_load())
         ]
+        if settings.watch:
+            self._chores.append(asyncio.ensure_future(self._catalog.watch_forever(settings.watch)))
         await self._server.start()
         for service in ("", *_SERVICES):
             await self._health.set(service, _SERVING)
-        for model in self.engine.models():
-            await self._health.set(f"{model.name}/{model.version}", _SERVING)
-            await self._health.set(model.name, _SERVING)
+        await self._catalog.tell_health_of_all()
         return port, self._exporter.port if self._exporter is not None else 0
 
     def end(self) -> None:
@@ -150,45 +149,16 @@ class App:
         return export_metrics(process_metrics(self.metrics), host, self.settings.metrics_port)
 
     def _load_models(self) -> None:
-        files = find_models(self.settings.models)
-        for file in files:
-            try:
-                self._load(file)
-            except Exception as error:
-                _log.error("model_not_loaded", model=file.name, version=file.version, why=str(error).splitlines()[0])
+        found, where = self._catalog.load_all(), self.settings.models
         if not self.engine.models():
-            where = self.settings.models
             raise StartError(
-                f"none of the {len(files)} models in {where} can be served (the log says why)"
-                if files
+                f"none of the {found} models in {where} can be served (the log says why)"
+                if found
                 else f"there is no {where}/<name>/<version>/model.onnx: train one (recurra train) or choose --models"
             )
 
-    def _load(self, file: ModelFile) -> None:
-        runtime = OnnxRuntime(file.path, threads=self.settings.threads)
-        model = ServedModel(
-            file.name,
-            file.version,
-            file.digest(),
-            runtime.signature,
-            runtime,
-            self.settings.limits,
-            max_batch_size=1 if runtime.fixed_batch else None,
-            max_piece_steps=1 if runtime.fixed_steps else None,
-            metrics=runtime.metrics,
-        )
-        seconds = probe(runtime, model.max_batch_size)
-        inline = seconds * 1e3 <= self.settings.inline_ms
-        self.driver.serve(model, None if inline else self._executor)
-        _log.info(
-            "model_loaded",
-            model=model.name,
-            version=model.version,
-            digest=model.digest[:19],
-            state_bytes=model.signature.state_bytes,
-            full_batch_ms=round(seconds * 1e3, 3),
-            runs="on the loop" if inline else "on a thread",
-        )
+    async def _tell_health(self, service: str, serving: bool) -> None:
+        await self._health.set(service, _SERVING if serving else _NOT_SERVING)
 
     def _build_server(self, edge: EdgeCounts) -> grpc.aio.Server:
         settings = self.settings
@@ -199,9 +169,12 @@ class App:
                 share_port=self._worker,
             )
         )
-        models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge), server)
+        # With several processes a call reaches only one of them; they all see the folder.
+        catalog = None if self._worker else self._catalog
+        models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), server)
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), server)
         inference = InferenceServicer(self.driver, edge, self._streams, stream_window=settings.stream_window)
+        self.driver.on_forget += [self.metrics.forget, inference.forget]
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
         open_inference = OpenInferenceServicer(
             self.driver, edge, self._streams, self.metrics, stream_window=settings.stream_window

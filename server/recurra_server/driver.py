@@ -40,11 +40,13 @@ class _Lane:
     Attributes:
         executor: Where it is run; None on the loop's own thread, which is quicker for small models.
         awake: Whether a pump is scheduled or a batch is in flight.
+        computed: Its model's seconds in calls when the load was looked at last.
     """
 
     model: ServedModel
     executor: ThreadPoolExecutor | None
     awake: bool = False
+    computed: float = 0.0
 
 
 class _Outcome(NamedTuple):
@@ -79,7 +81,11 @@ class _Caller:
 
 
 class Driver:
-    """Feeds the engine and runs its batches. All methods belong to the loop's thread."""
+    """Feeds the engine and runs its batches. All methods belong to the loop's thread.
+
+    Attributes:
+        on_forget: Called with a model that is not served any more and has no sessions left.
+    """
 
     def __init__(
         self, engine: Engine, *, clock: Callable[[], float] = time.monotonic, observe: BatchObserver | None = None
@@ -88,6 +94,7 @@ class Driver:
         self.clock = clock
         self._observe = observe
         self._lanes: dict[ServedModel, _Lane] = {}
+        self.on_forget: list[Callable[[ServedModel], object]] = []
 
     def serve(self, model: ServedModel, executor: ThreadPoolExecutor | None = None) -> None:
         """Add a model; with an executor it is run there, off the loop's thread."""
@@ -157,26 +164,30 @@ class Driver:
         return await finished
 
     async def expire_forever(self, interval: float = 1.0) -> None:
-        """End sessions whose time is up, every `interval` seconds."""
+        """End sessions whose time is up, and forget models whose time is, every `interval` seconds."""
         while True:
             await asyncio.sleep(interval)
             self.engine.expire(self.clock())
+            for model in self.engine.forget_retired():
+                del self._lanes[model]
+                for forget in self.on_forget:
+                    forget(model)
 
     async def watch_load(self, interval: float = 0.25) -> None:
         """Tell the models' admission how busy the loop's thread and the models' are, every `interval` seconds.
 
         To be awaited on the loop's thread.
         """
-        lanes = [lane for lane in self._lanes.values() if lane.model.admission is not None]
-        before = self.clock(), time.thread_time(), [lane.model.compute_seconds for lane in lanes]
-        while lanes:
+        before = self.clock(), time.thread_time()
+        while True:
             await asyncio.sleep(interval)
-            after = self.clock(), time.thread_time(), [lane.model.compute_seconds for lane in lanes]
+            after = self.clock(), time.thread_time()
             passed = after[0] - before[0]
             loop = (after[1] - before[1]) / passed
-            for lane, computed, was in zip(lanes, after[2], before[2], strict=True):
+            for lane in self._lanes.values():
+                computed, lane.computed = lane.model.compute_seconds - lane.computed, lane.model.compute_seconds
                 if lane.model.admission is not None:
-                    lane.model.admission.observe_load(max(loop, (computed - was) / passed))
+                    lane.model.admission.observe_load(max(loop, computed / passed))
             before = after
 
     def _wake(self, model: ServedModel) -> None:

@@ -21,6 +21,8 @@ class Settings:
 
     models: Path = Path("models")
     """Model repository: a folder of <name>/<version>/model.onnx."""
+    watch: _Seconds = 0.0
+    """Look every so many seconds for models that were added to the repository, changed or removed; 0: never."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: _Port = 50051

@@ -27,8 +27,14 @@ class Samples:
         self.names = {name for name, _ in self._values}
 
     def get(self, name: str, **labels: str) -> float | None:
-        """The value of a sample with exactly these labels, or None."""
-        return self._values.get((name, frozenset(labels.items())))
+        """The value of a sample with exactly these labels, or None; of any digest if none is given."""
+        wanted = labels.items()
+        found = [
+            value
+            for (other, have), value in self._values.items()
+            if other == name and {label for label in have if label[0] != "digest" or "digest" in labels} == wanted
+        ]
+        return sum(found) if found else None
 
 
 class ServerProcess:

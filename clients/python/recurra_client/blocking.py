@@ -129,6 +129,14 @@ class BlockingClient:
         """See `Client.model`."""
         return _run(self._client.model(name, version))
 
+    def load_model(self, name: str, version: str = "", *, digest: str = "") -> models_pb2.Model:
+        """See `Client.load_model`."""
+        return _run(self._client.load_model(name, version, digest=digest))
+
+    def unload_model(self, name: str, version: str = "") -> list[str]:
+        """See `Client.unload_model`."""
+        return _run(self._client.unload_model(name, version))
+
     @overload
     def predict(
         self,

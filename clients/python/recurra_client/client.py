@@ -124,6 +124,30 @@ class Client:
         request = models_pb2.GetModelRequest(name=name, version=version)
         return (await self._connection.call(self._connection.models.GetModel, request)).model
 
+    async def load_model(self, name: str, version: str = "", *, digest: str = "") -> models_pb2.Model:
+        """Have a version (the latest, if none is named) loaded from the server's repository, anew if its files changed.
+
+        Args:
+            name: The model.
+            version: Its version.
+            digest: What its `digest` must be; empty for whatever is there.
+
+        Raises:
+            ModelNotFoundError: The repository has no such version.
+            ModelRefusedError: It cannot be loaded; what was served before goes on.
+        """
+        request = models_pb2.LoadModelRequest(name=name, version=version, digest=digest)
+        return (await self._connection.call(self._connection.models.LoadModel, request)).model
+
+    async def unload_model(self, name: str, version: str = "") -> list[str]:
+        """Have no more sessions opened on a version, or on all; open ones go on. Returns the versions.
+
+        Raises:
+            ModelNotFoundError: It is not loaded.
+        """
+        request = models_pb2.UnloadModelRequest(name=name, version=version)
+        return list((await self._connection.call(self._connection.models.UnloadModel, request)).versions)
+
     @overload
     async def predict(
         self,

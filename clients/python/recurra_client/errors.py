@@ -79,6 +79,10 @@ class ModelNotFoundError(RecurraError):
     """No such model or version is loaded."""
 
 
+class ModelRefusedError(RecurraError):
+    """A model's files cannot be loaded; what the server had loaded before goes on."""
+
+
 class NoFeedbackError(RecurraError):
     """The model does not say how an output becomes an input, so it cannot generate."""
 
@@ -118,6 +122,7 @@ _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "STATE_NOT_FINITE": StateNotFiniteError,
     "CHUNK_LENGTH": InputError,
     "MODEL_NOT_FOUND": ModelNotFoundError,
+    "MODEL_REFUSED": ModelRefusedError,
     "NO_FEEDBACK": NoFeedbackError,
     "INVALID_REQUEST": InputError,
     "CAPACITY": CapacityError,

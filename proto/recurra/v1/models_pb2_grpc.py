@@ -45,6 +45,16 @@ class ModelsServiceStub:
                 request_serializer=recurra_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=recurra_dot_v1_dot_models__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/recurra.v1.ModelsService/LoadModel',
+                request_serializer=recurra_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=recurra_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/recurra.v1.ModelsService/UnloadModel',
+                request_serializer=recurra_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=recurra_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServiceServicer:
@@ -65,6 +75,24 @@ class ModelsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """LoadModel loads a version from the server's model repository, or loads it anew where its files have
+        changed. Sessions that are open stay on what they began with until they end. What cannot be loaded
+        changes nothing: it fails with FAILED_PRECONDITION (MODEL_REFUSED), and what was served before goes on.
+        Fails with NOT_FOUND (MODEL_NOT_FOUND) where the repository has no such version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """UnloadModel opens no sessions any more on a version, or on all versions of a model; those that are open
+        go on until they end. Fails with NOT_FOUND (MODEL_NOT_FOUND) where it is not served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +105,16 @@ def add_ModelsServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=recurra_dot_v1_dot_models__pb2.GetModelRequest.FromString,
                     response_serializer=recurra_dot_v1_dot_models__pb2.GetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=recurra_dot_v1_dot_models__pb2.LoadModelRequest.FromString,
+                    response_serializer=recurra_dot_v1_dot_models__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=recurra_dot_v1_dot_models__pb2.UnloadModelRequest.FromString,
+                    response_serializer=recurra_dot_v1_dot_models__pb2.UnloadModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +172,60 @@ class ModelsService:
             '/recurra.v1.ModelsService/GetModel',
             recurra_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
             recurra_dot_v1_dot_models__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recurra.v1.ModelsService/LoadModel',
+            recurra_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
+            recurra_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recurra.v1.ModelsService/UnloadModel',
+            recurra_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
+            recurra_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

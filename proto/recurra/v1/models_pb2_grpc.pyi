@@ -37,6 +37,16 @@ class ModelsServiceStub:
     """ListModels lists every loaded version of every model, by name, newest version first."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
     """GetModel describes one version of one model. Fails with NOT_FOUND (MODEL_NOT_FOUND)."""
+    LoadModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.LoadModelRequest, _models_pb2.LoadModelResponse]
+    """LoadModel loads a version from the server's model repository, or loads it anew where its files have
+    changed. Sessions that are open stay on what they began with until they end. What cannot be loaded
+    changes nothing: it fails with FAILED_PRECONDITION (MODEL_REFUSED), and what was served before goes on.
+    Fails with NOT_FOUND (MODEL_NOT_FOUND) where the repository has no such version.
+    """
+    UnloadModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.UnloadModelRequest, _models_pb2.UnloadModelResponse]
+    """UnloadModel opens no sessions any more on a version, or on all versions of a model; those that are open
+    go on until they end. Fails with NOT_FOUND (MODEL_NOT_FOUND) where it is not served.
+    """
 
 @_typing.type_check_only
 class ModelsServiceAsyncStub(ModelsServiceStub):
@@ -47,6 +57,16 @@ class ModelsServiceAsyncStub(ModelsServiceStub):
     """ListModels lists every loaded version of every model, by name, newest version first."""
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
     """GetModel describes one version of one model. Fails with NOT_FOUND (MODEL_NOT_FOUND)."""
+    LoadModel: _aio.UnaryUnaryMultiCallable[_models_pb2.LoadModelRequest, _models_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """LoadModel loads a version from the server's model repository, or loads it anew where its files have
+    changed. Sessions that are open stay on what they began with until they end. What cannot be loaded
+    changes nothing: it fails with FAILED_PRECONDITION (MODEL_REFUSED), and what was served before goes on.
+    Fails with NOT_FOUND (MODEL_NOT_FOUND) where the repository has no such version.
+    """
+    UnloadModel: _aio.UnaryUnaryMultiCallable[_models_pb2.UnloadModelRequest, _models_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """UnloadModel opens no sessions any more on a version, or on all versions of a model; those that are open
+    go on until they end. Fails with NOT_FOUND (MODEL_NOT_FOUND) where it is not served.
+    """
 
 class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
     """ModelsService tells what is served and how to call it."""
@@ -66,5 +86,27 @@ class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.GetModelResponse, _abc.Awaitable[_models_pb2.GetModelResponse]]:
         """GetModel describes one version of one model. Fails with NOT_FOUND (MODEL_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def LoadModel(
+        self,
+        request: _models_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.LoadModelResponse, _abc.Awaitable[_models_pb2.LoadModelResponse]]:
+        """LoadModel loads a version from the server's model repository, or loads it anew where its files have
+        changed. Sessions that are open stay on what they began with until they end. What cannot be loaded
+        changes nothing: it fails with FAILED_PRECONDITION (MODEL_REFUSED), and what was served before goes on.
+        Fails with NOT_FOUND (MODEL_NOT_FOUND) where the repository has no such version.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadModel(
+        self,
+        request: _models_pb2.UnloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.UnloadModelResponse, _abc.Awaitable[_models_pb2.UnloadModelResponse]]:
+        """UnloadModel opens no sessions any more on a version, or on all versions of a model; those that are open
+        go on until they end. Fails with NOT_FOUND (MODEL_NOT_FOUND) where it is not served.
+        """
 
 def add_ModelsServiceServicer_to_server(servicer: ModelsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -121,13 +121,14 @@ class Blocks:
         return bool(self._ready)
 
     def takes(self, sessions: Sequence[Session], numbers: Sequence[int]) -> bool:
-        """Whether steps can be run as a block: each is the next one, and all are of different sessions at rest.
+        """Whether steps can be run as a block: each is the next of another session at rest, and all of one group.
 
         What is otherwise (a retry, a gap, a session with a step in flight) has to be submitted step by step.
         """
         return (
             self._turns.depth + len(sessions) <= self._limits.max_queue
             and len(set(sessions)) == len(sessions)
+            and len({session.group for session in sessions}) == 1
             and not any(session.current is not None or session.closed for session in sessions)
             and (not numbers or all(map(_is_next, sessions, numbers)))
         )
@@ -162,8 +163,8 @@ class Blocks:
         block, workspace, slots = batch.block, batch.workspace, batch.slots
         block.compute = compute
         block.outputs = [bytearray(tensor.rows.tobytes()) for tensor in workspace.outputs]
-        states = [tensor.rows for tensor in workspace.next_states]
-        for tensor in workspace.next_states:
+        states = [tensor.rows for tensor in workspace.next]
+        for tensor in workspace.next:
             if not tensor.all_finite():
                 for row in tensor.rows_not_finite():
                     block.errors.setdefault(row, state_not_finite(block.sessions[row]))
@@ -215,7 +216,7 @@ class Blocks:
                 for row in tensor.rows_not_finite():
                     block.errors[row] = InputNotFiniteError(message, input=tensor.name)
         slots = np.array([session.slot for session in block.sessions], np.intp)
-        self._slots.gather(slots, [tensor.rows for tensor in workspace.states])
+        self._slots.gather(slots, [tensor.rows for tensor in workspace.kept])
         block.started = now
         return BlockBatch(block, slots, workspace)
 

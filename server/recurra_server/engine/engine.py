@@ -41,18 +41,19 @@ class Engine:
     Attributes:
         limits: The bounds it keeps.
         draining: While True, no session is opened.
-        refused: Sessions that could not be opened so far, by (model name, version, bound).
-        ended: Sessions ended so far, by (model name, version, "closed" or "expired").
-        opened: Sessions opened so far, by (model name, version).
+        refused: Sessions that could not be opened so far, by (model name, version, digest, bound).
+        ended: Sessions ended so far, by (model name, version, digest, "closed" or "expired").
+        opened: Sessions opened so far, by (model name, version, digest).
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.draining = False
-        self.opened: Counter[tuple[str, str]] = Counter()
-        self.refused: Counter[tuple[str, str, str]] = Counter()
-        self.ended: Counter[tuple[str, str, str]] = Counter()
+        self.opened: Counter[tuple[str, str, str]] = Counter()
+        self.refused: Counter[tuple[str, str, str, str]] = Counter()
+        self.ended: Counter[tuple[str, str, str, str]] = Counter()
         self._models: dict[str, dict[str, ServedModel]] = {}
+        self._retired: list[ServedModel] = []
         self._sessions: dict[str, Session] = {}
         self._borrowed = 0
         self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
@@ -60,8 +61,29 @@ class Engine:
     # --- models --------------------------------------------------------------------------
 
     def add_model(self, model: ServedModel) -> None:
-        """Serve a version of a model."""
-        self._models.setdefault(model.name, {})[model.version] = model
+        """Serve a version of a model; one that was served under the same name and version is retired."""
+        versions = self._models.setdefault(model.name, {})
+        if model.version in versions:
+            self._retired.append(versions[model.version])
+        versions[model.version] = model
+
+    def remove_model(self, model: ServedModel) -> None:
+        """Retire a version: no session is opened on it any more, and those that are open go on until they end."""
+        versions = self._models[model.name]
+        del versions[model.version]
+        if not versions:
+            del self._models[model.name]
+        self._retired.append(model)
+
+    def forget_retired(self) -> list[ServedModel]:
+        """Forget the retired models that nobody uses any more, and tell which they were."""
+        gone = [model for model in self._retired if not model.slots.in_use]
+        self._retired = [model for model in self._retired if model.slots.in_use]
+        return gone
+
+    def all_models(self) -> list[ServedModel]:
+        """All served versions, and those that are retired and still have sessions."""
+        return self.models() + self._retired
 
     def models(self) -> list[ServedModel]:
         """All served versions, by name, the newest version first."""
@@ -93,6 +115,11 @@ class Engine:
                 f"model {name!r} has no version {shown(version)}; served are: {known}", model=name, version=version[:64]
             )
         return versions[version]
+
+    def is_latest(self, model: ServedModel) -> bool:
+        """Whether a session that names no version would get this one."""
+        versions = self._models.get(model.name)
+        return versions is not None and versions[max(versions, key=version_key)] is model
 
     # --- sessions ------------------------------------------------------------------------
 
@@ -128,12 +155,12 @@ class Engine:
             if model.admission is not None:
                 model.admission.check(model.sessions, now)
         except CapacityError as error:
-            self.refused[model.name, model.version, error.metadata["bound"]] += 1
+            self.refused[*model.key, error.metadata["bound"]] += 1
             raise
         session = model.open(session_id, timeout, now, initial_states)
         self._sessions[session_id] = session
         self._tombstones.pop(session_id, None)
-        self.opened[model.name, model.version] += 1
+        self.opened[model.key] += 1
         return session
 
     @contextmanager
@@ -189,7 +216,7 @@ class Engine:
         if not model:
             return list(islice(self._sessions.values(), start, start + count)), len(self._sessions)
         chosen: Iterable[Session] = (session for session in self._sessions.values() if session.model.name == model)
-        total = sum(version.sessions for version in self._models.get(model, {}).values())
+        total = sum(version.sessions for version in self.all_models() if version.name == model)
         return list(islice(chosen, start, start + count)), total
 
     def close(self, session: Session) -> None:
@@ -245,7 +272,7 @@ class Engine:
         """
         due = [
             session
-            for model in self.models()
+            for model in self.all_models()
             for session in model.slots.expired(now)
             if session.current is None and session.id is not None
         ]
@@ -310,7 +337,7 @@ class Engine:
     def _end(self, session: Session, reason: str) -> None:
         if session.id is not None:
             del self._sessions[session.id]
-            self.ended[session.model.name, session.model.version, reason] += 1
+            self.ended[*session.model.key, reason] += 1
         session.model.close(session)
 
     def _missing(self, session_id: str, now: float) -> Exception:

@@ -111,6 +111,12 @@ class ModelNotFoundError(EngineError):
     reason = "MODEL_NOT_FOUND"
 
 
+class ModelRefusedError(EngineError):
+    """A model's files cannot be loaded; what was served before goes on."""
+
+    reason = "MODEL_REFUSED"
+
+
 class NoFeedbackError(EngineError):
     """The model does not say how an output becomes an input."""
 

@@ -87,6 +87,11 @@ class ServedModel:
         self._steps_were_last = False
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """Name, version and digest: what it is counted under."""
+        return self.name, self.version, self.digest
+
+    @property
     def has_ready(self) -> bool:
         """Whether there is something for the next batch."""
         return bool(self._alone) or self._scheduler.has_ready or self.blocks.has_ready

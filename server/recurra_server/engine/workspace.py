@@ -24,7 +24,7 @@ class Tensor:
         name: As the signature calls it.
         graph: The graph's tensor, contiguous.
         rows: Its memory, or the part meant, with the sessions first: `[B, T, *dims]`, or `[B, *dims]` for a state.
-        raw: The bytes of the rows, one after the other, or None where the graph has them in another order.
+        raw: The bytes of the rows, one after the other, or None where they cannot be taken as they come.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Tensor:
     @classmethod
     def of(cls, name: str, rows: Array, graph: Array) -> "Tensor":
         """See a graph's contiguous tensor, or the part of it that `rows` are, as what it is."""
-        raw = rows.reshape(-1).view(np.uint8).data if rows.flags.c_contiguous else None
+        plain = rows.flags.c_contiguous and rows.dtype.kind != "b"  # not every byte is a bool
+        raw = rows.reshape(-1).view(np.uint8).data if plain else None
         return cls(name, graph, rows, raw, graph.reshape(-1) if rows.size == graph.size else rows)
 
     def put(self, data: Buffer) -> None:
@@ -44,7 +45,7 @@ class Tensor:
         if self.raw is not None:
             self.raw[:] = data
         else:
-            self.rows[...] = np.frombuffer(data, self.rows.dtype).reshape(self.rows.shape)
+            self.rows[...] = from_bytes(data, self.rows.dtype).reshape(self.rows.shape)
 
     def split(self) -> list[bytes]:
         """The bytes of each row."""
@@ -145,6 +146,11 @@ class Workspaces:
             self._made.clear()  # they work in the memory that goes
             # Pages that are not written to take no memory.
             self._memory = [np.empty(2 * size, np.uint8) for size in sizes]
+
+
+def from_bytes(data: Buffer, dtype: np.dtype[Any]) -> Array:
+    """Little-endian bytes as an array `[N]`; as a bool, every byte but 0 is true."""
+    return np.frombuffer(data, np.uint8) != 0 if dtype.kind == "b" else np.frombuffer(data, dtype)
 
 
 def _seen(specs: Sequence[TensorSpec | StateSpec], graphs: Sequence[Array]) -> list[Tensor]:

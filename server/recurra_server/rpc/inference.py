@@ -31,6 +31,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._stream_window = stream_window
         self._templates: dict[ServedModel, StreamResultTemplate] = {}
 
+    def forget(self, model: ServedModel) -> None:
+        """A model is not served any more."""
+        self._templates.pop(model, None)
+
     @guarded
     async def Step(self, request: inference_pb2.StepRequest, context: _Context) -> inference_pb2.StepResponse:
         """Apply one step or chunk."""

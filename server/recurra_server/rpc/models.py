@@ -1,11 +1,12 @@
 """ModelsService: what is served and how to call it."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from recurra.v1 import models_pb2, models_pb2_grpc
 
 from recurra_server.engine.engine import Engine
+from recurra_server.engine.errors import ModelRefusedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.signature import TensorSpec
 from recurra_server.rpc.status import guarded
@@ -15,12 +16,25 @@ from recurra_server.telemetry.metrics import EdgeCounts
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
-    """Answers from the engine's list of models."""
+class Catalog(Protocol):
+    """Loads and unloads models; see `recurra_server.catalog`."""
 
-    def __init__(self, engine: Engine, edge: EdgeCounts) -> None:
+    async def load(self, name: str, version: str, digest: str) -> tuple[ServedModel, bool]:
+        """Load a version; tell whether that changed anything."""
+        ...
+
+    async def unload(self, name: str, version: str) -> list[ServedModel]:
+        """Unload a version, or all."""
+        ...
+
+
+class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
+    """Answers from the engine's list of models; without a catalog that list does not change by calls."""
+
+    def __init__(self, engine: Engine, edge: EdgeCounts, catalog: Catalog | None) -> None:
         self.edge = edge
         self._engine = engine
+        self._catalog = catalog
 
     @guarded
     async def ListModels(
@@ -34,12 +48,36 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         """Describe one version."""
         return models_pb2.GetModelResponse(model=self._describe(self._engine.model(request.name, request.version)))
 
+    @guarded
+    async def LoadModel(self, request: models_pb2.LoadModelRequest, context: _Context) -> models_pb2.LoadModelResponse:
+        """Load a version from the repository."""
+        model, changed = await self._changeable().load(request.name, request.version, request.digest)
+        return models_pb2.LoadModelResponse(model=self._describe(model), changed=changed)
+
+    @guarded
+    async def UnloadModel(
+        self, request: models_pb2.UnloadModelRequest, context: _Context
+    ) -> models_pb2.UnloadModelResponse:
+        """Serve a version to no new sessions."""
+        models = await self._changeable().unload(request.name, request.version)
+        return models_pb2.UnloadModelResponse(
+            versions=[model.version for model in models], sessions=sum(model.sessions for model in models)
+        )
+
+    def _changeable(self) -> Catalog:
+        if self._catalog is None:
+            raise ModelRefusedError(
+                "this server has several processes, and a call reaches one of them: change its model repository, and "
+                "run it with --watch"
+            )
+        return self._catalog
+
     def _describe(self, model: ServedModel) -> models_pb2.Model:
         signature = model.signature
         message = models_pb2.Model(
             name=model.name,
             version=model.version,
-            latest=self._engine.model(model.name) is model,
+            latest=self._engine.is_latest(model),
             digest=model.digest,
             description=signature.description,
             inputs=[_tensor(spec) for spec in signature.inputs],

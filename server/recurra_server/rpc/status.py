@@ -35,6 +35,7 @@ CODES: dict[type[EngineError], grpc.StatusCode] = {
     errors.StateNotFiniteError: _Code.FAILED_PRECONDITION,
     errors.ChunkLengthError: _Code.INVALID_ARGUMENT,
     errors.ModelNotFoundError: _Code.NOT_FOUND,
+    errors.ModelRefusedError: _Code.FAILED_PRECONDITION,
     errors.NoFeedbackError: _Code.FAILED_PRECONDITION,
     errors.InvalidRequestError: _Code.INVALID_ARGUMENT,
     errors.UnsupportedError: _Code.UNIMPLEMENTED,

@@ -19,6 +19,7 @@ from recurra_server.engine.errors import (
 )
 from recurra_server.engine.served_model import Array
 from recurra_server.engine.signature import Dtype, Kept, Signature, TensorSpec
+from recurra_server.engine.workspace import from_bytes
 
 _MAX_AXES = 8
 
@@ -141,7 +142,7 @@ def decode_states(tensors: Sequence[tensor_pb2.Tensor], states: Sequence[Kept]) 
         shape = tuple(tensor.shape) or state.dims
         if shape != state.dims or len(tensor.data) != state.row_bytes:
             raise _shape_error(tensor, state.name, f"{list(state.dims)} with {state.row_bytes} bytes")
-        array = np.frombuffer(tensor.data, state.np_dtype).reshape(state.dims)
+        array = from_bytes(tensor.data, state.np_dtype).reshape(state.dims)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputNotFiniteError(f"state {state.name!r} holds NaN or infinity", input=state.name)
         arrays[state.name] = array

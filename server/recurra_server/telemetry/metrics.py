@@ -18,7 +18,7 @@ from recurra_server.engine.engine import Engine
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.telemetry.histograms import SECONDS, SIZES, BulkHistogram
 
-_MODEL = ("model", "version")
+_MODEL = ("model", "version", "digest")
 
 
 @dataclass(slots=True)
@@ -92,6 +92,10 @@ class ServerMetrics(Collector):
             timings.queue.observe([step.started - step.arrived for step in answered])
             timings.compute.observe([step.compute for step in answered])
 
+    def forget(self, model: ServedModel) -> None:
+        """A model is not served any more."""
+        self._timings.pop(model, None)
+
     def totals(self, model: ServedModel) -> Totals:
         """What a model has done so far."""
         timings = self._timings.get(model)
@@ -139,7 +143,7 @@ class ServerMetrics(Collector):
             family = HistogramMetricFamily(name, help_text, labels=_MODEL)
             for model, timings in self._timings.items():
                 histogram: BulkHistogram = getattr(timings, attribute)
-                histogram.add_to(family, (model.name, model.version))
+                histogram.add_to(family, model.key)
             yield family
 
     def _model_gauges(self) -> Iterator[Metric]:
@@ -149,15 +153,14 @@ class ServerMetrics(Collector):
         allocated = GaugeMetricFamily(
             "recurra_state_allocated_bytes", "Bytes of memory that states take or have taken.", labels=_MODEL
         )
-        info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "digest", "latest"])
-        for model in self._engine.models():
-            labels = (model.name, model.version)
+        info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "latest"])
+        for model in self._engine.all_models():
+            labels = model.key
             sessions.add_metric(labels, model.sessions)
             depth.add_metric(labels, model.turns.depth)
             used.add_metric(labels, model.sessions * model.signature.state_bytes)
             allocated.add_metric(labels, model.slots.nbytes)
-            latest = self._engine.model(model.name) is model
-            info.add_metric([*labels, model.digest, str(latest).lower()], 1)
+            info.add_metric([*labels, str(self._engine.is_latest(model)).lower()], 1)
         yield from (sessions, depth, used, allocated, info)
 
     def _model_counters(self) -> Iterator[Metric]:
@@ -168,8 +171,8 @@ class ServerMetrics(Collector):
             "recurra_sessions_refused", "Sessions that could not be opened for a bound.", labels=[*_MODEL, "bound"]
         )
         ended = CounterMetricFamily("recurra_sessions_ended", "Sessions ended.", labels=[*_MODEL, "reason"])
-        for model in self._engine.models():
-            labels = (model.name, model.version)
+        for model in self._engine.all_models():
+            labels = model.key
             # From the start at 0, so that the first increase is seen as one.
             for outcome, count in {"ok": 0, "replayed": 0, **model.turns.outcomes}.items():
                 steps.add_metric([*labels, outcome], count)

@@ -19,6 +19,7 @@ from recurra_client.cli.common import (
     size,
     span,
 )
+from recurra_client.cli.usererror import UserError
 from recurra_client.client import Client
 
 
@@ -27,6 +28,8 @@ async def models(  # noqa: D417 - the others are described by their types
     /,
     *,
     version: str = "",
+    load: bool = False,
+    unload: bool = False,
     server: Server = DEFAULT_SERVER,
     json: AsJson = False,
 ) -> None:
@@ -37,11 +40,21 @@ async def models(  # noqa: D417 - the others are described by their types
     name
         The model to describe.
     version
-        Its version. Empty: the latest.
+        Its version. Empty: the latest; to unload, all.
+    load
+        Have the server load it from its model repository first, or anew where its files changed. What cannot be loaded
+        changes nothing, and open sessions stay on what they began with.
+    unload
+        Have no more sessions opened on it; those that are open go on.
     """
+    if (load or unload) and (not name or (load and unload)):
+        raise UserError("name the model to load, or to unload")
     async with Client(server, reconnect=0) as client:
-        if name:
-            model = await client.model(name, version)
+        if unload:
+            versions = await client.unload_model(name, version)
+            console().print(f"unloaded {name} {', '.join(versions)}")
+        elif name:
+            model = await (client.load_model if load else client.model)(name, version)
             print_json(model) if json else _describe(model)
         else:
             listed = await client.models()

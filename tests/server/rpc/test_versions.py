@@ -1,0 +1,227 @@
+"""Models that come, change and go while a server runs, by call and by what is in the folder."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError, RecurraError, connect
+
+from tests.support import foreign, models
+from tests.support.server import ServerProcess, running_server
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def publish(root: Path, version: str, description: str = "") -> Path:
+    """A running sum; its description makes its digest."""
+    return models.publish(root, "sum", models.counter(description=description), version)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository with one version."""
+    publish(tmp_path, "1")
+    return tmp_path
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[ServerProcess]:
+    """A server on it."""
+    with running_server(root) as process:
+        yield process
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[BlockingClient]:
+    """A connection to it."""
+    with connect(server.target) as client:
+        yield client
+
+
+def health(server: ServerProcess, service: str) -> int:
+    """What the health service says of a model."""
+    with grpc.insecure_channel(server.target) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int(health_pb2_grpc.HealthStub(channel).Check(request).status)
+
+
+@pytest.mark.e2e
+def test_a_replaced_version_takes_new_sessions_and_keeps_the_old_ones(
+    client: BlockingClient, server: ServerProcess, root: Path
+) -> None:
+    with client.session("sum") as old:
+        old.step([1.0])
+        before = client.model("sum").digest
+        publish(root, "1", "New.")
+        after = client.load_model("sum", "1")
+        assert (after.description, after.digest != before) == ("New.", True)
+        with client.session("sum") as new:
+            assert new.step([5.0]) == [5.0]
+            assert old.step([2.0]) == [3.0], "it goes on where it was"
+            digests = {session.model_digest for session in client.sessions.list()}
+            assert digests == {before, after.digest}
+            samples = server.metrics()
+            for digest in digests:
+                labels = {"model": "sum", "version": "1", "digest": digest}
+                assert samples.get("recurra_sessions", **labels) == 1
+                steps = samples.get("recurra_timesteps_total", **labels)
+                assert steps == (2 if digest == before else 1)
+            assert samples.get("recurra_model_info", model="sum", version="1", digest=before, latest="false") == 1
+    assert client.load_model("sum", "1").digest == after.digest, "nothing has changed since"
+
+
+@pytest.mark.e2e
+def test_a_model_whose_last_session_has_ended_is_forgotten(
+    client: BlockingClient, server: ServerProcess, root: Path
+) -> None:
+    with client.session("sum") as session:
+        session.step([1.0])
+        old = client.model("sum").digest
+        publish(root, "1", "New.")
+        client.load_model("sum")
+    wanted = {"model": "sum", "version": "1", "digest": old}
+    while server.metrics().get("recurra_sessions", **wanted) is not None:  # within a second or two
+        client.model("sum")
+
+
+@pytest.mark.e2e
+def test_the_latest_version_is_the_one_that_sorts_last(client: BlockingClient, root: Path) -> None:
+    for version in ("2", "10"):
+        publish(root, version, version)
+        client.load_model("sum", version)
+        assert client.model("sum").version == version
+    assert [model.version for model in client.models()] == ["10", "2", "1"]
+    with client.session("sum", version="2") as session:
+        assert client.unload_model("sum", "10") == ["10"]
+        assert client.model("sum").version == "2"
+        assert session.step([1.0]) == [1.0]
+        assert client.load_model("sum").version == "10", "without a version, the latest of the repository"
+
+
+@pytest.mark.e2e
+def test_an_unloaded_model_takes_no_sessions_and_ends_none(client: BlockingClient, server: ServerProcess) -> None:
+    with client.session("sum") as session:
+        session.step([1.0])
+        assert client.unload_model("sum") == ["1"]
+        assert health(server, "sum") == health(server, "sum/1") == NOT_SERVING
+        with pytest.raises(ModelNotFoundError), client.session("sum"):
+            pass
+        with pytest.raises(ModelNotFoundError):
+            client.unload_model("sum")
+        assert session.step([1.0]) == [2.0]
+        with session.fork() as fork:
+            assert fork.step([1.0]) == [3.0]
+        assert client.sessions.count("sum") == 1
+    client.load_model("sum")
+    assert health(server, "sum") == health(server, "sum/1") == SERVING
+
+
+@pytest.mark.e2e
+def test_a_bad_version_never_takes_down_the_good_one(client: BlockingClient, server: ServerProcess, root: Path) -> None:
+    good = client.model("sum").digest
+    for name, spoil in (
+        ("torn", lambda path: path.write_bytes(path.read_bytes()[:100])),
+        ("empty", lambda path: path.write_bytes(b"")),
+        ("lies", lambda path: path.with_name("model.yaml").write_text("format: 1\nstates: []\n")),
+        ("other", lambda path: foreign.TIME_FIRST.publish(root, "sum", "2")),
+    ):
+        path = publish(root, "2", name)
+        spoil(path)
+        if name == "other":  # good by itself, but not what was asked for
+            with pytest.raises(ModelRefusedError, match=r"is sha256:\w+, not 'sha256:0'"):
+                client.load_model("sum", "2", digest="sha256:0")
+        else:
+            with pytest.raises(ModelRefusedError) as caught:
+                client.load_model("sum", "2")
+            assert len(caught.value.message.splitlines()) == 1
+            assert health(server, "sum/2") == NOT_SERVING
+        shutil.rmtree(path.parent)
+        path = publish(root, "1", name)  # and in the place of the good one
+        path.write_bytes(b"nonsense")
+        with pytest.raises(ModelRefusedError):
+            client.load_model("sum", "1")
+        assert (client.model("sum").version, client.model("sum").digest) == ("1", good)
+        assert health(server, "sum") == health(server, "sum/1") == SERVING
+        with client.session("sum") as session:
+            assert session.step([2.0]) == [2.0]
+
+
+@pytest.mark.e2e
+def test_what_is_not_in_the_repository_is_not_loaded(client: BlockingClient) -> None:
+    for name, version in (
+        ("nothing", ""),
+        ("sum", "9"),
+        ("../sum", "1"),
+        ("sum", "../../a"),
+        ("", ""),
+        ("x" * 999, ""),
+    ):
+        with pytest.raises(ModelNotFoundError, match="the model repository has no"):
+            client.load_model(name, version)
+
+
+@pytest.mark.e2e
+def test_the_folder_is_watched(root: Path) -> None:
+    with (
+        running_server(root, "--watch", "0.1") as server,
+        connect(server.target) as client,
+        client.session("sum") as session,
+    ):
+        publish(root, "2", "New.")
+        while client.model("sum").version != "2":
+            assert session.step([0.0]) == [0.0]
+        broken = publish(root, "3")
+        broken.write_bytes(b"nonsense")
+        while "model_not_loaded" not in server.output:
+            client.model("sum")
+        assert client.model("sum").version != "1"
+        publish(root, "3", "Mended.")
+        while client.model("sum").description != "Mended.":
+            pass
+        shutil.rmtree(root / "sum" / "3")
+        while client.model("sum").version != "2":
+            pass
+        assert session.step([4.0]) == [4.0]
+        assert session.model.version == "1"
+
+
+@pytest.mark.e2e
+def test_several_processes_take_models_from_the_folder_only(root: Path) -> None:
+    with running_server(root, "--workers", "2", "--watch", "0.1") as server:
+        with connect(server.target) as client:
+            with pytest.raises(RecurraError, match="run it with --watch") as caught:
+                client.load_model("sum")
+            assert caught.value.reason == "MODEL_REFUSED"
+        publish(root, "2")
+        found: set[str] = set()
+        while len(found) < 1 or "1" in found:  # whichever process answers
+            found = set()
+            for _ in range(8):
+                with connect(server.target) as client:
+                    found.add(client.model("sum").version)
+
+
+@pytest.mark.e2e
+def test_many_sessions_step_through_a_replacement(client: BlockingClient, root: Path) -> None:
+    """Not one step is lost, or counted by the wrong model."""
+    sessions = [client.session("sum").open() for _ in range(20)]
+    totals = np.zeros(20)
+    rng = np.random.default_rng(0)
+    for turn in range(12):
+        if turn % 3 == 2:
+            publish(root, "1", str(turn))
+            client.load_model("sum", "1")
+            sessions.append(client.session("sum").open())
+            totals = np.append(totals, 0)
+        x = rng.integers(0, 9, len(sessions))
+        totals += x
+        answers = [session.step([value]) for session, value in zip(sessions, x, strict=True)]
+        np.testing.assert_array_equal(np.concatenate(answers), totals)
+    assert len({session.model.digest for session in sessions}) == 5
+    for session in sessions:
+        session.close()
