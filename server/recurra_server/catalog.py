@@ -5,6 +5,7 @@ the model they began with until they end.
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,9 @@ from pathlib import Path
 import structlog
 
 from recurra_server.driver import Driver
-from recurra_server.engine.engine import version_key
 from recurra_server.engine.errors import ModelNotFoundError, ModelRefusedError, shown
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.shelf import version_key
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.runtimes.probe import probe
 from recurra_server.runtimes.repository import ModelFile, find_models
@@ -95,7 +96,7 @@ class Catalog:
         latest = self._engine.model(name, version)
         models = [latest] if version else [model for model in self._engine.models() if model.name == name]
         for model in models:
-            self._engine.remove_model(model)
+            self._engine.shelf.remove(model)
             _log.info("model_unloaded", model=name, version=model.version, sessions=model.sessions)
             await self._tell_health(f"{name}/{model.version}", False)
         await self._tell_health(name, any(model.name == name for model in self._engine.models()))
@@ -143,6 +144,7 @@ class Catalog:
             if served:
                 return served[0], False
             try:
+                await self._rehearse(file)
                 made = await asyncio.to_thread(self._make, file)
             except ModelRefusedError:
                 is_served = any(m.key[:2] == (file.name, file.version) for m in self._engine.models())
@@ -152,6 +154,33 @@ class Catalog:
             await self._tell_health(f"{file.name}/{file.version}", True)
             await self._tell_health(file.name, True)
             return made[0], True
+
+    async def _rehearse(self, file: ModelFile) -> None:
+        """Try a version in a process of its own, as a hostile or broken one may crash it, or never end.
+
+        Raises:
+            ModelRefusedError: It cannot be used.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "recurra_server.runtimes.probe"),
+            *(str(file.path), str(self._settings.limits.max_batch_size)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            _, said = await asyncio.wait_for(process.communicate(), self._settings.load_seconds)
+            why = (said.decode(errors="replace").splitlines() or ["nothing"])[-1]
+        except TimeoutError:
+            why = f"it took more than {self._settings.load_seconds:g} s to be loaded and tried"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            crashed = process.returncode < 0 and not why.startswith("it took")
+            why = f"the process that tried it died of signal {-process.returncode}" if crashed else why
+            raise ModelRefusedError(why, model=file.name, version=file.version)
 
     def _make(self, file: ModelFile) -> tuple[ServedModel, float]:
         """Load a version and try it: the model, and the seconds that a full batch takes.

@@ -168,7 +168,7 @@ class Driver:
         while True:
             await asyncio.sleep(interval)
             self.engine.expire(self.clock())
-            for model in self.engine.forget_retired():
+            for model in self.engine.shelf.forget_retired():
                 del self._lanes[model]
                 for forget in self.on_forget:
                     forget(model)

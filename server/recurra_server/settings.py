@@ -23,6 +23,8 @@ class Settings:
     """Model repository: a folder of <name>/<version>/model.onnx."""
     watch: _Seconds = 0.0
     """Look every so many seconds for models that were added to the repository, changed or removed; 0: never."""
+    load_seconds: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 60.0
+    """Seconds that a model may take to be loaded and tried while others are served."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: _Port = 50051

@@ -179,7 +179,7 @@ class Connection:
         kept = self._codecs.get((model, version))
         if kept is not None and (not digest or kept.model.digest == digest):
             return kept
-        request = models_pb2.GetModelRequest(name=model, version=version)
+        request = models_pb2.GetModelRequest(name=model, version=version, digest=digest)
         codec = Codec((await self.call(self.models.GetModel, request)).model)
         if version:  # which one is the latest may change
             self._codecs[model, version] = codec

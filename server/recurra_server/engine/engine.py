@@ -13,7 +13,6 @@ from recurra_server.engine.errors import (
     CapacityError,
     DrainingError,
     InvalidRequestError,
-    ModelNotFoundError,
     SessionExistsError,
     SessionExpiredError,
     SessionIdError,
@@ -22,6 +21,7 @@ from recurra_server.engine.errors import (
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import Session, not_found
+from recurra_server.engine.shelf import Shelf
 
 _LONGEST_ID = 128
 _SESSION_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{_LONGEST_ID}}}")
@@ -40,6 +40,7 @@ class Engine:
 
     Attributes:
         limits: The bounds it keeps.
+        shelf: The models.
         draining: While True, no session is opened.
         refused: Sessions that could not be opened so far, by (model name, version, digest, bound).
         ended: Sessions ended so far, by (model name, version, digest, "closed" or "expired").
@@ -52,8 +53,7 @@ class Engine:
         self.opened: Counter[tuple[str, str, str]] = Counter()
         self.refused: Counter[tuple[str, str, str, str]] = Counter()
         self.ended: Counter[tuple[str, str, str, str]] = Counter()
-        self._models: dict[str, dict[str, ServedModel]] = {}
-        self._retired: list[ServedModel] = []
+        self.shelf = Shelf()
         self._sessions: dict[str, Session] = {}
         self._borrowed = 0
         self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
@@ -61,65 +61,20 @@ class Engine:
     # --- models --------------------------------------------------------------------------
 
     def add_model(self, model: ServedModel) -> None:
-        """Serve a version of a model; one that was served under the same name and version is retired."""
-        versions = self._models.setdefault(model.name, {})
-        if model.version in versions:
-            self._retired.append(versions[model.version])
-        versions[model.version] = model
-
-    def remove_model(self, model: ServedModel) -> None:
-        """Retire a version: no session is opened on it any more, and those that are open go on until they end."""
-        versions = self._models[model.name]
-        del versions[model.version]
-        if not versions:
-            del self._models[model.name]
-        self._retired.append(model)
-
-    def forget_retired(self) -> list[ServedModel]:
-        """Forget the retired models that nobody uses any more, and tell which they were."""
-        gone = [model for model in self._retired if not model.slots.in_use]
-        self._retired = [model for model in self._retired if model.slots.in_use]
-        return gone
-
-    def all_models(self) -> list[ServedModel]:
-        """All served versions, and those that are retired and still have sessions."""
-        return self.models() + self._retired
+        """Serve a version of a model; see `Shelf.add`."""
+        self.shelf.add(model)
 
     def models(self) -> list[ServedModel]:
         """All served versions, by name, the newest version first."""
-        return [
-            versions[version]
-            for _, versions in sorted(self._models.items())
-            for version in sorted(versions, key=version_key, reverse=True)
-        ]
+        return self.shelf.served()
 
-    def model(self, name: str, version: str = "") -> ServedModel:
-        """Find a version of a model; without a version, the latest.
+    def model(self, name: str, version: str = "", digest: str = "") -> ServedModel:
+        """Find a version of a model; see `Shelf.find`.
 
         Raises:
             ModelNotFoundError: It is not served.
         """
-        versions = self._models.get(name)
-        if versions is None:
-            known = ", ".join(sorted(self._models)) or "none"
-            raise ModelNotFoundError(
-                f"there is no model {shown(name)}; served are: {known}",
-                model=name[:64],
-                version=version[:64] or "latest",
-            )
-        if not version:
-            return versions[max(versions, key=version_key)]
-        if version not in versions:
-            known = ", ".join(sorted(versions, key=version_key))
-            raise ModelNotFoundError(
-                f"model {name!r} has no version {shown(version)}; served are: {known}", model=name, version=version[:64]
-            )
-        return versions[version]
-
-    def is_latest(self, model: ServedModel) -> bool:
-        """Whether a session that names no version would get this one."""
-        versions = self._models.get(model.name)
-        return versions is not None and versions[max(versions, key=version_key)] is model
+        return self.shelf.find(name, version, digest)
 
     # --- sessions ------------------------------------------------------------------------
 
@@ -216,7 +171,7 @@ class Engine:
         if not model:
             return list(islice(self._sessions.values(), start, start + count)), len(self._sessions)
         chosen: Iterable[Session] = (session for session in self._sessions.values() if session.model.name == model)
-        total = sum(version.sessions for version in self.all_models() if version.name == model)
+        total = sum(version.sessions for version in self.shelf.all() if version.name == model)
         return list(islice(chosen, start, start + count)), total
 
     def close(self, session: Session) -> None:
@@ -272,7 +227,7 @@ class Engine:
         """
         due = [
             session
-            for model in self.all_models()
+            for model in self.shelf.all()
             for session in model.slots.expired(now)
             if session.current is None and session.id is not None
         ]
@@ -352,8 +307,3 @@ class Engine:
             idle_timeout_seconds=f"{tombstone.idle_timeout:g}",
             expired_seconds_ago=f"{ago:.3f}",
         )
-
-
-def version_key(version: str) -> list[tuple[int, str]]:
-    """Sort versions with runs of digits as numbers: "10" after "9"."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", version)]

@@ -46,7 +46,8 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     @guarded
     async def GetModel(self, request: models_pb2.GetModelRequest, context: _Context) -> models_pb2.GetModelResponse:
         """Describe one version."""
-        return models_pb2.GetModelResponse(model=self._describe(self._engine.model(request.name, request.version)))
+        model = self._engine.model(request.name, request.version, request.digest)
+        return models_pb2.GetModelResponse(model=self._describe(model))
 
     @guarded
     async def LoadModel(self, request: models_pb2.LoadModelRequest, context: _Context) -> models_pb2.LoadModelResponse:
@@ -77,7 +78,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         message = models_pb2.Model(
             name=model.name,
             version=model.version,
-            latest=self._engine.is_latest(model),
+            latest=self._engine.shelf.is_latest(model),
             digest=model.digest,
             description=signature.description,
             inputs=[_tensor(spec) for spec in signature.inputs],

@@ -32,7 +32,8 @@ def open_session(path: Path, *, threads: int = 1) -> ort.InferenceSession:
     options.log_severity_level = 4  # what a call fails on is told to the caller, not printed
     # Threads that spin between calls would take the event loop's core.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # There is nothing to fall back to, and it would be announced on stdout.
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
 
 
 class OnnxRuntime:

@@ -1,7 +1,13 @@
-"""Tries a model once before it is served: a signature that lies is found out here, not by a caller."""
+"""Tries a model once before it is served: a signature that lies is found out here, not by a caller.
 
+As a process of its own (`python -m recurra_server.runtimes.probe <model.onnx> <sessions>`) it also finds out one that
+crashes or does not come to an end.
+"""
+
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,3 +67,17 @@ def _compare(spec: TensorSpec | StateSpec, name: str, tensor: NDArray[Any], shap
             f"output {name!r} came as {tensor.dtype} {list(tensor.shape)}; "
             f"the signature says {spec.dtype} {list(shape)}"
         )
+
+
+def main(path: str, sessions: str) -> None:
+    """Try a model; what is wrong with it goes to stderr, as one line."""
+    try:
+        runtime = OnnxRuntime(Path(path))
+        alone = runtime.fixed_batch or runtime.signature.one_by_one
+        probe(runtime, 1 if alone else int(sessions))
+    except Exception as error:
+        sys.exit((str(error).splitlines() or [type(error).__name__])[0][:500])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -154,13 +154,13 @@ class ServerMetrics(Collector):
             "recurra_state_allocated_bytes", "Bytes of memory that states take or have taken.", labels=_MODEL
         )
         info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "latest"])
-        for model in self._engine.all_models():
+        for model in self._engine.shelf.all():
             labels = model.key
             sessions.add_metric(labels, model.sessions)
             depth.add_metric(labels, model.turns.depth)
             used.add_metric(labels, model.sessions * model.signature.state_bytes)
             allocated.add_metric(labels, model.slots.nbytes)
-            info.add_metric([*labels, str(self._engine.is_latest(model)).lower()], 1)
+            info.add_metric([*labels, str(self._engine.shelf.is_latest(model)).lower()], 1)
         yield from (sessions, depth, used, allocated, info)
 
     def _model_counters(self) -> Iterator[Metric]:
@@ -171,7 +171,7 @@ class ServerMetrics(Collector):
             "recurra_sessions_refused", "Sessions that could not be opened for a bound.", labels=[*_MODEL, "bound"]
         )
         ended = CounterMetricFamily("recurra_sessions_ended", "Sessions ended.", labels=[*_MODEL, "reason"])
-        for model in self._engine.all_models():
+        for model in self._engine.shelf.all():
             labels = model.key
             # From the start at 0, so that the first increase is seen as one.
             for outcome, count in {"ok": 0, "replayed": 0, **model.turns.outcomes}.items():

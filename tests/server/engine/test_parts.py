@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from recurra_server.engine.engine import version_key
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.feedback import Sampling
+from recurra_server.engine.shelf import version_key
 from recurra_server.engine.signature import Feedback, Kept, Signature, SignatureError, StateSpec, TensorSpec
 from recurra_server.engine.slots import SlotTable, rows_of
 from recurra_server.engine.workspace import Workspaces

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -105,6 +106,7 @@ def test_the_latest_version_is_the_one_that_sorts_last(client: BlockingClient, r
 
 @pytest.mark.e2e
 def test_an_unloaded_model_takes_no_sessions_and_ends_none(client: BlockingClient, server: ServerProcess) -> None:
+    digest = client.model("sum").digest
     with client.session("sum") as session:
         session.step([1.0])
         assert client.unload_model("sum") == ["1"]
@@ -114,8 +116,10 @@ def test_an_unloaded_model_takes_no_sessions_and_ends_none(client: BlockingClien
         with pytest.raises(ModelNotFoundError):
             client.unload_model("sum")
         assert session.step([1.0]) == [2.0]
-        with session.fork() as fork:
+        with session.fork() as fork, client.resume(session.id) as resumed:
             assert fork.step([1.0]) == [3.0]
+            assert resumed.step([2.0]) == [4.0]
+            assert resumed.model.digest == digest
         assert client.sessions.count("sum") == 1
     client.load_model("sum")
     assert health(server, "sum") == health(server, "sum/1") == SERVING
@@ -149,6 +153,23 @@ def test_a_bad_version_never_takes_down_the_good_one(client: BlockingClient, ser
         assert health(server, "sum") == health(server, "sum/1") == SERVING
         with client.session("sum") as session:
             assert session.step([2.0]) == [2.0]
+
+
+@pytest.mark.e2e
+def test_a_model_that_never_ends_is_refused_and_the_others_go_on(root: Path) -> None:
+    endless = foreign.CONTROL_FLOW
+    endless = foreign.Foreign(endless.graph.replace("times = {3}", f"times = {{{2**62}}}"), endless.description)
+    with running_server(root, "--load-seconds", "3") as server, connect(server.target) as client:
+        endless.publish(root, "endless")
+        with client.session("sum") as session, ThreadPoolExecutor() as pool:
+            loading = pool.submit(client.load_model, "endless")
+            total = 0
+            while not loading.done():
+                total += 1
+                assert session.step([1.0]) == [total]
+            with pytest.raises(ModelRefusedError, match="it took more than 3 s to be loaded and tried"):
+                loading.result()
+            assert session.step([1.0]) == [total + 1]
 
 
 @pytest.mark.e2e
