@@ -177,7 +177,7 @@ class App:
         self.driver.on_forget += [self.metrics.forget, inference.forget]
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
         open_inference = OpenInferenceServicer(
-            self.driver, edge, self._streams, self.metrics, stream_window=settings.stream_window
+            self.driver, edge, self._streams, self.metrics, catalog, stream_window=settings.stream_window
         )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -28,6 +28,20 @@ class Catalog(Protocol):
         ...
 
 
+def changeable(catalog: Catalog | None) -> Catalog:
+    """A catalog, where calls may change it.
+
+    Raises:
+        ModelRefusedError: They may not.
+    """
+    if catalog is None:
+        raise ModelRefusedError(
+            "this server has several processes, and a call reaches one of them: change its model repository, and "
+            "run it with --watch"
+        )
+    return catalog
+
+
 class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     """Answers from the engine's list of models; without a catalog that list does not change by calls."""
 
@@ -52,7 +66,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     @guarded
     async def LoadModel(self, request: models_pb2.LoadModelRequest, context: _Context) -> models_pb2.LoadModelResponse:
         """Load a version from the repository."""
-        model, changed = await self._changeable().load(request.name, request.version, request.digest)
+        model, changed = await changeable(self._catalog).load(request.name, request.version, request.digest)
         return models_pb2.LoadModelResponse(model=self._describe(model), changed=changed)
 
     @guarded
@@ -60,18 +74,10 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         self, request: models_pb2.UnloadModelRequest, context: _Context
     ) -> models_pb2.UnloadModelResponse:
         """Serve a version to no new sessions."""
-        models = await self._changeable().unload(request.name, request.version)
+        models = await changeable(self._catalog).unload(request.name, request.version)
         return models_pb2.UnloadModelResponse(
             versions=[model.version for model in models], sessions=sum(model.sessions for model in models)
         )
-
-    def _changeable(self) -> Catalog:
-        if self._catalog is None:
-            raise ModelRefusedError(
-                "this server has several processes, and a call reaches one of them: change its model repository, and "
-                "run it with --watch"
-            )
-        return self._catalog
 
     def _describe(self, model: ServedModel) -> models_pb2.Model:
         signature = model.signature

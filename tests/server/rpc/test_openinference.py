@@ -432,14 +432,34 @@ def test_statistics_are_those_that_prometheus_is_told(infer: Service, server: Se
     assert [(s.name, s.version) for s in everything if s.name == "lstm"] == [("lstm", "10"), ("lstm", "9")]
 
 
-def test_the_repository_is_listed_and_does_not_change_while_running(infer: Service) -> None:
-    listed = infer.RepositoryIndex(pb.RepositoryIndexRequest()).models
-    assert ("lstm", "9", "READY") in [(model.name, model.version, model.state) for model in listed]
-    calls: tuple[Callable[[], object], ...] = (
-        lambda: infer.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="lstm")),
-        lambda: infer.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="lstm")),
+def test_the_repository_is_listed_and_changes_while_running(infer: Service) -> None:
+    def ready() -> list[str]:
+        listed = infer.RepositoryIndex(pb.RepositoryIndexRequest()).models
+        return [model.version for model in listed if (model.name, model.state) == ("echo", "READY")]
+
+    assert ready() == ["1"]
+    infer.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="echo"))
+    assert ready() == []
+    assert not infer.ModelReady(pb.ModelReadyRequest(name="echo")).ready
+    infer.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="echo"))
+    assert ready() == ["1"]
+    calls: tuple[tuple[Callable[[], object], Code, str], ...] = (
+        (
+            lambda: infer.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="nothing")),
+            Code.NOT_FOUND,
+            "MODEL_NOT_FOUND",
+        ),
+        (
+            lambda: infer.RepositoryModelLoad(
+                pb.RepositoryModelLoadRequest(
+                    model_name="echo", parameters={"config": pb.ModelRepositoryParameter(string_param="{}")}
+                )
+            ),
+            Code.UNIMPLEMENTED,
+            "UNSUPPORTED",
+        ),
     )
-    for call in calls:
+    for call, code, reason in calls:
         with pytest.raises(grpc.RpcError) as caught:
             call()
-        assert (caught.value.code(), error_info(caught.value).reason) == (Code.UNIMPLEMENTED, "UNSUPPORTED")
+        assert (caught.value.code(), error_info(caught.value).reason) == (code, reason)

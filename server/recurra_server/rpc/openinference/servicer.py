@@ -12,6 +12,7 @@ from recurra.openinference import open_inference_pb2_grpc
 from recurra_server.driver import Driver
 from recurra_server.engine.errors import EngineError, ModelNotFoundError, UnsupportedError
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc.models import Catalog, changeable
 from recurra_server.rpc.openinference import describe
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
@@ -21,20 +22,28 @@ from recurra_server.rpc.streams import OpenStreams
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-_EXTENSIONS: Final = ("sequence", "model_configuration", "statistics")
+_EXTENSIONS: Final = ("sequence", "model_configuration", "model_repository", "statistics")
 
 
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     """Decodes, awaits the engine, encodes."""
 
     def __init__(
-        self, driver: Driver, edge: EdgeCounts, streams: OpenStreams, metrics: ServerMetrics, *, stream_window: int
+        self,
+        driver: Driver,
+        edge: EdgeCounts,
+        streams: OpenStreams,
+        metrics: ServerMetrics,
+        catalog: Catalog | None,
+        *,
+        stream_window: int,
     ) -> None:
         self.edge = edge
         self._driver = driver
         self._engine = driver.engine
         self._streams = streams
         self._metrics = metrics
+        self._catalog = catalog
         self._stream_window = stream_window
         self._sequences = Sequences(driver)
 
@@ -131,15 +140,19 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: _Context
     ) -> pb.RepositoryModelLoadResponse:
-        """Refuse."""
-        raise _not_while_running()
+        """Load the latest version in the repository, or load it anew where its files have changed."""
+        if request.parameters:
+            raise UnsupportedError("a model is loaded as its files are: without parameters")
+        await changeable(self._catalog).load(request.model_name, "", "")
+        return pb.RepositoryModelLoadResponse()
 
     @guarded
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: _Context
     ) -> pb.RepositoryModelUnloadResponse:
-        """Refuse."""
-        raise _not_while_running()
+        """Begin no sequences any more on any version; those that have begun go on until they end."""
+        await changeable(self._catalog).unload(request.model_name, "")
+        return pb.RepositoryModelUnloadResponse()
 
     def _chosen(self, name: str, version: str) -> list[ServedModel]:
         """All versions of all models, of one model, or one version."""
@@ -147,10 +160,6 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             return self._engine.models()
         newest = self._engine.model(name, version)
         return [newest] if version else [model for model in self._engine.models() if model.name == name]
-
-
-def _not_while_running() -> UnsupportedError:
-    return UnsupportedError("models are loaded when the server starts: put them in place and restart it")
 
 
 class _Call:
