@@ -124,6 +124,7 @@ _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "MODEL_NOT_FOUND": ModelNotFoundError,
     "MODEL_REFUSED": ModelRefusedError,
     "NO_FEEDBACK": NoFeedbackError,
+    "UNSUPPORTED": InputError,
     "INVALID_REQUEST": InputError,
     "CAPACITY": CapacityError,
     "DRAINING": DrainingError,
