@@ -79,7 +79,11 @@ def test_sessions_by_id(client: BlockingClient) -> None:
     assert client.step_batch("lstm", ["blocking"], np.zeros((1, 4))).steps == [1]
     assert client.sessions.get("blocking").steps == 1
     assert client.sessions.fork("blocking", "blocking-2").steps == 1
+    snapshot = client.sessions.export("blocking")
     assert client.sessions.reset("blocking").steps == 0
+    assert client.sessions.rewind("blocking", snapshot).steps == 1
+    assert client.sessions.import_(snapshot, "blocking-3").steps == 1
+    assert client.sessions.close("blocking-3").steps == 1
     assert client.sessions.close("blocking-2").steps == 1
     with client.resume("blocking", keep=False) as session:
         session.step(np.zeros(4))

@@ -76,6 +76,29 @@ def test_sessions_are_opened_forked_reset_and_closed(recurra: Run, server: Serve
     assert err.startswith("recurra: there is no session 'cli'")
 
 
+def test_a_session_is_exported_to_a_file_and_imported(recurra: Run, server: ServerProcess, tmp_path: Path) -> None:
+    at, file = ("--server", server.target), tmp_path / "session.snapshot"
+    with connect(server.target) as client, client.session("counter", session_id="saved") as session:
+        session.step([3])
+        assert recurra("sessions", "export", "saved", str(file), *at) == (0, "", "")
+        session.step([10])
+        code, out, _ = recurra(
+            "sessions", "import", str(file), "--id", "saved-2", "--idle-timeout", "60", "--json", *at
+        )
+        assert code == 0
+        assert json.loads(out)["steps"] == "1"
+        with client.resume("saved-2", keep=False) as again:
+            assert again.step([1]).tolist() == [4]
+        _, out, _ = recurra("sessions", "rewind", "saved", str(file), *at)
+        assert out.splitlines()[1].split()[:4] == ["saved", "counter", "1", "1"]
+    file.write_bytes(b"nothing")
+    code, _, err = recurra("sessions", "import", str(file), *at)
+    assert code == 1
+    assert err == "recurra: these bytes are not a snapshot of format RCS1\n"
+    code, _, err = recurra("sessions", "import", str(tmp_path / "none"), *at)
+    assert (code, err) == (1, f"recurra: {tmp_path / 'none'}: No such file or directory\n")
+
+
 def test_a_csv_file_is_streamed_by_the_models_labels(recurra: Run, server: ServerProcess, readings: Path) -> None:
     code, out, err = recurra(
         "stream", "watch", str(readings), "--truth", "what", "--output", "-", "--server", server.target

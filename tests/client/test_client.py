@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from recurra_client import (
     SessionExistsError,
     SessionExpiredError,
     SessionNotFoundError,
+    SnapshotError,
     UnavailableError,
 )
 from recurra_client.delivery import MAX_UNANSWERED
 
 from tests.support.proxy import tcp_proxy
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, running_server
 
 
 @pytest.fixture
@@ -175,6 +177,26 @@ async def test_forks_and_resets(client: Client) -> None:
             assert await total(fork, 1) == 14
         with pytest.raises(SessionNotFoundError):
             await client.sessions.get("branch")
+
+
+async def test_a_session_moves_to_another_server_and_back_in_time(client: Client, models_folder: Path) -> None:
+    async with client.session("counter", session_id="traveller") as session:
+        await total(session, 3)
+        snapshot = await client.sessions.export("traveller")
+        assert await total(session, 10) == 13
+        with running_server(models_folder) as elsewhere:
+            async with Client(elsewhere.target) as other:
+                arrived = await other.sessions.import_(snapshot, "traveller", idle_timeout=50.0)
+                assert (arrived.steps, arrived.idle_timeout.seconds) == (1, 50)
+                async with other.resume("traveller") as moved:
+                    assert await total(moved, 1) == 4
+                    assert moved.last.step == 2
+        assert (await client.sessions.rewind("traveller", snapshot)).steps == 1
+        async with client.resume("traveller") as again:
+            assert await total(again, 1) == 4
+    for damaged in (b"", snapshot[:-1]):
+        with pytest.raises(SnapshotError):
+            await client.sessions.import_(damaged)
 
 
 async def test_a_kept_session_is_gone_on_with(client: Client, server: ServerProcess) -> None:

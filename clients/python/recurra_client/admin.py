@@ -12,7 +12,7 @@ PAGE_SIZE: Final = 1000
 
 
 class Sessions:
-    """`client.sessions`: list, get, reset, close and fork sessions by id. Answers `recurra.v1.Session` messages."""
+    """`client.sessions`: what can be done with a session by its id. Answers `recurra.v1.Session` messages."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -80,3 +80,42 @@ class Sessions:
             self._connection.sessions.ForkSession, request, repeatable=bool(fork_session_id)
         )
         return answer.session
+
+    async def export(self, session_id: str) -> bytes:
+        """Take a snapshot of a session, which is left as it is: for `import_` here or elsewhere, and for `rewind`.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError
+        """
+        request = sessions_pb2.ExportSessionRequest(session_id=session_id)
+        return (await self._connection.call(self._connection.sessions.ExportSession, request)).snapshot
+
+    async def import_(
+        self, snapshot: bytes, session_id: str = "", *, idle_timeout: float | None = None
+    ) -> sessions_pb2.Session:
+        """Open a session that goes on where a snapshot was taken, on any server that has the same model.
+
+        Args:
+            snapshot: What `export` gave.
+            session_id: Its id; an unguessable one is made if none is given.
+            idle_timeout: Seconds it may go unused before it expires; None for the server's default.
+
+        Raises:
+            SnapshotError, ModelNotFoundError, SessionExistsError, CapacityError, DrainingError
+        """
+        request = sessions_pb2.ImportSessionRequest(snapshot=snapshot, session_id=session_id)
+        if idle_timeout is not None:
+            request.idle_timeout.FromNanoseconds(round(idle_timeout * 1e9))
+        answer = await self._connection.call(
+            self._connection.sessions.ImportSession, request, repeatable=bool(session_id)
+        )
+        return answer.session
+
+    async def rewind(self, session_id: str, snapshot: bytes) -> sessions_pb2.Session:
+        """Put an open session back to where a snapshot was taken.
+
+        Raises:
+            SnapshotError, SessionNotFoundError, SessionExpiredError
+        """
+        request = sessions_pb2.RewindSessionRequest(session_id=session_id, snapshot=snapshot)
+        return (await self._connection.call(self._connection.sessions.RewindSession, request)).session

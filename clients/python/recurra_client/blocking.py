@@ -330,3 +330,17 @@ class BlockingSessions:
     def fork(self, session_id: str, fork_session_id: str = "") -> sessions_pb2.Session:
         """See `Sessions.fork`."""
         return _run(self._sessions.fork(session_id, fork_session_id))
+
+    def export(self, session_id: str) -> bytes:
+        """See `Sessions.export`."""
+        return _run(self._sessions.export(session_id))
+
+    def import_(
+        self, snapshot: bytes, session_id: str = "", *, idle_timeout: float | None = None
+    ) -> sessions_pb2.Session:
+        """See `Sessions.import_`."""
+        return _run(self._sessions.import_(snapshot, session_id, idle_timeout=idle_timeout))
+
+    def rewind(self, session_id: str, snapshot: bytes) -> sessions_pb2.Session:
+        """See `Sessions.rewind`."""
+        return _run(self._sessions.rewind(session_id, snapshot))

@@ -107,6 +107,10 @@ class InternalError(RecurraError):
     """A bug in the server, or a broken machine; the server's log has the trace."""
 
 
+class SnapshotError(RecurraError):
+    """The bytes are no snapshot, or one of another model."""
+
+
 _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "SESSION_NOT_FOUND": SessionNotFoundError,
     "SESSION_EXPIRED": SessionExpiredError,
@@ -121,6 +125,8 @@ _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "INPUT_REFUSED": InputError,
     "STATE_NOT_FINITE": StateNotFiniteError,
     "CHUNK_LENGTH": InputError,
+    "SNAPSHOT_INVALID": SnapshotError,
+    "SNAPSHOT_MISMATCH": SnapshotError,
     "MODEL_NOT_FOUND": ModelNotFoundError,
     "MODEL_REFUSED": ModelRefusedError,
     "NO_FEEDBACK": NoFeedbackError,

@@ -67,6 +67,21 @@ class SessionsServiceStub:
                 request_serializer=recurra_dot_v1_dot_sessions__pb2.ForkSessionRequest.SerializeToString,
                 response_deserializer=recurra_dot_v1_dot_sessions__pb2.ForkSessionResponse.FromString,
                 _registered_method=True)
+        self.ExportSession = channel.unary_unary(
+                '/recurra.v1.SessionsService/ExportSession',
+                request_serializer=recurra_dot_v1_dot_sessions__pb2.ExportSessionRequest.SerializeToString,
+                response_deserializer=recurra_dot_v1_dot_sessions__pb2.ExportSessionResponse.FromString,
+                _registered_method=True)
+        self.ImportSession = channel.unary_unary(
+                '/recurra.v1.SessionsService/ImportSession',
+                request_serializer=recurra_dot_v1_dot_sessions__pb2.ImportSessionRequest.SerializeToString,
+                response_deserializer=recurra_dot_v1_dot_sessions__pb2.ImportSessionResponse.FromString,
+                _registered_method=True)
+        self.RewindSession = channel.unary_unary(
+                '/recurra.v1.SessionsService/RewindSession',
+                request_serializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionRequest.SerializeToString,
+                response_deserializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionResponse.FromString,
+                _registered_method=True)
 
 
 class SessionsServiceServicer:
@@ -123,6 +138,30 @@ class SessionsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportSession(self, request, context):
+        """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
+        kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSession(self, request, context):
+        """ImportSession opens a session that goes on where a snapshot was taken, on any server that serves the same model.
+        Fails with INVALID_ARGUMENT (SNAPSHOT_INVALID), FAILED_PRECONDITION (SNAPSHOT_MISMATCH) and like OpenSession.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewindSession(self, request, context):
+        """RewindSession puts an open session back to where a snapshot was taken. Steps that wait are run first. Fails
+        like ImportSession and like GetSession; the session is then as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -155,6 +194,21 @@ def add_SessionsServiceServicer_to_server(servicer, server):
                     servicer.ForkSession,
                     request_deserializer=recurra_dot_v1_dot_sessions__pb2.ForkSessionRequest.FromString,
                     response_serializer=recurra_dot_v1_dot_sessions__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'ExportSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportSession,
+                    request_deserializer=recurra_dot_v1_dot_sessions__pb2.ExportSessionRequest.FromString,
+                    response_serializer=recurra_dot_v1_dot_sessions__pb2.ExportSessionResponse.SerializeToString,
+            ),
+            'ImportSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportSession,
+                    request_deserializer=recurra_dot_v1_dot_sessions__pb2.ImportSessionRequest.FromString,
+                    response_serializer=recurra_dot_v1_dot_sessions__pb2.ImportSessionResponse.SerializeToString,
+            ),
+            'RewindSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewindSession,
+                    request_deserializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionRequest.FromString,
+                    response_serializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -322,6 +376,87 @@ class SessionsService:
             '/recurra.v1.SessionsService/ForkSession',
             recurra_dot_v1_dot_sessions__pb2.ForkSessionRequest.SerializeToString,
             recurra_dot_v1_dot_sessions__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recurra.v1.SessionsService/ExportSession',
+            recurra_dot_v1_dot_sessions__pb2.ExportSessionRequest.SerializeToString,
+            recurra_dot_v1_dot_sessions__pb2.ExportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recurra.v1.SessionsService/ImportSession',
+            recurra_dot_v1_dot_sessions__pb2.ImportSessionRequest.SerializeToString,
+            recurra_dot_v1_dot_sessions__pb2.ImportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewindSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recurra.v1.SessionsService/RewindSession',
+            recurra_dot_v1_dot_sessions__pb2.RewindSessionRequest.SerializeToString,
+            recurra_dot_v1_dot_sessions__pb2.RewindSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,18 @@ class SessionsServiceStub:
     which is left as it is: for what-if questions and beam search. Steps that
     wait are run first. Fails like GetSession and like OpenSession.
     """
+    ExportSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ExportSessionRequest, _sessions_pb2.ExportSessionResponse]
+    """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
+    kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+    """
+    ImportSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ImportSessionRequest, _sessions_pb2.ImportSessionResponse]
+    """ImportSession opens a session that goes on where a snapshot was taken, on any server that serves the same model.
+    Fails with INVALID_ARGUMENT (SNAPSHOT_INVALID), FAILED_PRECONDITION (SNAPSHOT_MISMATCH) and like OpenSession.
+    """
+    RewindSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.RewindSessionRequest, _sessions_pb2.RewindSessionResponse]
+    """RewindSession puts an open session back to where a snapshot was taken. Steps that wait are run first. Fails
+    like ImportSession and like GetSession; the session is then as it was.
+    """
 
 @_typing.type_check_only
 class SessionsServiceAsyncStub(SessionsServiceStub):
@@ -90,6 +102,18 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     """ForkSession opens a new session with the states and step number of another,
     which is left as it is: for what-if questions and beam search. Steps that
     wait are run first. Fails like GetSession and like OpenSession.
+    """
+    ExportSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ExportSessionRequest, _sessions_pb2.ExportSessionResponse]  # type: ignore[assignment]
+    """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
+    kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+    """
+    ImportSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ImportSessionRequest, _sessions_pb2.ImportSessionResponse]  # type: ignore[assignment]
+    """ImportSession opens a session that goes on where a snapshot was taken, on any server that serves the same model.
+    Fails with INVALID_ARGUMENT (SNAPSHOT_INVALID), FAILED_PRECONDITION (SNAPSHOT_MISMATCH) and like OpenSession.
+    """
+    RewindSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RewindSessionRequest, _sessions_pb2.RewindSessionResponse]  # type: ignore[assignment]
+    """RewindSession puts an open session back to where a snapshot was taken. Steps that wait are run first. Fails
+    like ImportSession and like GetSession; the session is then as it was.
     """
 
 class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -155,6 +179,36 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         """ForkSession opens a new session with the states and step number of another,
         which is left as it is: for what-if questions and beam search. Steps that
         wait are run first. Fails like GetSession and like OpenSession.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportSession(
+        self,
+        request: _sessions_pb2.ExportSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.ExportSessionResponse, _abc.Awaitable[_sessions_pb2.ExportSessionResponse]]:
+        """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
+        kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportSession(
+        self,
+        request: _sessions_pb2.ImportSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.ImportSessionResponse, _abc.Awaitable[_sessions_pb2.ImportSessionResponse]]:
+        """ImportSession opens a session that goes on where a snapshot was taken, on any server that serves the same model.
+        Fails with INVALID_ARGUMENT (SNAPSHOT_INVALID), FAILED_PRECONDITION (SNAPSHOT_MISMATCH) and like OpenSession.
+        """
+
+    @_abc_1.abstractmethod
+    def RewindSession(
+        self,
+        request: _sessions_pb2.RewindSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.RewindSessionResponse, _abc.Awaitable[_sessions_pb2.RewindSessionResponse]]:
+        """RewindSession puts an open session back to where a snapshot was taken. Steps that wait are run first. Fails
+        like ImportSession and like GetSession; the session is then as it was.
         """
 
 def add_SessionsServiceServicer_to_server(servicer: SessionsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -105,6 +105,18 @@ class ChunkLengthError(EngineError):
     reason = "CHUNK_LENGTH"
 
 
+class SnapshotInvalidError(EngineError):
+    """Bytes that are no snapshot, or one that holds what no session can hold."""
+
+    reason = "SNAPSHOT_INVALID"
+
+
+class SnapshotMismatchError(EngineError):
+    """A snapshot of another model."""
+
+    reason = "SNAPSHOT_MISMATCH"
+
+
 class ModelNotFoundError(EngineError):
     """No such model or version is loaded."""
 

@@ -7,6 +7,7 @@ import grpc
 from recurra.v1 import sessions_pb2, sessions_pb2_grpc
 
 from recurra_server.driver import Driver
+from recurra_server.engine import snapshots
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.sessions import Session
 from recurra_server.rpc.status import guarded
@@ -27,9 +28,12 @@ def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest) -> Se
     """
     model = driver.engine.model(request.model, request.version)
     states = decode_states(request.initial_states, model.signature.kept) if request.initial_states else None
-    timeout = request.idle_timeout.ToNanoseconds() / 1e9 if request.HasField("idle_timeout") else None
     return driver.engine.open(
-        model, driver.clock(), session_id=request.session_id, idle_timeout=timeout, initial_states=states
+        model,
+        driver.clock(),
+        session_id=request.session_id,
+        idle_timeout=_idle_timeout(request),
+        initial_states=states,
     )
 
 
@@ -46,6 +50,11 @@ def describe(session: Session, now: float) -> sessions_pb2.Session:
     message.idle_timeout.FromNanoseconds(round(float(model.slots.idle_timeout[slot]) * 1e9))
     message.idle.FromNanoseconds(round(max(0.0, now - float(model.slots.last_used[slot])) * 1e9))
     return message
+
+
+def _idle_timeout(request: sessions_pb2.OpenSessionRequest | sessions_pb2.ImportSessionRequest) -> float | None:
+    """Seconds, where the request says."""
+    return request.idle_timeout.ToNanoseconds() / 1e9 if request.HasField("idle_timeout") else None
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
@@ -127,3 +136,42 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
             return describe(self._engine.fork(session, now, session_id=request.fork_session_id), now)
 
         return sessions_pb2.ForkSessionResponse(session=await self._driver.at_rest(session, fork))
+
+    @guarded
+    async def ExportSession(
+        self, request: sessions_pb2.ExportSessionRequest, context: _Context
+    ) -> sessions_pb2.ExportSessionResponse:
+        """Take a snapshot of a session."""
+        session = self._engine.session(request.session_id, self._driver.clock())
+
+        def export() -> sessions_pb2.ExportSessionResponse:
+            now = self._driver.clock()
+            snapshot = snapshots.take(session, now)
+            return sessions_pb2.ExportSessionResponse(snapshot=snapshot, session=describe(session, now))
+
+        return await self._driver.at_rest(session, export)
+
+    @guarded
+    async def ImportSession(
+        self, request: sessions_pb2.ImportSessionRequest, context: _Context
+    ) -> sessions_pb2.ImportSessionResponse:
+        """Open a session that goes on where a snapshot was taken."""
+        now = self._driver.clock()
+        session = snapshots.restore(
+            self._engine, request.snapshot, now, session_id=request.session_id, idle_timeout=_idle_timeout(request)
+        )
+        return sessions_pb2.ImportSessionResponse(session=describe(session, now))
+
+    @guarded
+    async def RewindSession(
+        self, request: sessions_pb2.RewindSessionRequest, context: _Context
+    ) -> sessions_pb2.RewindSessionResponse:
+        """Put a session back to where a snapshot was taken."""
+        session = self._engine.session(request.session_id, self._driver.clock())
+
+        def rewind() -> sessions_pb2.Session:
+            now = self._driver.clock()
+            snapshots.rewind(session, request.snapshot, now)
+            return describe(session, now)
+
+        return sessions_pb2.RewindSessionResponse(session=await self._driver.at_rest(session, rewind))

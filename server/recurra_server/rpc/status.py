@@ -34,6 +34,8 @@ CODES: dict[type[EngineError], grpc.StatusCode] = {
     errors.InputRefusedError: _Code.INVALID_ARGUMENT,
     errors.StateNotFiniteError: _Code.FAILED_PRECONDITION,
     errors.ChunkLengthError: _Code.INVALID_ARGUMENT,
+    errors.SnapshotInvalidError: _Code.INVALID_ARGUMENT,
+    errors.SnapshotMismatchError: _Code.FAILED_PRECONDITION,
     errors.ModelNotFoundError: _Code.NOT_FOUND,
     errors.ModelRefusedError: _Code.FAILED_PRECONDITION,
     errors.NoFeedbackError: _Code.FAILED_PRECONDITION,

@@ -38,7 +38,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "inspect": Command("Show what an ONNX file takes, answers and remembers, and a model.yaml for it.", "server"),
     "serve": Command("Serve the models of a repository over gRPC.", "server"),
     "models": Command("List the models of a server, or describe one."),
-    "sessions": Command("List, open, reset, close and fork the sessions of a server."),
+    "sessions": Command("List, open, reset, close, fork, export and import the sessions of a server."),
     "stream": Command("Feed CSV, NPY or stdin through a model, and watch what it predicts."),
     "bench": Command("Measure steps a second and latency of a server under load."),
 }

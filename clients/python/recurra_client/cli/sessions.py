@@ -1,5 +1,7 @@
 """The commands `recurra sessions …`."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -9,8 +11,9 @@ from rich.table import Table
 from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Server, console, print_json, seconds, span
 from recurra_client.client import Client
 
-app = App(name="sessions", help="List, open, reset, close and fork the sessions of a server.")
+app = App(name="sessions", help="List, open, reset, close, fork, export and import the sessions of a server.")
 
+_PIPE = Path("-")
 SessionId = Annotated[str, Parameter(help="The session's id.")]
 
 
@@ -120,6 +123,75 @@ async def fork(  # noqa: D417 - the others are described by their types
     """
     async with Client(server, reconnect=0) as client:
         _answer(await client.sessions.fork(session_id, id), json=json)
+
+
+@app.command
+async def export(  # noqa: D417 - the others are described by their types
+    session_id: SessionId, file: Path, /, *, server: Server = DEFAULT_SERVER
+) -> None:
+    """Write a snapshot of a session into a file; the session is left as it is.
+
+    Parameters
+    ----------
+    file
+        Where to; "-" for stdout.
+    """
+    async with Client(server, reconnect=0) as client:
+        snapshot = await client.sessions.export(session_id)
+    _write(file, snapshot)
+
+
+@app.command(name="import")
+async def import_(  # noqa: D417 - the others are described by their types
+    file: Path,
+    /,
+    *,
+    id: str = "",  # noqa: A002 - the flag's name
+    idle_timeout: float | None = None,
+    server: Server = DEFAULT_SERVER,
+    json: AsJson = False,
+) -> None:
+    """Open a session that goes on where a snapshot was taken, here or on another server with the same model.
+
+    Parameters
+    ----------
+    file
+        What `recurra sessions export` wrote; "-" for stdin.
+    id
+        The session's id. Empty: an unguessable one is made.
+    idle_timeout
+        Seconds that it may go unused before it expires. Unset: the server's default.
+    """
+    snapshot = _read(file)
+    async with Client(server, reconnect=0) as client:
+        _answer(await client.sessions.import_(snapshot, id, idle_timeout=idle_timeout), json=json)
+
+
+@app.command
+async def rewind(  # noqa: D417 - the others are described by their types
+    session_id: SessionId, file: Path, /, *, server: Server = DEFAULT_SERVER, json: AsJson = False
+) -> None:
+    """Put an open session back to where a snapshot was taken.
+
+    Parameters
+    ----------
+    file
+        What `recurra sessions export` wrote; "-" for stdin.
+    """
+    snapshot = _read(file)
+    async with Client(server, reconnect=0) as client:
+        _answer(await client.sessions.rewind(session_id, snapshot), json=json)
+
+
+def _write(file: Path, data: bytes) -> None:
+    if file == _PIPE:
+        sys.stdout.buffer.write(data)
+    else:
+        file.write_bytes(data)
+
+
+def _read(file: Path) -> bytes:
+    return sys.stdin.buffer.read() if file == _PIPE else file.read_bytes()
 
 
 def _answer(session: sessions_pb2.Session, *, json: bool) -> None:

@@ -1,0 +1,234 @@
+"""A session as bytes: to keep it, to go on with it on another server, or to come back to it.
+
+A snapshot says which model it is of and how what it holds is laid out, and fits only where both are the same. It
+is data: every field is checked when it is read, and what does not fit is refused, never reshaped.
+
+The layout, little-endian: `RCS1`; model name and digest, each a length of one byte and UTF-8; SHA-256 of the
+layout of the states; u64 steps applied; u32 length of the states, and the states one after the other; u8 1 where
+the last reply is kept, then u64 its number, u32 its steps, u8 number of outputs, each with a u32 length; CRC-32 of all
+before it.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.errors import SnapshotInvalidError, SnapshotMismatchError, shown
+from recurra_server.engine.served_model import Array, ServedModel
+from recurra_server.engine.sessions import KeptReply, Session, not_found
+from recurra_server.engine.specs import Kept
+
+_MAGIC = b"RCS1"
+_LARGEST_STEP = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A session at rest.
+
+    Attributes:
+        model, digest: What it is of.
+        stamp: Hash of how the states are laid out.
+        applied: Number of time steps applied.
+        values: All that is kept of the session, one after the other.
+        kept: The last numbered reply.
+    """
+
+    model: str
+    digest: str
+    stamp: bytes
+    applied: int
+    values: bytes
+    kept: KeptReply | None
+
+    @classmethod
+    def of(cls, session: Session) -> "Snapshot":
+        """Take a session at rest."""
+        model = session.model
+        held = model.slots.read(session.slot)
+        values = b"".join(held[spec.name].tobytes() for spec in model.slots.specs)
+        return cls(model.name, model.digest, stamp_of(model.slots.specs), session.applied, values, session.kept)
+
+    def values_for(self, model: ServedModel) -> dict[str, Array]:
+        """What is kept of the session, each `[*dims]` by its name.
+
+        Raises:
+            SnapshotMismatchError: It is of another model.
+            SnapshotInvalidError: It holds what no session can hold.
+        """
+        specs = model.slots.specs
+        if self.digest != model.digest or self.stamp != stamp_of(specs):
+            raise SnapshotMismatchError(
+                f"the snapshot is of model {shown(self.model)} with digest {self.digest[:19]}…; {model.name} version "
+                f"{model.version} is {model.digest[:19]}…: serve the model that it was taken of",
+                model=self.model[:64],
+                digest=self.digest[:80],
+                expected_digest=model.digest,
+            )
+        if len(self.values) != sum(spec.row_bytes for spec in specs):
+            raise SnapshotInvalidError("the snapshot's states have another length than its model's")
+        self._check_kept(model)
+        values: dict[str, Array] = {}
+        begin = 0
+        for spec in specs:
+            array = np.frombuffer(self.values, spec.np_dtype, spec.row_bytes // spec.np_dtype.itemsize, begin)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise SnapshotInvalidError(f"the snapshot's {spec.name!r} holds NaN or infinity")
+            values[spec.name] = array.reshape(spec.dims)
+            begin += spec.row_bytes
+        return values
+
+    def _check_kept(self, model: ServedModel) -> None:
+        kept, outputs = self.kept, model.signature.outputs
+        if kept is None:
+            return
+        fits = (
+            kept.number + kept.count - 1 == self.applied
+            and 0 < kept.count <= self.applied
+            and [len(data) for data in kept.outputs] == [kept.count * spec.step_bytes for spec in outputs]
+        )
+        if not fits:
+            raise SnapshotInvalidError("the reply that the snapshot keeps is not that of its last step")
+
+    def encode(self) -> bytes:
+        """As bytes."""
+        parts = [_MAGIC]
+        for text in (self.model, self.digest):
+            raw = text.encode()
+            parts += [struct.pack("<B", len(raw)), raw]
+        parts += [self.stamp, struct.pack("<QI", self.applied, len(self.values)), self.values]
+        if self.kept is None:
+            parts.append(b"\0")
+        else:
+            parts.append(struct.pack("<BQIB", 1, self.kept.number, self.kept.count, len(self.kept.outputs)))
+            for data in self.kept.outputs:
+                parts += [struct.pack("<I", len(data)), data]
+        body = b"".join(parts)
+        return body + struct.pack("<I", zlib.crc32(body))
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Snapshot":
+        """Read bytes; what they mean is only known beside a model (`values_for`).
+
+        Raises:
+            SnapshotInvalidError: They are no snapshot, or a damaged one.
+        """
+        if data[:4] != _MAGIC:
+            raise SnapshotInvalidError("these bytes are not a snapshot of format RCS1")
+        if len(data) < 8 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise SnapshotInvalidError("the snapshot is damaged: its checksum is wrong")
+        try:
+            return _read(_Reader(data[4:-4]))
+        except (struct.error, ValueError) as error:
+            raise SnapshotInvalidError(f"the snapshot cannot be read: {error}") from None
+
+
+class _Reader:
+    """Takes bytes from the front.
+
+    Raises:
+        ValueError, struct.error: There are not enough.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        """So many bytes."""
+        part = self._data[self._at : self._at + size]
+        if len(part) != size:
+            raise ValueError(f"it ends {size - len(part)} bytes too early")
+        self._at += size
+        return part
+
+    def unpack(self, form: str) -> Sequence[int]:
+        """Numbers."""
+        return struct.unpack(form, self.take(struct.calcsize(form)))
+
+    def text(self) -> str:
+        """A short text."""
+        return self.take(self.unpack("<B")[0]).decode()
+
+    def end(self) -> None:
+        """Nothing may be left."""
+        if self._at != len(self._data):
+            raise ValueError(f"there are {len(self._data) - self._at} bytes too many")
+
+
+def _read(reader: _Reader) -> Snapshot:
+    model, digest, stamp = reader.text(), reader.text(), reader.take(32)
+    applied, size = reader.unpack("<QI")
+    if applied > _LARGEST_STEP:
+        raise ValueError(f"{applied} steps are more than there can be")
+    values = reader.take(size)
+    (has_kept,) = reader.unpack("<B")
+    kept = None
+    if has_kept:
+        number, count, outputs = reader.unpack("<QIB")
+        kept = KeptReply(number, count, tuple(reader.take(reader.unpack("<I")[0]) for _ in range(outputs)))
+    reader.end()
+    return Snapshot(model, digest, stamp, applied, values, kept)
+
+
+def stamp_of(specs: Sequence[Kept]) -> bytes:
+    """A hash of how the states are laid out: two that are equal hold the same bytes in the same places."""
+    layout = "\n".join(f"{spec.name}\t{spec.dtype}\t{list(spec.dims)}\t{spec.constant}" for spec in specs)
+    return hashlib.sha256(layout.encode()).digest()
+
+
+def take(session: Session, now: float) -> bytes:
+    """A session at rest as bytes.
+
+    Raises:
+        SessionNotFoundError: It has ended.
+    """
+    if session.closed:
+        raise not_found(session.id)
+    session.model.slots.touch(session.slot, now)
+    return Snapshot.of(session).encode()
+
+
+def restore(
+    engine: Engine, data: bytes, now: float, *, session_id: str = "", idle_timeout: float | None = None
+) -> Session:
+    """Open a session that goes on where a snapshot was taken, on the version of the model that it was taken of.
+
+    Raises:
+        SnapshotInvalidError, SnapshotMismatchError, ModelNotFoundError: It cannot go on here.
+        Exception: As `Engine.open`.
+    """
+    snapshot = Snapshot.decode(data)
+    newest = engine.model(snapshot.model)
+    versions = [model for model in engine.models() if model.name == snapshot.model]
+    model = next((model for model in versions if model.digest == snapshot.digest), newest)
+    states = snapshot.values_for(model)
+    session = engine.open(model, now, session_id=session_id, idle_timeout=idle_timeout, initial_states=states)
+    session.applied, session.kept = snapshot.applied, snapshot.kept
+    return session
+
+
+def rewind(session: Session, data: bytes, now: float) -> None:
+    """Put a session at rest back to where a snapshot was taken.
+
+    Raises:
+        SessionNotFoundError: It has ended.
+        SnapshotInvalidError, SnapshotMismatchError: The snapshot is not of such a session; it is as it was.
+    """
+    if session.closed:
+        raise not_found(session.id)
+    snapshot, slots = Snapshot.decode(data), session.model.slots
+    states, held = snapshot.values_for(session.model), slots.read(session.slot)
+    for spec in slots.specs:
+        if spec.constant and not np.array_equal(held[spec.name], states[spec.name]):
+            raise SnapshotMismatchError(
+                f"the snapshot was taken of a session with another {spec.name!r}: import it as a session of its own"
+            )
+    slots.begin(session.slot, states)
+    slots.touch(session.slot, now)
+    session.applied, session.kept = snapshot.applied, snapshot.kept

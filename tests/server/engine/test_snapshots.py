@@ -1,0 +1,213 @@
+"""A session as bytes goes on elsewhere as if nothing had happened; bytes that are not one change nothing."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recurra_server.engine import snapshots
+from recurra_server.engine.errors import (
+    EngineError,
+    ModelNotFoundError,
+    SessionExistsError,
+    SessionNotFoundError,
+    SnapshotInvalidError,
+    SnapshotMismatchError,
+)
+from recurra_server.engine.sessions import Session
+from recurra_server.engine.snapshots import Snapshot
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+from tests.server.engine.test_promises import TOLERANCE, sequence
+from tests.support.harness import Harness, outputs_of, whole
+
+Runtimes = dict[str, OnnxRuntime]
+ONE = np.ones((1, 1))
+
+
+@settings(max_examples=60)
+@given(
+    model=st.sampled_from(["counter", "lstm", "gru", "rnn"]),
+    before=st.integers(0, 5),
+    after=st.integers(1, 5),
+    numbered=st.booleans(),
+)
+def test_a_sequence_goes_on_in_another_server(
+    runtimes: Runtimes, model: str, before: int, after: int, numbered: bool
+) -> None:
+    x = sequence(model, 0, before + after)
+    here, there = Harness(runtimes), Harness(runtimes)
+    session = here.open(model)
+    answers = [here.ask(session, x[i : i + 1], number=(i + 1) * numbered) for i in range(before)]
+    moved = snapshots.restore(there.engine, snapshots.take(session, 0.0), 0.0, session_id="moved")
+    assert moved.applied == before
+    assert moved.id == "moved"
+    if numbered and before:
+        again = there.submit(moved, x[before - 1 : before], number=before)
+        assert again.replayed
+        np.testing.assert_array_equal(outputs_of(again), answers[-1])
+    answers.append(there.ask(moved, x[before:]))
+    np.testing.assert_allclose(np.concatenate(answers), whole(runtimes[model], x), atol=TOLERANCE, rtol=0)
+
+
+def test_it_is_small(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("lstm")
+    harness.ask(session, sequence("lstm", 0, 1), number=1)
+    state = session.model.signature.state_bytes
+    assert len(snapshots.take(session, 0.0)) <= 1.1 * state + 256
+
+
+def test_a_session_goes_back_to_where_it_was(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("counter")
+    harness.ask(session, np.full((3, 1), 5.0), number=1)
+    then = snapshots.take(session, 0.0)
+    tried = [harness.ask(session, np.full((1, 1), value)).item() for value in (100.0, 1000.0)]
+    assert tried == [115.0, 1115.0]
+    snapshots.rewind(session, then, 0.0)
+    assert session.applied == 3
+    assert harness.ask(session, ONE, number=4).item() == 16.0
+    assert harness.submit(session, np.full((3, 1), 5.0), number=1).error is not None, "that reply is not kept any more"
+
+
+def test_taking_and_rewinding_count_as_use(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("counter", session_id="a", idle_timeout=10.0)
+    data = snapshots.take(session, 9.0)
+    assert harness.engine.session("a", 18.0) is session
+    snapshots.rewind(session, data, 18.0)
+    assert harness.engine.session("a", 27.0) is session
+
+
+def test_it_fits_only_its_own_model(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("lstm")
+    data = snapshots.take(session, 0.0)
+    with pytest.raises(SnapshotMismatchError, match="serve the model that it was taken of"):
+        snapshots.rewind(harness.open("gru"), data, 0.0)
+    with pytest.raises(ModelNotFoundError):
+        snapshots.restore(Harness({"counter": runtimes["counter"]}).engine, data, 0.0)
+    other = Harness({"lstm": runtimes["gru"]})
+    other.engine.model("lstm").digest = "sha256:other"
+    with pytest.raises(SnapshotMismatchError, match="sha256:lstm"):
+        snapshots.restore(other.engine, data, 0.0)
+    other.engine.model("lstm").digest = session.model.digest  # states laid out in another way
+    with pytest.raises(SnapshotMismatchError):
+        snapshots.restore(other.engine, data, 0.0)
+    assert other.engine.model("lstm").slots.in_use == 0
+
+
+def test_what_ends_or_exists_is_told(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    session = harness.open("counter", session_id="a")
+    data = snapshots.take(session, 0.0)
+    with pytest.raises(SessionExistsError):
+        snapshots.restore(harness.engine, data, 0.0, session_id="a")
+    harness.engine.close(session)
+    for what in (lambda: snapshots.take(session, 0.0), lambda: snapshots.rewind(session, data, 0.0)):
+        with pytest.raises(SessionNotFoundError):
+            what()
+
+
+class Victim:
+    """A server whose session must never feel a bad snapshot."""
+
+    def __init__(self, runtimes: Runtimes, model: str) -> None:
+        self.harness = Harness(runtimes)
+        self.session = self.harness.open(model)
+        self.harness.ask(self.session, sequence(model, 0, 2), number=1)
+        self.data = snapshots.take(self.session, 0.0)
+        self.before = self.harness.engine.model(model).slots.read(self.session.slot)
+
+    def suffer(self, data: bytes) -> bool:
+        """Import and rewind to bytes; tell whether they were taken."""
+        model, taken = self.session.model, False
+        for attempt in (
+            lambda: snapshots.restore(self.harness.engine, data, 0.0),
+            lambda: snapshots.rewind(self.session, data, 0.0),
+        ):
+            try:
+                made = attempt()
+            except EngineError:
+                continue
+            taken = True
+            if isinstance(made, Session):
+                assert self.harness.ask(made, sequence(model.name, 1, 1)).shape[0] == 1, "it can be stepped"
+                self.harness.engine.close(made)
+        if taken:
+            snapshots.rewind(self.session, self.data, 0.0)
+        held = model.slots.read(self.session.slot)
+        assert all(np.array_equal(held[name], self.before[name]) for name in held)
+        assert model.slots.in_use == 1
+        return taken
+
+
+@pytest.mark.parametrize("model", ["counter", "lstm"])
+def test_a_hundred_thousand_damaged_snapshots_are_refused(runtimes: Runtimes, model: str) -> None:
+    """Bytes changed, cut, repeated and inserted at random: the checksum finds all of them."""
+    rng = np.random.default_rng(0)
+    data = snapshots.take(Victim(runtimes, model).session, 0.0)
+    for _ in range(50_000):
+        with pytest.raises(SnapshotInvalidError):
+            Snapshot.decode(_damaged(data, rng))
+
+
+@settings(max_examples=1500)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_forged_snapshots_are_refused_or_harmless(victims: dict[str, Victim], seed: int) -> None:
+    """Damaged, and given a good checksum again: as somebody would who means harm."""
+    rng = np.random.default_rng(seed)
+    victim = victims[str(rng.choice(list(victims)))]
+    body = _damaged(victim.data[:-4], rng)
+    victim.suffer(body + struct.pack("<I", zlib.crc32(body)))
+
+
+@given(data=st.binary(max_size=400))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    for forged in (data, b"RCS1" + data + struct.pack("<I", zlib.crc32(b"RCS1" + data))):
+        with pytest.raises(SnapshotInvalidError):
+            Snapshot.decode(forged)
+
+
+@pytest.fixture(scope="module")
+def victims(runtimes: Runtimes) -> dict[str, Victim]:
+    return {model: Victim(runtimes, model) for model in ("counter", "lstm", "gru")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": np.array([np.nan], "<f4").tobytes()}, "NaN or infinity"),
+        ({"values": b"\0" * 8}, "another length"),
+        ({"applied": 9}, "not that of its last step"),
+        ({"kept": "outputs"}, "not that of its last step"),
+    ],
+)
+def test_what_no_session_can_hold_is_refused(runtimes: Runtimes, change: dict[str, object], message: str) -> None:
+    victim = Victim(runtimes, "counter")
+    fields = {name: getattr(Snapshot.decode(victim.data), name) for name in Snapshot.__slots__}
+    if change.get("kept"):
+        change = {"kept": type(fields["kept"])(1, 2, (b"\0" * 9,))}
+    with pytest.raises(SnapshotInvalidError, match=message):
+        snapshots.restore(victim.harness.engine, Snapshot(**{**fields, **change}).encode(), 0.0)
+    assert not victim.suffer(Snapshot(**{**fields, **change}).encode())
+
+
+def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Bytes that differ from these."""
+    damaged = bytearray(data)
+    while bytes(damaged) == data:
+        at = int(rng.integers(len(damaged)))
+        match rng.integers(4):
+            case 0:
+                damaged[at] = int(rng.integers(256))
+            case 1:
+                del damaged[at : at + int(rng.integers(1, 9))]
+            case 2:
+                damaged[at:at] = rng.bytes(int(rng.integers(1, 9)))
+            case _:
+                damaged[at : at + 8] = rng.choice([0, 1, 2**31, 2**63, 2**64 - 1]).tobytes()[:8]
+    return bytes(damaged)
