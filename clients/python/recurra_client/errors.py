@@ -95,6 +95,14 @@ class UnavailableError(RecurraError, ConnectionError):
     """The server cannot be reached."""
 
 
+class SessionMovedError(UnavailableError):
+    """Another server has taken the session over: it goes on there, and here after it was taken back."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """The server cannot reach its store of checkpoints, and this call cannot be answered without it."""
+
+
 class DrainingError(UnavailableError):
     """The server shuts down and opens no new sessions."""
 
@@ -115,6 +123,8 @@ _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "SESSION_NOT_FOUND": SessionNotFoundError,
     "SESSION_EXPIRED": SessionExpiredError,
     "SESSION_EXISTS": SessionExistsError,
+    "SESSION_MOVED": SessionMovedError,
+    "STORE_UNAVAILABLE": StoreUnavailableError,
     "SESSION_ID": InputError,
     "STEP_GAP": StepGapError,
     "STEP_NOT_HELD": StepNotHeldError,

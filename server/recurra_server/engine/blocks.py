@@ -123,13 +123,15 @@ class Blocks:
     def takes(self, sessions: Sequence[Session], numbers: Sequence[int]) -> bool:
         """Whether steps can be run as a block: each is the next of another session at rest, and all of one group.
 
-        What is otherwise (a retry, a gap, a session with a step in flight) has to be submitted step by step.
+        What is otherwise (a retry, a gap, a session with a step in flight, a SYNC session) has to be submitted step
+        by step.
         """
         return (
             self._turns.depth + len(sessions) <= self._limits.max_queue
             and len(set(sessions)) == len(sessions)
             and len({session.group for session in sessions}) == 1
             and not any(session.current is not None or session.closed for session in sessions)
+            and not any(session.durable is not None and session.durable.is_sync for session in sessions)
             and (not numbers or all(map(_is_next, sessions, numbers)))
         )
 
@@ -174,7 +176,7 @@ class Blocks:
             slots, states = slots[good], [rows[good] for rows in states]
         self._slots.scatter(slots, states)
         self._slots.touch(batch.slots, now)
-        self._advance(block)
+        self._advance(block, now)
         self._over(block, now)
 
     def fail(self, batch: BlockBatch, now: float) -> list[Step]:
@@ -231,12 +233,14 @@ class Blocks:
         session.current = step
         return step
 
-    def _advance(self, block: Block) -> None:
+    def _advance(self, block: Block, now: float) -> None:
         """The states of the rows that have not failed are kept: number them, and keep the replies to retries."""
         count, errors = block.count, block.errors
         for row, session in enumerate(block.sessions):
             if row not in errors:
                 session.applied += count
+                if session.durable is not None:
+                    session.durable.changed(now)
         block.last_numbers = [session.applied for session in block.sessions]
         for row in errors:
             block.last_numbers[row] = 0

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
+from recurra_server.engine.durability import Ledger, moved
 from recurra_server.engine.errors import (
     CapacityError,
     DrainingError,
+    EngineError,
     InvalidRequestError,
     SessionExistsError,
     SessionExpiredError,
@@ -43,7 +45,8 @@ class Engine:
         shelf: The models.
         draining: While True, no session is opened.
         refused: Sessions that could not be opened so far, by (model name, version, digest, bound).
-        ended: Sessions ended so far, by (model name, version, digest, "closed" or "expired").
+        ended: Sessions ended so far, by (model name, version, digest, "closed", "expired" or "moved").
+        ledger: The sessions whose checkpoints are to be saved.
         opened: Sessions opened so far, by (model name, version, digest).
     """
 
@@ -54,6 +57,7 @@ class Engine:
         self.refused: Counter[tuple[str, str, str, str]] = Counter()
         self.ended: Counter[tuple[str, str, str, str]] = Counter()
         self.shelf = Shelf()
+        self.ledger = Ledger()
         self._sessions: dict[str, Session] = {}
         self._borrowed = 0
         self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
@@ -86,6 +90,7 @@ class Engine:
         session_id: str = "",
         idle_timeout: float | None = None,
         initial_states: Mapping[str, Array] | None = None,
+        admitted: bool = False,
     ) -> Session:
         """Begin a session.
 
@@ -96,10 +101,35 @@ class Engine:
             idle_timeout: Seconds it may go unused; None for the default.
             initial_states: States to begin from, and constants of this session, by the name of the graph's input,
                 each `[*dims]`; the others have their declared value.
+            admitted: Whether it goes on here, having begun elsewhere: then only `max_sessions` can refuse it.
 
         Raises:
             InputNameError, SessionIdError, SessionExistsError, InvalidRequestError, CapacityError, DrainingError:
                 Nothing was opened.
+        """
+        session_id, timeout = self.check_open(model, now, session_id, idle_timeout, admitted=admitted)
+        session = model.open(session_id, timeout, now, initial_states)
+        self._sessions[session_id] = session
+        self._tombstones.pop(session_id, None)
+        self.opened[model.key] += 1
+        return session
+
+    def check_open(
+        self,
+        model: ServedModel,
+        now: float,
+        session_id: str = "",
+        idle_timeout: float | None = None,
+        *,
+        admitted: bool = False,
+    ) -> tuple[str, float]:
+        """Whether a session can be opened.
+
+        Returns:
+            The id that it gets, and its idle timeout.
+
+        Raises:
+            Exception: As `open`.
         """
         if self.draining:
             raise DrainingError("the server shuts down; open the session on another one", retry_after=1.0)
@@ -107,16 +137,12 @@ class Engine:
         timeout = self._idle_timeout(idle_timeout)
         try:
             self._check_room()
-            if model.admission is not None:
+            if model.admission is not None and not admitted:
                 model.admission.check(model.sessions, now)
         except CapacityError as error:
             self.refused[*model.key, error.metadata["bound"]] += 1
             raise
-        session = model.open(session_id, timeout, now, initial_states)
-        self._sessions[session_id] = session
-        self._tombstones.pop(session_id, None)
-        self.opened[model.key] += 1
-        return session
+        return session_id, timeout
 
     @contextmanager
     def borrow(
@@ -182,7 +208,15 @@ class Engine:
         """
         if session.closed:
             raise not_found(session.id)
+        if session.durable is not None:
+            idle_timeout = session.model.slots.idle_timeout[session.slot]
+            self.ledger.delete(session.durable, float(idle_timeout))
         self._end(session, "closed")
+
+    def let_go(self, session: Session) -> None:
+        """Another server has taken a session over: what it is here is of no more use, and steps that wait fail."""
+        if not session.closed:
+            self._end(session, "moved", moved(session.id))
 
     def reset(self, session: Session, now: float) -> None:
         """Put a session at rest back to its beginning.
@@ -196,6 +230,8 @@ class Engine:
         session.model.slots.touch(session.slot, now)
         session.applied = 0
         session.kept = None
+        if session.durable is not None:
+            session.durable.changed(now)
 
     def fork(self, session: Session, now: float, *, session_id: str = "") -> Session:
         """Open a copy of a session at rest.
@@ -289,11 +325,13 @@ class Engine:
         if len(self._tombstones) > self.limits.max_tombstones:
             self._tombstones.popitem(last=False)
 
-    def _end(self, session: Session, reason: str) -> None:
+    def _end(self, session: Session, reason: str, error: EngineError | None = None) -> None:
         if session.id is not None:
             del self._sessions[session.id]
             self.ended[*session.model.key, reason] += 1
-        session.model.close(session)
+        session.model.close(session, error)
+        if session.durable is not None:
+            session.durable.end(error or not_found(session.id))
 
     def _missing(self, session_id: str, now: float) -> Exception:
         tombstone = self._tombstones.get(session_id)

@@ -45,6 +45,18 @@ class SessionExistsError(EngineError):
     reason = "SESSION_EXISTS"
 
 
+class SessionMovedError(EngineError):
+    """Another server has taken the session over."""
+
+    reason = "SESSION_MOVED"
+
+
+class StoreUnavailableError(EngineError):
+    """The store of checkpoints cannot be reached, and the request cannot be answered without it."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
 class SessionIdError(EngineError):
     """The session id is malformed."""
 

@@ -1,6 +1,7 @@
-"""What the engine needs from outside, implemented by `runtimes`."""
+"""What the engine needs from outside, implemented by `runtimes` and `stores`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -23,4 +24,68 @@ class Runtime(Protocol):
             be called on any thread, one at a time. It raises where the model refuses the values (the engine
             finds out whose they are), or answers in another shape than that of `outputs`.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A session as the store keeps it.
+
+    Attributes:
+        session_id: Its id.
+        epoch: The number by which a server owns it; taking it over raises it.
+        revision: Number of this checkpoint; it rises with each one of the session.
+        durability: Value of its `Durability`.
+        idle_timeout: Seconds after which the store forgets it, counted anew from each checkpoint.
+        snapshot: The session itself, as bytes.
+    """
+
+    session_id: str
+    epoch: int
+    revision: int
+    durability: int
+    idle_timeout: float
+    snapshot: bytes
+
+
+class StoreError(Exception):
+    """The store cannot be reached, or cannot do what it is asked; whether it has done it is not known."""
+
+
+class SessionStore(Protocol):
+    """Where checkpoints live. All methods raise StoreError, and may be called again with the same arguments then.
+
+    Whatever the order in which calls reach it, what it keeps of a session never goes back: to an older epoch, or
+    within an epoch to an older revision.
+    """
+
+    async def create(self, checkpoint: Checkpoint) -> int | None:
+        """Keep the first checkpoint of a new session.
+
+        Returns:
+            Its epoch, above that of any session of this id before it (the checkpoint's own does not count); None where
+            there is a session of this id.
+        """
+        ...
+
+    async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        """Keep newer checkpoints of several sessions, in one round trip.
+
+        One of which nothing is kept any more is kept again: its owner knows it best.
+
+        Returns:
+            For each, whether its epoch still holds; if not, another server owns the session and nothing was changed.
+        """
+        ...
+
+    async def take_over(self, session_id: str) -> Checkpoint | None:
+        """Raise a session's epoch by one, at once with reading it.
+
+        Returns:
+            Its last checkpoint, with the new epoch; None where there is no such session.
+        """
+        ...
+
+    async def delete(self, session_id: str, epoch: int, remember: float) -> None:
+        """Forget a session, unless its epoch was raised; for `remember` seconds nobody who owned it can save it."""
         ...

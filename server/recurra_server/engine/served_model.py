@@ -14,6 +14,7 @@ from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.blocks import BlockBatch, Blocks
 from recurra_server.engine.errors import (
     DeadlineError,
+    EngineError,
     InputNameError,
     InputNotFiniteError,
     InputRefusedError,
@@ -233,8 +234,8 @@ class ServedModel:
             self.sessions += 1
         return session
 
-    def close(self, session: Session) -> None:
-        """End a session: what waits fails, what runs is dropped when it returns."""
+    def close(self, session: Session, error: EngineError | None = None) -> None:
+        """End a session: what waits fails (with SESSION_NOT_FOUND, if not told otherwise), what runs is dropped."""
         session.closed = True
         if session.id is not None:
             self.sessions -= 1
@@ -243,7 +244,7 @@ class ServedModel:
             self.slots.release(session.slot)
         elif isinstance(current, Step) and not self._runs(current):
             self._give_up_slots(current)
-        self.turns.end(session)
+        self.turns.end(session, error)
 
     # --- inside ------------------------------------------------------------------------
 
@@ -305,7 +306,10 @@ class ServedModel:
         step.last_number = session.applied
         if step.number:
             session.kept = KeptReply(step.number, step.count, step.outputs)
-        self.turns.over(step, now)
+        if session.durable is None:
+            self.turns.over(step, now)
+        else:
+            self.turns.keep(step, now)
 
     def _abandon(self, steps: Sequence[Step], now: float) -> None:
         for step in steps:

@@ -18,6 +18,7 @@ from recurra_server.engine.steps import Step
 
 if TYPE_CHECKING:
     from recurra_server.engine.blocks import Block
+    from recurra_server.engine.durability import Durable
     from recurra_server.engine.served_model import ServedModel
 
 Action = Callable[[], None]
@@ -44,10 +45,11 @@ class Session:
         waiting: Steps, and actions that need the session at rest, in order of arrival.
         kept: The last numbered reply.
         closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
+        durable: What is known of its checkpoints; None where it ends with the server.
         group: Only sessions of the same group can share a model call: they agree in what the graph takes once a call.
     """
 
-    __slots__ = ("applied", "closed", "current", "group", "id", "kept", "model", "slot", "waiting")
+    __slots__ = ("applied", "closed", "current", "durable", "group", "id", "kept", "model", "slot", "waiting")
 
     def __init__(self, session_id: str | None, model: ServedModel, slot: int, group: bytes = b"") -> None:
         self.id = session_id
@@ -58,6 +60,7 @@ class Session:
         self.current: Step | Block | None = None
         self.waiting: deque[Step | Action] | None = None
         self.kept: KeptReply | None = None
+        self.durable: Durable | None = None
         self.closed = False
 
     def admit(self, step: Step) -> bool:

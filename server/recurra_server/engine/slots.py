@@ -1,5 +1,6 @@
 """Where the sessions of a model live: one array for each thing kept of them, a slot per session."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,11 @@ def rows_of(slots: Sequence[int]) -> Slots:
     return slice(slots[0], slots[0] + 1) if len(slots) == 1 else np.array(slots, np.intp)
 
 
+def _stamp_of(specs: Sequence[Kept]) -> bytes:
+    layout = "\n".join(f"{spec.name}\t{spec.dtype}\t{list(spec.dims)}\t{spec.constant}" for spec in specs)
+    return hashlib.sha256(layout.encode()).digest()
+
+
 class SlotTable(Generic[Owner]):
     """Arrays `[capacity, *dims]`; a batch is gathered and scattered by index.
 
@@ -28,10 +34,14 @@ class SlotTable(Generic[Owner]):
 
     When a session was last used is a column too, so that a batch touches all its sessions with
     one operation and a sweep finds the expired ones with another: no session has a timer.
+
+    Attributes:
+        stamp: Hash of how a slot is laid out: two that are equal hold the same bytes in the same places.
     """
 
     def __init__(self, specs: Sequence[Kept], capacity: int) -> None:
         self.specs = tuple(specs)
+        self.stamp = _stamp_of(self.specs)
         self.owners: list[Owner | None] = []  # as many as there are slots that were handed out at least once
         self.last_used: Array
         self.idle_timeout: Array

@@ -9,7 +9,6 @@ the last reply is kept, then u64 its number, u32 its steps, u8 number of outputs
 before it.
 """
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SnapshotInvalidError, SnapshotMismatchError, shown
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import KeptReply, Session, not_found
-from recurra_server.engine.specs import Kept
 
 _MAGIC = b"RCS1"
 _LARGEST_STEP = 2**63 - 1
@@ -52,7 +50,7 @@ class Snapshot:
         model = session.model
         held = model.slots.read(session.slot)
         values = b"".join(held[spec.name].tobytes() for spec in model.slots.specs)
-        return cls(model.name, model.digest, stamp_of(model.slots.specs), session.applied, values, session.kept)
+        return cls(model.name, model.digest, model.slots.stamp, session.applied, values, session.kept)
 
     def values_for(self, model: ServedModel) -> dict[str, Array]:
         """What is kept of the session, each `[*dims]` by its name.
@@ -62,7 +60,7 @@ class Snapshot:
             SnapshotInvalidError: It holds what no session can hold.
         """
         specs = model.slots.specs
-        if self.digest != model.digest or self.stamp != stamp_of(specs):
+        if self.digest != model.digest or self.stamp != model.slots.stamp:
             raise SnapshotMismatchError(
                 f"the snapshot is of model {shown(self.model)} with digest {self.digest[:19]}…; {model.name} version "
                 f"{model.version} is {model.digest[:19]}…: serve the model that it was taken of",
@@ -176,10 +174,15 @@ def _read(reader: _Reader) -> Snapshot:
     return Snapshot(model, digest, stamp, applied, values, kept)
 
 
-def stamp_of(specs: Sequence[Kept]) -> bytes:
-    """A hash of how the states are laid out: two that are equal hold the same bytes in the same places."""
-    layout = "\n".join(f"{spec.name}\t{spec.dtype}\t{list(spec.dims)}\t{spec.constant}" for spec in specs)
-    return hashlib.sha256(layout.encode()).digest()
+def model_of(engine: Engine, snapshot: Snapshot) -> ServedModel:
+    """The version of the model that a snapshot was taken of; where that is not served, the latest.
+
+    Raises:
+        ModelNotFoundError: No version is served.
+    """
+    newest = engine.model(snapshot.model)
+    versions = [model for model in engine.models() if model.name == snapshot.model]
+    return next((model for model in versions if model.digest == snapshot.digest), newest)
 
 
 def take(session: Session, now: float) -> bytes:
@@ -195,7 +198,13 @@ def take(session: Session, now: float) -> bytes:
 
 
 def restore(
-    engine: Engine, data: bytes, now: float, *, session_id: str = "", idle_timeout: float | None = None
+    engine: Engine,
+    data: bytes,
+    now: float,
+    *,
+    session_id: str = "",
+    idle_timeout: float | None = None,
+    admitted: bool = False,
 ) -> Session:
     """Open a session that goes on where a snapshot was taken, on the version of the model that it was taken of.
 
@@ -204,11 +213,11 @@ def restore(
         Exception: As `Engine.open`.
     """
     snapshot = Snapshot.decode(data)
-    newest = engine.model(snapshot.model)
-    versions = [model for model in engine.models() if model.name == snapshot.model]
-    model = next((model for model in versions if model.digest == snapshot.digest), newest)
+    model = model_of(engine, snapshot)
     states = snapshot.values_for(model)
-    session = engine.open(model, now, session_id=session_id, idle_timeout=idle_timeout, initial_states=states)
+    session = engine.open(
+        model, now, session_id=session_id, idle_timeout=idle_timeout, initial_states=states, admitted=admitted
+    )
     session.applied, session.kept = snapshot.applied, snapshot.kept
     return session
 
@@ -232,3 +241,5 @@ def rewind(session: Session, data: bytes, now: float) -> None:
     slots.begin(session.slot, states)
     slots.touch(session.slot, now)
     session.applied, session.kept = snapshot.applied, snapshot.kept
+    if session.durable is not None:
+        session.durable.changed(now)

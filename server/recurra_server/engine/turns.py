@@ -72,19 +72,29 @@ class Turns:
         if session.waiting:
             self._go_on(session, now)
 
+    def keep(self, step: Step, now: float) -> None:
+        """A step in flight of a durable session has succeeded: answer it, or in SYNC have it saved before that."""
+        durable = step.session.durable
+        assert durable is not None  # noqa: S101 - only such a session has its steps kept
+        durable.changed(now)
+        if durable.is_sync:
+            self._hold(step)
+        else:
+            self.over(step, now)
+
     def fail(self, step: Step, error: EngineError, now: float) -> None:
         """A step in flight has failed: the session is as it was before it."""
         step.error = error
         self._slots.touch(step.session.slot, now)
         self.over(step, now)
 
-    def end(self, session: Session) -> None:
+    def end(self, session: Session, error: EngineError | None = None) -> None:
         """The session has ended: whatever is in flight or waits is answered so."""
         waiting, session.waiting = session.waiting, None
         current = [session.current] if isinstance(session.current, Step) else []  # a block is answered when it is over
         for item in (*current, *(waiting or ())):
             if isinstance(item, Step):
-                item.error = not_found(session.id)
+                item.error = error or not_found(session.id)
                 self._answer(item)
             else:
                 item()
@@ -140,9 +150,14 @@ class Turns:
         session = step.session
         try:
             apply = session.admit(step)
+            if apply and session.durable is not None:
+                session.durable.check_store()
         except EngineError as error:
             step.error = error
             apply = False
+            if session.durable is not None and session.durable.doubts(error, now):
+                self._hold(step)
+                return
         if apply:
             session.current = step
             step.slot = session.slot
@@ -150,6 +165,20 @@ class Turns:
         else:
             self._slots.touch(session.slot, now)
             self._answer(step)
+
+    def _hold(self, step: Step) -> None:
+        """Keep a step in flight until its session is saved."""
+        session = step.session
+        session.current, step.slot = step, session.slot
+        assert session.durable is not None  # noqa: S101 - only durable sessions are saved
+
+        durable = session.durable
+
+        def told(_: EngineError | None) -> None:
+            if not session.closed:  # else it was answered then
+                self.over(step, durable.heard_at)
+
+        durable.when_saved(told)
 
     def _answer(self, step: Step) -> None:
         """Tell whoever waits for a step; it is not in line any more."""

@@ -24,6 +24,8 @@ CODES: dict[type[EngineError], grpc.StatusCode] = {
     errors.SessionNotFoundError: _Code.NOT_FOUND,
     errors.SessionExpiredError: _Code.NOT_FOUND,
     errors.SessionExistsError: _Code.ALREADY_EXISTS,
+    errors.SessionMovedError: _Code.UNAVAILABLE,
+    errors.StoreUnavailableError: _Code.UNAVAILABLE,
     errors.SessionIdError: _Code.INVALID_ARGUMENT,
     errors.StepGapError: _Code.FAILED_PRECONDITION,
     errors.StepNotHeldError: _Code.FAILED_PRECONDITION,

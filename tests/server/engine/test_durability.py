@@ -1,0 +1,252 @@
+"""What of a session has to be put in the store, and what a session is told of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from recurra_server.engine import handover, snapshots
+from recurra_server.engine.durability import Durability, Save
+from recurra_server.engine.errors import (
+    EngineError,
+    SessionMovedError,
+    SnapshotInvalidError,
+    StepGapError,
+    StoreUnavailableError,
+)
+from recurra_server.engine.ports import Checkpoint
+from recurra_server.engine.sessions import Session
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+from tests.support.harness import Harness
+
+Runtimes = dict[str, OnnxRuntime]
+ONE = np.ones((1, 1))
+
+
+class Owner(Harness):
+    """A server with durable sessions, whose checkpoints are saved when the test says so."""
+
+    def begin(self, durability: Durability = Durability.ASYNC, session_id: str = "a", **options: Any) -> Session:
+        """Open one."""
+        snapshot = handover.beginning(self.engine, self.engine.model("counter"), self.now, None)
+        options = {"idle_timeout": None, **options}
+        checkpoint = handover.first_checkpoint(
+            self.engine, snapshot, self.now, session_id=session_id, durability=durability, **options
+        )
+        return handover.adopt(self.engine, replace(checkpoint, epoch=7), self.now)
+
+    def take(self, *, hurried_only: bool = False, most: int = 100) -> list[Save]:
+        """What would be sent to the store."""
+        return self.engine.ledger.next_batch(handover.encode, most, hurried_only=hurried_only)
+
+    def save(self) -> list[Checkpoint]:
+        """Save all there is; return it."""
+        batch = self.take()
+        for save in batch:
+            save.durable.saved(save, self.now)
+        return [save.checkpoint for save in batch]
+
+
+@pytest.fixture
+def owner(runtimes: Runtimes) -> Owner:
+    return Owner(runtimes)
+
+
+def step_of(session: Session) -> int:
+    assert session.durable is not None
+    return session.durable.step
+
+
+def heard(session: Session) -> list[EngineError | None]:
+    """Ask to be told when a session is saved."""
+    answers: list[EngineError | None] = []
+    assert session.durable is not None
+    session.durable.when_saved(answers.append)
+    return answers
+
+
+def test_an_ephemeral_session_is_never_saved(owner: Owner) -> None:
+    session = owner.open("counter")
+    owner.ask(session, ONE, number=1)
+    assert session.durable is None
+    assert owner.take() == []
+
+
+def test_what_changed_is_saved_once(owner: Owner, runtimes: Runtimes) -> None:
+    session = owner.begin()
+    assert owner.take() == [], "it is in the store as it was opened"
+    for number in (1, 2, 3):
+        owner.ask(session, ONE, number=number)
+    (checkpoint,) = owner.save()
+    assert (checkpoint.session_id, checkpoint.epoch, checkpoint.revision) == ("a", 7, 1)
+    assert step_of(session) == 3
+    assert owner.take() == []
+    there = Owner(runtimes)
+    moved = handover.adopt(there.engine, checkpoint, 0.0)
+    assert there.ask(moved, ONE, number=4).item() == 4.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda owner, session: owner.engine.reset(session, 0.0),
+        lambda owner, session: snapshots.rewind(session, snapshots.take(session, 0.0), 0.0),
+        lambda owner, session: (owner.submit_block([session], ONE[None]), owner.run()),
+        lambda owner, session: owner.ask(session, np.ones((100, 1))),
+    ],
+    ids=["reset", "rewind", "block", "chunk"],
+)
+def test_whatever_changes_a_session_is_saved(owner: Owner, change: Callable[[Owner, Session], object]) -> None:
+    session = owner.begin()
+    change(owner, session)
+    assert [checkpoint.session_id for checkpoint in owner.save()] == ["a"]
+    assert step_of(session) == session.applied
+
+
+def test_what_fails_changes_nothing(owner: Owner) -> None:
+    session = owner.begin()
+    assert owner.submit(session, np.full((1, 1), np.nan)).error is None
+    owner.run()
+    assert owner.take() == []
+
+
+def test_a_chunk_on_its_way_is_saved_as_it_was_before(owner: Owner) -> None:
+    session = owner.begin()
+    owner.ask(session, ONE, number=1)
+    owner.submit(session, np.ones((200, 1)), number=2)
+    owner.run_batch()
+    (save,) = owner.take()
+    assert save.step == 1
+    owner.run()
+    save.durable.saved(save, 0.0)
+    assert step_of(session) == 1
+    assert owner.save()
+    assert step_of(session) == 201
+
+
+def test_a_session_is_on_its_way_once_at_a_time(owner: Owner) -> None:
+    session = owner.begin()
+    owner.ask(session, ONE)
+    (save,) = owner.take()
+    owner.ask(session, ONE)
+    assert owner.take() == []
+    save.durable.saved(save, 0.0)
+    assert [checkpoint.revision for checkpoint in owner.save()] == [2]
+
+
+def test_a_batch_has_a_bound_and_the_longest_wait_goes_first(owner: Owner) -> None:
+    sessions = [owner.begin(session_id=str(number)) for number in range(5)]
+    for now, session in enumerate(sessions):
+        owner.now = float(now)
+        owner.ask(session, ONE)
+    assert owner.engine.ledger.lag(10.0) == 10.0
+    assert [save.checkpoint.session_id for save in owner.take(most=2)] == ["0", "1"]
+    assert owner.engine.ledger.lag(10.0) == 8.0
+
+
+def test_what_did_not_reach_the_store_is_saved_again(owner: Owner) -> None:
+    session = owner.begin()
+    owner.ask(session, ONE)
+    told = heard(session)
+    (save,) = owner.take()
+    save.durable.failed(save, 0.0)
+    assert isinstance(told[0], StoreUnavailableError)
+    owner.ask(session, ONE)
+    assert step_of(session) == 0
+    assert [checkpoint.revision for checkpoint in owner.save()] == [2]
+    assert step_of(session) == 2
+
+
+def test_a_sync_step_is_answered_when_it_is_saved(owner: Owner) -> None:
+    session = owner.begin(Durability.SYNC)
+    step = owner.submit(session, ONE, number=1)
+    behind = owner.submit(session, ONE, number=2)
+    owner.run()
+    assert owner.answered == []
+    (save,) = owner.take(hurried_only=True)
+    save.durable.failed(save, 0.0)
+    assert owner.answered == []
+    owner.save()
+    assert owner.answered == [step]
+    assert step_of(session) == 1
+    owner.run()
+    owner.save()
+    assert owner.answered == [step, behind]
+    again = owner.submit(session, ONE, number=2)
+    assert again.replayed
+
+
+def test_a_sync_step_is_refused_while_the_store_is_away(owner: Owner) -> None:
+    session, other = owner.begin(Durability.SYNC), owner.begin(session_id="b")
+    owner.engine.ledger.store_up = False
+    with pytest.raises(StoreUnavailableError):
+        owner.ask(session, ONE, number=1)
+    assert session.applied == 0
+    owner.ask(other, ONE, number=1)
+    assert other.applied == 1, "an ASYNC one goes on"
+
+
+def test_async_sessions_are_not_hurried_by_sync_ones(owner: Owner) -> None:
+    slow, quick = owner.begin(), owner.begin(Durability.SYNC, "b")
+    for session in (slow, quick):
+        owner.submit(session, ONE)
+    owner.run()
+    assert [save.checkpoint.session_id for save in owner.take(hurried_only=True)] == ["b"]
+    assert [save.checkpoint.session_id for save in owner.take()] == ["a"]
+
+
+def test_a_gap_is_told_only_by_the_owner(owner: Owner) -> None:
+    """The step that is missing here may have been applied by a server that has taken the session over."""
+    session = owner.begin()
+    owner.ask(session, ONE, number=1)
+    owner.save()
+    gap = owner.submit(session, ONE, number=5)
+    assert owner.answered[1:] == []
+    owner.save()
+    assert isinstance(gap.error, StepGapError)
+    gap = owner.submit(session, ONE, number=5)
+    owner.engine.let_go(session)
+    assert isinstance(gap.error, SessionMovedError)
+    owner.engine.ledger.store_up = False
+    gap = owner.submit(owner.begin(session_id="b"), ONE, number=5)
+    assert isinstance(gap.error, StepGapError), "nobody to ask"
+
+
+@pytest.mark.parametrize("durability", [Durability.ASYNC, Durability.SYNC])
+def test_whoever_waits_hears_of_the_end(owner: Owner, durability: Durability) -> None:
+    session = owner.begin(durability)
+    step, behind = owner.submit(session, ONE), owner.submit(session, ONE)
+    owner.run()
+    told = heard(session)
+    batch = owner.take()
+    later = heard(session)
+    owner.engine.let_go(session)
+    assert [type(error) for error in told + later] == [SessionMovedError] * 2
+    assert isinstance(step.error, SessionMovedError) == (durability is Durability.SYNC)
+    assert isinstance(behind.error, SessionMovedError) == (durability is Durability.SYNC)
+    for save in batch:
+        save.durable.failed(save, 0.0)
+    assert owner.take() == []
+    assert owner.engine.model("counter").slots.in_use == 0
+    assert owner.engine.ended["counter", "1", "sha256:counter", "moved"] == 1
+    assert owner.engine.ledger.deletions == {}
+
+
+def test_what_is_closed_is_deleted_and_what_expires_is_left_to_the_store(owner: Owner) -> None:
+    owner.engine.close(owner.begin(idle_timeout=5.0))
+    assert owner.engine.ledger.deletions == {"a": (7, 5.0)}
+    owner.begin(session_id="b", idle_timeout=5.0)
+    owner.now = 6.0
+    assert owner.engine.expire(owner.now) == 1
+    assert list(owner.engine.ledger.deletions) == ["a"]
+
+
+def test_a_checkpoint_is_checked(owner: Owner) -> None:
+    snapshot = handover.beginning(owner.engine, owner.engine.model("counter"), 0.0, None)
+    with pytest.raises(SnapshotInvalidError):
+        handover.adopt(owner.engine, Checkpoint("a", 1, 1, 99, 60.0, snapshot), 0.0)
+    with pytest.raises(SnapshotInvalidError):
+        handover.adopt(owner.engine, Checkpoint("a", 1, 1, 2, 60.0, snapshot[:-1]), 0.0)
+    assert owner.engine.model("counter").slots.in_use == 0
