@@ -1,0 +1,79 @@
+"""Checkpoints in this process: for tests, and to see what the port asks for."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from recurra_server.engine.ports import Checkpoint
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What is kept of a session; its `checkpoint` has no snapshot where it was deleted."""
+
+    checkpoint: Checkpoint
+    forgotten_at: float
+
+
+class MemoryStore:
+    """A full `SessionStore` that ends with its process.
+
+    Args:
+        clock: Seconds since 1970: new epochs are made of it, and entries expire by it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+
+    async def create(self, checkpoint: Checkpoint) -> int | None:
+        """Keep the first checkpoint of a new session."""
+        before = self._find(checkpoint.session_id)
+        if before is not None and before.snapshot:
+            return None
+        epoch = max(math.floor(self._clock() * 1000), 0 if before is None else before.epoch + 1)
+        self._keep(replace(checkpoint, epoch=epoch))
+        return epoch
+
+    async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        """Keep newer checkpoints."""
+        return [self._save(checkpoint) for checkpoint in checkpoints]
+
+    async def take_over(self, session_id: str) -> Checkpoint | None:
+        """Raise a session's epoch and read it."""
+        found = self._find(session_id)
+        if found is None or not found.snapshot:
+            return None
+        taken = replace(found, epoch=found.epoch + 1)
+        self._keep(taken)
+        return taken
+
+    async def delete(self, session_id: str, epoch: int, remember: float) -> None:
+        """Forget a session."""
+        found = self._find(session_id)
+        if found is None or found.epoch <= epoch:
+            self._keep(Checkpoint(session_id, epoch + 1, 0, 0, remember, b""))
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    def _save(self, checkpoint: Checkpoint) -> bool:
+        found = self._find(checkpoint.session_id)
+        if found is not None and found.epoch > checkpoint.epoch:
+            return False
+        if found is None or (found.epoch, found.revision) <= (checkpoint.epoch, checkpoint.revision):
+            self._keep(checkpoint)
+        return True
+
+    def _keep(self, checkpoint: Checkpoint) -> None:
+        self._entries[checkpoint.session_id] = _Entry(checkpoint, self._clock() + checkpoint.idle_timeout)
+
+    def _find(self, session_id: str) -> Checkpoint | None:
+        entry = self._entries.get(session_id)
+        if entry is None:
+            return None
+        if entry.forgotten_at <= self._clock():
+            del self._entries[session_id]
+            return None
+        return entry.checkpoint

@@ -1,0 +1,133 @@
+"""What the engine asks of a store, held against each."""
+
+import asyncio
+import random
+import secrets
+import time
+
+from recurra_server.engine.ports import Checkpoint, SessionStore
+
+
+def checkpoint(session_id: str = "", epoch: int = 0, revision: int = 0, snapshot: bytes = b"\0\xffs") -> Checkpoint:
+    return Checkpoint(session_id or secrets.token_hex(8), epoch, revision, 2, 60.0, snapshot)
+
+
+async def begin(store: SessionStore, session_id: str = "", idle_timeout: float = 60.0) -> Checkpoint:
+    """A new session, as its owner has it."""
+    first = checkpoint(session_id)
+    first = Checkpoint(first.session_id, 0, 0, 2, idle_timeout, first.snapshot)
+    epoch = await store.create(first)
+    assert epoch is not None
+    return Checkpoint(first.session_id, epoch, 0, 2, idle_timeout, first.snapshot)
+
+
+def next_of(before: Checkpoint, snapshot: bytes = b"next", revisions: int = 1) -> Checkpoint:
+    return Checkpoint(before.session_id, before.epoch, before.revision + revisions, 2, before.idle_timeout, snapshot)
+
+
+async def test_what_was_saved_is_taken_over_with_the_next_epoch(store: SessionStore) -> None:
+    first = await begin(store)
+    saved = Checkpoint(first.session_id, first.epoch, 5, 3, 12.25, bytes(range(256)) * 20)
+    assert await store.save([saved]) == [True]
+    taken = await store.take_over(first.session_id)
+    assert taken == Checkpoint(first.session_id, first.epoch + 1, 5, 3, 12.25, bytes(range(256)) * 20)
+
+
+async def test_a_new_session_is_there_at_once_and_only_once(store: SessionStore) -> None:
+    first = await begin(store)
+    assert await store.create(checkpoint(first.session_id)) is None
+    taken = await store.take_over(first.session_id)
+    assert taken is not None
+    assert taken.snapshot == first.snapshot
+
+
+async def test_of_many_who_create_one_succeeds(store: SessionStore) -> None:
+    one = checkpoint()
+    epochs = await asyncio.gather(*(store.create(one) for _ in range(8)))
+    assert sum(epoch is not None for epoch in epochs) == 1
+
+
+async def test_there_is_nothing_to_take_over_of_what_never_was(store: SessionStore) -> None:
+    assert await store.take_over(secrets.token_hex(8)) is None
+
+
+async def test_whoever_lost_a_session_cannot_save_it(store: SessionStore) -> None:
+    mine = await begin(store)
+    theirs = await store.take_over(mine.session_id)
+    assert theirs is not None
+    assert await store.save([next_of(mine, b"late", 99)]) == [False]
+    assert await store.save([next_of(theirs)]) == [True]
+    taken = await store.take_over(mine.session_id)
+    assert taken is not None
+    assert taken.snapshot == b"next"
+
+
+async def test_of_many_who_take_over_each_gets_another_epoch(store: SessionStore) -> None:
+    first = await begin(store)
+    taken = await asyncio.gather(*(store.take_over(first.session_id) for _ in range(8)))
+    owners = [each for each in taken if each is not None]
+    assert sorted(owner.epoch for owner in owners) == [first.epoch + 1 + i for i in range(8)]
+    kept = await store.save([next_of(owner) for owner in owners])
+    assert [owner.epoch for owner, held in zip(owners, kept, strict=True) if held] == [first.epoch + 8]
+
+
+async def test_an_older_checkpoint_that_comes_late_changes_nothing(store: SessionStore) -> None:
+    first = await begin(store)
+    old, new = next_of(first, b"old"), next_of(first, b"new", 2)
+    assert await store.save([new]) == [True]
+    assert await store.save([new]) == [True], "its owner may ask twice"
+    assert await store.save([old]) == [True], "and still owns it"
+    taken = await store.take_over(first.session_id)
+    assert taken is not None
+    assert taken.snapshot == b"new"
+
+
+async def test_many_are_saved_at_once_and_each_by_its_own_epoch(store: SessionStore) -> None:
+    sessions = [await begin(store) for _ in range(40)]
+    lost = set(random.Random(0).sample(range(40), 15))
+    for index in lost:
+        await store.take_over(sessions[index].session_id)
+    assert await store.save([next_of(one) for one in sessions]) == [index not in lost for index in range(40)]
+    assert await store.save([]) == []
+
+
+async def test_what_was_deleted_is_gone_and_its_owner_cannot_bring_it_back(store: SessionStore) -> None:
+    first = await begin(store)
+    await store.delete(first.session_id, first.epoch, 60.0)
+    await store.delete(first.session_id, first.epoch, 60.0)
+    assert await store.take_over(first.session_id) is None
+    assert await store.save([next_of(first)]) == [False]
+    again = await begin(store, first.session_id)
+    assert again.epoch > first.epoch
+    assert await store.save([next_of(first, b"late", 99)]) == [False]
+    assert await store.save([next_of(again)]) == [True]
+
+
+async def test_whoever_lost_a_session_cannot_delete_it(store: SessionStore) -> None:
+    first = await begin(store)
+    assert await store.take_over(first.session_id) is not None
+    await store.delete(first.session_id, first.epoch, 60.0)
+    assert await store.take_over(first.session_id) is not None
+
+
+async def test_what_is_not_used_is_forgotten(store: SessionStore) -> None:
+    first, used = await begin(store, idle_timeout=0.2), await begin(store, idle_timeout=0.2)
+    deleted = await begin(store)
+    await store.delete(deleted.session_id, deleted.epoch, 0.2)
+    patience = time.monotonic() + 10
+    while await store.create(first) is None:
+        assert await store.save([next_of(used)]) == [True]
+        assert time.monotonic() < patience
+        await asyncio.sleep(0.01)
+    assert await store.take_over(used.session_id) is not None
+    while not (await store.save([next_of(deleted)]))[0]:
+        assert time.monotonic() < patience
+        await asyncio.sleep(0.01)
+
+
+async def test_a_store_that_lost_all_gets_it_again_from_the_owners(store: SessionStore) -> None:
+    unknown = checkpoint(epoch=int(time.time() * 1000) - 1000, revision=7)
+    assert await store.save([unknown]) == [True]
+    taken = await store.take_over(unknown.session_id)
+    assert taken is not None
+    assert (taken.epoch, taken.revision) == (unknown.epoch + 1, 7)
