@@ -21,6 +21,7 @@ def overview() -> Dashboard:
     _latency(dashboard)
     _batches(dashboard)
     _sessions(dashboard)
+    _store(dashboard)
     _process(dashboard)
     return dashboard
 
@@ -262,6 +263,42 @@ def _sessions(dashboard: Dashboard) -> None:
                 width=6,
                 means="Open `StreamSteps` streams. One stream may carry many sessions.",
                 act="A sudden fall is a lost network or a restarted gateway; sessions outlive it until they expire.",
+            ),
+        ],
+    )
+
+
+def _store(dashboard: Dashboard) -> None:
+    add_row(
+        dashboard,
+        "Durable sessions",
+        [
+            graph(
+                "Checkpoints",
+                [Query(_rate("recurra_checkpoints_total", by="outcome", extra=""), "{{outcome}}")],
+                unit="ops",
+                means="Checkpoints per second. `stale`: another server had taken the session over; `failed`: the store "
+                "did not take it, and it is sent again.",
+                act="Many `failed`: see whether the store can be reached and has memory left.",
+            ),
+            graph(
+                "Not in the store yet",
+                [
+                    Query("max (recurra_durable_lag_seconds)", "oldest change"),
+                    Query("sum (1 - recurra_store_up)", "servers without their store"),
+                ],
+                unit="s",
+                means="Age of the oldest change that a crash would take back, and servers that cannot reach the store.",
+                act="Above a few --checkpoint-interval, the store is slow or away: sessions go on, but a crash costs "
+                "their callers more steps to send again.",
+            ),
+            graph(
+                "Sessions taken over",
+                [Query(_rate("recurra_sessions_taken_over_total", extra=""), "taken over")],
+                unit="ops",
+                means="Sessions per second that go on on another server than before.",
+                act="Expected after a crash and during a deployment. Otherwise calls of a session do not keep to its "
+                "server: see how they are routed.",
             ),
         ],
     )

@@ -22,6 +22,7 @@ from recurra.v1 import (
 )
 
 from recurra_server.catalog import Catalog
+from recurra_server.checkpoints import Checkpoints
 from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
 from recurra_server.rpc import transport
@@ -31,12 +32,14 @@ from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.settings import Settings
+from recurra_server.starting import StartError, open_store
 from recurra_server.telemetry.exporter import MetricsExporter, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
 _log = structlog.get_logger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_STORE = "recurra.store"
 _SERVICES = [
     file.services_by_name[name].full_name
     for file, name in (
@@ -48,10 +51,6 @@ _SERVICES = [
 ]
 
 
-class StartError(Exception):
-    """The server cannot start; the message says why in one line."""
-
-
 class App:
     """A server, from loading its models to the end of its drain. Made on the event loop it runs on.
 
@@ -60,7 +59,7 @@ class App:
         worker: Whether it is one of several: it shares the port, and its metrics are for whoever adds them up.
 
     Raises:
-        StartError: No model can be loaded.
+        StartError: No model can be loaded, or the store is not one.
     """
 
     def __init__(self, settings: Settings, *, worker: bool = False) -> None:
@@ -74,6 +73,11 @@ class App:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._streams = OpenStreams(edge)
         self._told = asyncio.Event()
+        self._store = open_store(settings.store) if settings.store else None
+        if self._store is not None:
+            self.driver.checkpoints = self.metrics.checkpoints = Checkpoints(
+                self.engine, self._store.sessions, interval=settings.checkpoint_interval, clock=self.driver.clock
+            )
         self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health)
         self._load_models()
         self._server = self._build_server(edge)
@@ -85,11 +89,13 @@ class App:
             The ports of gRPC and of the metrics, which is 0 where there are none.
 
         Raises:
-            StartError: A port is taken or not allowed.
+            StartError: A port is taken or not allowed, or the embedded store does not start.
         """
         settings = self.settings
         for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can know that there is a server to end
             asyncio.get_running_loop().add_signal_handler(number, self.end)
+        if self._store is not None:
+            await self._store.start()
         try:
             port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
         except RuntimeError:
@@ -100,10 +106,13 @@ class App:
         self._chores = [
             asyncio.ensure_future(chore) for chore in (self.driver.expire_forever(), self.driver.watch_load())
         ]
+        if self.driver.checkpoints is not None:
+            self.driver.checkpoints.on_store.append(self._tell_store)
+            self._chores.append(asyncio.ensure_future(self.driver.checkpoints.write_forever()))
         if settings.watch:
             self._chores.append(asyncio.ensure_future(self._catalog.watch_forever(settings.watch)))
         await self._server.start()
-        for service in ("", *_SERVICES):
+        for service in ("", *_SERVICES, *([_STORE] if self._store is not None else [])):
             await self._health.set(service, _SERVING)
         await self._catalog.tell_health_of_all()
         return port, self._exporter.port if self._exporter is not None else 0
@@ -140,6 +149,10 @@ class App:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
+        if self.driver.checkpoints is not None and self._store is not None:
+            if not await self.driver.checkpoints.write():
+                _log.error("checkpoints_lost", sessions=len(self.engine.ledger.changed))
+            await self._store.stop()
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
         self._executor.shutdown()
@@ -156,6 +169,9 @@ class App:
                 if found
                 else f"there is no {where}/<name>/<version>/model.onnx: train one (recurra train) or choose --models"
             )
+
+    def _tell_store(self, up: bool) -> None:
+        self._telling = asyncio.ensure_future(self._health.set(_STORE, _SERVING if up else _NOT_SERVING))
 
     async def _tell_health(self, service: str, serving: bool) -> None:
         await self._health.set(service, _SERVING if serving else _NOT_SERVING)

@@ -3,9 +3,9 @@
 import asyncio
 import sys
 
-from recurra_server.app import StartError
 from recurra_server.rpc import transport
 from recurra_server.settings import Settings
+from recurra_server.starting import StartError
 from recurra_server.telemetry.logs import configure_logs
 from recurra_server.worker import Ready, run
 from recurra_server.workers import Workers

@@ -14,9 +14,11 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 
+from recurra_server.checkpoints import Checkpoints
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.blocks import Block, BlockBatch
 from recurra_server.engine.engine import Engine
+from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Buffer, Step
@@ -85,6 +87,7 @@ class Driver:
 
     Attributes:
         on_forget: Called with a model that is not served any more and has no sessions left.
+        checkpoints: The store of durable sessions; None where there is none.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Driver:
         self._observe = observe
         self._lanes: dict[ServedModel, _Lane] = {}
         self.on_forget: list[Callable[[ServedModel], object]] = []
+        self.checkpoints: Checkpoints | None = None
 
     def serve(self, model: ServedModel, executor: ThreadPoolExecutor | None = None) -> None:
         """Add a model; with an executor it is run there, off the loop's thread."""
@@ -162,6 +166,26 @@ class Driver:
 
         session.model.turns.at_rest(session, action)
         return await finished
+
+    async def find(self, session_id: str) -> Session:
+        """Find an open session; one that is not here is taken over from the store, if that has it.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError: It is nowhere.
+            Exception: As `Checkpoints.take_over`.
+        """
+        try:
+            return self.engine.session(session_id, self.clock())
+        except (SessionNotFoundError, SessionExpiredError):
+            found = None if self.checkpoints is None else await self.checkpoints.take_over(session_id)
+            if found is None:
+                raise
+            return found
+
+    async def saved(self, session: Session) -> None:
+        """Wait until a session is in the store as it stands, if it is durable; see `Checkpoints.saved`."""
+        if self.checkpoints is not None:
+            await self.checkpoints.saved(session)
 
     async def expire_forever(self, interval: float = 1.0) -> None:
         """End sessions whose time is up, and forget models whose time is, every `interval` seconds."""

@@ -45,6 +45,12 @@ class Settings:
     """Largest message that is taken in, in MiB."""
     stream_window: _Positive = 256
     """Messages of one stream that may be read and not yet answered."""
+    store: str = ""
+    """Where durable sessions are kept: the URL of a Valkey or Redis (valkey://host:6379, valkeys:// with TLS,
+    sentinel://host:26379,host/service), or embedded:<folder> for one of its own. Unset: sessions end with
+    the server."""
+    checkpoint_interval: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=60))] = 0.1
+    """Seconds in which what has changed of ASYNC sessions is put into the store once."""
     reflection: bool = True
     """Describe the API to tools such as grpcurl."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
-from recurra_server.app import App, StartError
+from recurra_server.app import App
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc import transport
 from recurra_server.settings import Settings
+from recurra_server.starting import StartError
 from recurra_server.telemetry.logs import configure_logs
 
 

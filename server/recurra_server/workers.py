@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from recurra_server.app import StartError, export_metrics
+from recurra_server.app import export_metrics
 from recurra_server.settings import Settings
+from recurra_server.starting import StartError
 from recurra_server.telemetry.merged import MergedMetrics
 from recurra_server.worker import READY, SETTINGS, Ready
 

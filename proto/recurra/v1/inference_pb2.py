@@ -28,7 +28,7 @@ from recurra.v1 import sessions_pb2 as recurra_dot_v1_dot_sessions__pb2
 from recurra.v1 import tensor_pb2 as recurra_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arecurra/v1/inference.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16recurra/v1/error.proto\x1a\x19recurra/v1/sessions.proto\x1a\x17recurra/v1/tensor.proto\"F\n\nStepTiming\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\ncompute_us\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\"y\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.recurra.v1.StepTiming\x12\x10\n\x08replayed\x18\x04 \x01(\x08\"S\n\x0bStepRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\"6\n\x0cStepResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\"\x97\x01\n\x12StreamStepsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12,\n\x04open\x18\x04 \x01(\x0b\x32\x1e.recurra.v1.OpenSessionRequest\x12\r\n\x05\x63lose\x18\x05 \x01(\x08\"\xf2\x01\n\x13StreamStepsResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepResultH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.recurra.v1.ErrorH\x00\x12$\n\x06moving\x18\x04 \x01(\x0b\x32\x12.recurra.v1.MovingH\x00\x12#\n\x06opened\x18\x05 \x01(\x0b\x32\x13.recurra.v1.Session\x12#\n\x06\x63losed\x18\x06 \x01(\x0b\x32\x13.recurra.v1.SessionB\t\n\x07outcome\"2\n\x06Moving\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x10StepBatchRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\r\n\x05steps\x18\x02 \x03(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\"\xac\x01\n\x11StepBatchResponse\x12\r\n\x05steps\x18\x01 \x03(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12$\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x14.recurra.v1.RowError\x12\x15\n\rreplayed_rows\x18\x04 \x03(\r\x12&\n\x06timing\x18\x05 \x01(\x0b\x32\x16.recurra.v1.StepTiming\"9\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.recurra.v1.Error\"\x93\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12*\n\x0einitial_states\x18\x04 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tlast_only\x18\x05 \x01(\x08\"^\n\x0fPredictResponse\x12#\n\x07outputs\x18\x01 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepTiming\"J\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xe2\x01\n\x0fGenerateRequest\x12\x14\n\nsession_id\x18\x01 \x01(\tH\x00\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x18.recurra.v1.ModelVersionH\x00\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.recurra.v1.Sampling\x12\x17\n\nstop_class\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\x07\n\x05startB\r\n\x0b_stop_class\"-\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"b\n\x10GenerateResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\x12&\n\nnext_input\x18\x02 \x01(\x0b\x32\x12.recurra.v1.Tensor2\xf8\x02\n\x10InferenceService\x12\x39\n\x04Step\x12\x17.recurra.v1.StepRequest\x1a\x18.recurra.v1.StepResponse\x12R\n\x0bStreamSteps\x12\x1e.recurra.v1.StreamStepsRequest\x1a\x1f.recurra.v1.StreamStepsResponse(\x01\x30\x01\x12H\n\tStepBatch\x12\x1c.recurra.v1.StepBatchRequest\x1a\x1d.recurra.v1.StepBatchResponse\x12\x42\n\x07Predict\x12\x1a.recurra.v1.PredictRequest\x1a\x1b.recurra.v1.PredictResponse\x12G\n\x08Generate\x12\x1b.recurra.v1.GenerateRequest\x1a\x1c.recurra.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arecurra/v1/inference.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16recurra/v1/error.proto\x1a\x19recurra/v1/sessions.proto\x1a\x17recurra/v1/tensor.proto\"F\n\nStepTiming\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\ncompute_us\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\"\x8f\x01\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.recurra.v1.StepTiming\x12\x10\n\x08replayed\x18\x04 \x01(\x08\x12\x14\n\x0c\x64urable_step\x18\x05 \x01(\x04\"S\n\x0bStepRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\"6\n\x0cStepResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\"\x97\x01\n\x12StreamStepsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12,\n\x04open\x18\x04 \x01(\x0b\x32\x1e.recurra.v1.OpenSessionRequest\x12\r\n\x05\x63lose\x18\x05 \x01(\x08\"\xf2\x01\n\x13StreamStepsResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepResultH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.recurra.v1.ErrorH\x00\x12$\n\x06moving\x18\x04 \x01(\x0b\x32\x12.recurra.v1.MovingH\x00\x12#\n\x06opened\x18\x05 \x01(\x0b\x32\x13.recurra.v1.Session\x12#\n\x06\x63losed\x18\x06 \x01(\x0b\x32\x13.recurra.v1.SessionB\t\n\x07outcome\"2\n\x06Moving\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x10StepBatchRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\r\n\x05steps\x18\x02 \x03(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\"\xc3\x01\n\x11StepBatchResponse\x12\r\n\x05steps\x18\x01 \x03(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12$\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x14.recurra.v1.RowError\x12\x15\n\rreplayed_rows\x18\x04 \x03(\r\x12&\n\x06timing\x18\x05 \x01(\x0b\x32\x16.recurra.v1.StepTiming\x12\x15\n\rdurable_steps\x18\x06 \x03(\x04\"9\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.recurra.v1.Error\"\x93\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12*\n\x0einitial_states\x18\x04 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tlast_only\x18\x05 \x01(\x08\"^\n\x0fPredictResponse\x12#\n\x07outputs\x18\x01 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepTiming\"J\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xe2\x01\n\x0fGenerateRequest\x12\x14\n\nsession_id\x18\x01 \x01(\tH\x00\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x18.recurra.v1.ModelVersionH\x00\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.recurra.v1.Sampling\x12\x17\n\nstop_class\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\x07\n\x05startB\r\n\x0b_stop_class\"-\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"b\n\x10GenerateResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\x12&\n\nnext_input\x18\x02 \x01(\x0b\x32\x12.recurra.v1.Tensor2\xf8\x02\n\x10InferenceService\x12\x39\n\x04Step\x12\x17.recurra.v1.StepRequest\x1a\x18.recurra.v1.StepResponse\x12R\n\x0bStreamSteps\x12\x1e.recurra.v1.StreamStepsRequest\x1a\x1f.recurra.v1.StreamStepsResponse(\x01\x30\x01\x12H\n\tStepBatch\x12\x1c.recurra.v1.StepBatchRequest\x1a\x1d.recurra.v1.StepBatchResponse\x12\x42\n\x07Predict\x12\x1a.recurra.v1.PredictRequest\x1a\x1b.recurra.v1.PredictResponse\x12G\n\x08Generate\x12\x1b.recurra.v1.GenerateRequest\x1a\x1c.recurra.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,36 +37,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STEPTIMING']._serialized_start=150
   _globals['_STEPTIMING']._serialized_end=220
-  _globals['_STEPRESULT']._serialized_start=222
-  _globals['_STEPRESULT']._serialized_end=343
-  _globals['_STEPREQUEST']._serialized_start=345
-  _globals['_STEPREQUEST']._serialized_end=428
-  _globals['_STEPRESPONSE']._serialized_start=430
-  _globals['_STEPRESPONSE']._serialized_end=484
-  _globals['_STREAMSTEPSREQUEST']._serialized_start=487
-  _globals['_STREAMSTEPSREQUEST']._serialized_end=638
-  _globals['_STREAMSTEPSRESPONSE']._serialized_start=641
-  _globals['_STREAMSTEPSRESPONSE']._serialized_end=883
-  _globals['_MOVING']._serialized_start=885
-  _globals['_MOVING']._serialized_end=935
-  _globals['_STEPBATCHREQUEST']._serialized_start=937
-  _globals['_STEPBATCHREQUEST']._serialized_end=1027
-  _globals['_STEPBATCHRESPONSE']._serialized_start=1030
-  _globals['_STEPBATCHRESPONSE']._serialized_end=1202
-  _globals['_ROWERROR']._serialized_start=1204
-  _globals['_ROWERROR']._serialized_end=1261
-  _globals['_PREDICTREQUEST']._serialized_start=1264
-  _globals['_PREDICTREQUEST']._serialized_end=1411
-  _globals['_PREDICTRESPONSE']._serialized_start=1413
-  _globals['_PREDICTRESPONSE']._serialized_end=1507
-  _globals['_SAMPLING']._serialized_start=1509
-  _globals['_SAMPLING']._serialized_end=1583
-  _globals['_GENERATEREQUEST']._serialized_start=1586
-  _globals['_GENERATEREQUEST']._serialized_end=1812
-  _globals['_MODELVERSION']._serialized_start=1814
-  _globals['_MODELVERSION']._serialized_end=1859
-  _globals['_GENERATERESPONSE']._serialized_start=1861
-  _globals['_GENERATERESPONSE']._serialized_end=1959
-  _globals['_INFERENCESERVICE']._serialized_start=1962
-  _globals['_INFERENCESERVICE']._serialized_end=2338
+  _globals['_STEPRESULT']._serialized_start=223
+  _globals['_STEPRESULT']._serialized_end=366
+  _globals['_STEPREQUEST']._serialized_start=368
+  _globals['_STEPREQUEST']._serialized_end=451
+  _globals['_STEPRESPONSE']._serialized_start=453
+  _globals['_STEPRESPONSE']._serialized_end=507
+  _globals['_STREAMSTEPSREQUEST']._serialized_start=510
+  _globals['_STREAMSTEPSREQUEST']._serialized_end=661
+  _globals['_STREAMSTEPSRESPONSE']._serialized_start=664
+  _globals['_STREAMSTEPSRESPONSE']._serialized_end=906
+  _globals['_MOVING']._serialized_start=908
+  _globals['_MOVING']._serialized_end=958
+  _globals['_STEPBATCHREQUEST']._serialized_start=960
+  _globals['_STEPBATCHREQUEST']._serialized_end=1050
+  _globals['_STEPBATCHRESPONSE']._serialized_start=1053
+  _globals['_STEPBATCHRESPONSE']._serialized_end=1248
+  _globals['_ROWERROR']._serialized_start=1250
+  _globals['_ROWERROR']._serialized_end=1307
+  _globals['_PREDICTREQUEST']._serialized_start=1310
+  _globals['_PREDICTREQUEST']._serialized_end=1457
+  _globals['_PREDICTRESPONSE']._serialized_start=1459
+  _globals['_PREDICTRESPONSE']._serialized_end=1553
+  _globals['_SAMPLING']._serialized_start=1555
+  _globals['_SAMPLING']._serialized_end=1629
+  _globals['_GENERATEREQUEST']._serialized_start=1632
+  _globals['_GENERATEREQUEST']._serialized_end=1858
+  _globals['_MODELVERSION']._serialized_start=1860
+  _globals['_MODELVERSION']._serialized_end=1905
+  _globals['_GENERATERESPONSE']._serialized_start=1907
+  _globals['_GENERATERESPONSE']._serialized_end=2005
+  _globals['_INFERENCESERVICE']._serialized_start=2008
+  _globals['_INFERENCESERVICE']._serialized_end=2384
 # @@protoc_insertion_point(module_scope)

@@ -64,11 +64,16 @@ class StepResult(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    DURABLE_STEP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Number of the session's last step applied: this step, or the last of the chunk."""
     replayed: _builtins.bool
     """True: this step had been applied before; this is the kept reply, and the
     states were not advanced again.
+    """
+    durable_step: _builtins.int
+    """The session's last step that outlives the server, as far as is known: what was sent after it
+    may have to be sent again. 0 where nothing does.
     """
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
@@ -85,10 +90,11 @@ class StepResult(_message.Message):
         outputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         timing: Global___StepTiming | None = ...,
         replayed: _builtins.bool = ...,
+        durable_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "replayed", b"replayed", "step", b"step", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_step", b"durable_step", "outputs", b"outputs", "replayed", b"replayed", "step", b"step", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -332,6 +338,7 @@ class StepBatchResponse(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     REPLAYED_ROWS_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    DURABLE_STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of each row's last step applied; where the row failed, 0."""
@@ -352,6 +359,10 @@ class StepBatchResponse(_message.Message):
     def timing(self) -> Global___StepTiming:
         """The longest queue time and compute time of any row, and the size of the last model call."""
 
+    @_builtins.property
+    def durable_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Each row's last durable step, as in StepResult.durable_step. Empty: 0 for every row."""
+
     def __init__(
         self,
         *,
@@ -360,10 +371,11 @@ class StepBatchResponse(_message.Message):
         errors: _abc.Iterable[Global___RowError] | None = ...,
         replayed_rows: _abc.Iterable[_builtins.int] | None = ...,
         timing: Global___StepTiming | None = ...,
+        durable_steps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "outputs", b"outputs", "replayed_rows", b"replayed_rows", "steps", b"steps", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_steps", b"durable_steps", "errors", b"errors", "outputs", b"outputs", "replayed_rows", b"replayed_rows", "steps", b"steps", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

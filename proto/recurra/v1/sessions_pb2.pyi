@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from recurra.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    """The server's default: DURABILITY_ASYNC where it has a store of checkpoints, else DURABILITY_EPHEMERAL."""
+    DURABILITY_EPHEMERAL: _Durability.ValueType  # 1
+    """Nothing: it ends with the server."""
+    DURABILITY_ASYNC: _Durability.ValueType  # 2
+    """All steps up to StepResult.durable_step, which follows within the server's checkpoint interval."""
+    DURABILITY_SYNC: _Durability.ValueType  # 3
+    """Every step that was answered: the answer waits for the checkpoint."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
+    """Durability says what of a session outlives its server. What is not kept can be sent
+    again: another server that takes the session over says which step it expects.
+    """
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+"""The server's default: DURABILITY_ASYNC where it has a store of checkpoints, else DURABILITY_EPHEMERAL."""
+DURABILITY_EPHEMERAL: Durability.ValueType  # 1
+"""Nothing: it ends with the server."""
+DURABILITY_ASYNC: Durability.ValueType  # 2
+"""All steps up to StepResult.durable_step, which follows within the server's checkpoint interval."""
+DURABILITY_SYNC: Durability.ValueType  # 3
+"""Every step that was answered: the answer waits for the checkpoint."""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 @_typing.final
 class Session(_message.Message):
@@ -33,6 +64,8 @@ class Session(_message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     IDLE_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    DURABLE_STEP_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's id."""
     model: _builtins.str
@@ -43,6 +76,10 @@ class Session(_message.Message):
     """Number of steps applied so far; the next step has this number + 1."""
     model_digest: _builtins.str
     """Digest of its model, as in Model.digest."""
+    durability: Global___Durability.ValueType
+    """What of it outlives its server."""
+    durable_step: _builtins.int
+    """Its last durable step, as in StepResult.durable_step."""
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
         """How long it may go unused before it expires."""
@@ -61,10 +98,12 @@ class Session(_message.Message):
         idle_timeout: _duration_pb2.Duration | None = ...,
         idle: _duration_pb2.Duration | None = ...,
         model_digest: _builtins.str = ...,
+        durability: Global___Durability.ValueType = ...,
+        durable_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "idle_timeout", b"idle_timeout", "model", b"model", "model_digest", b"model_digest", "session_id", b"session_id", "steps", b"steps", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "durable_step", b"durable_step", "idle", b"idle", "idle_timeout", b"idle_timeout", "model", b"model", "model_digest", b"model_digest", "session_id", b"session_id", "steps", b"steps", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -81,6 +120,7 @@ class OpenSessionRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     INITIAL_STATES_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     version: _builtins.str
@@ -88,6 +128,10 @@ class OpenSessionRequest(_message.Message):
     session_id: _builtins.str
     """The id, 1 to 128 characters of A-Z a-z 0-9 . _ : - . Unset: the server
     makes an unguessable one.
+    """
+    durability: Global___Durability.ValueType
+    """What of it outlives the server. ASYNC and SYNC need a store: without one they are
+    refused with INVALID_ARGUMENT (INVALID_REQUEST).
     """
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
@@ -110,10 +154,11 @@ class OpenSessionRequest(_message.Message):
         session_id: _builtins.str = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
         initial_states: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
+        durability: Global___Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout", "initial_states", b"initial_states", "model", b"model", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "idle_timeout", b"idle_timeout", "initial_states", b"initial_states", "model", b"model", "session_id", b"session_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -452,10 +497,13 @@ class ImportSessionRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.bytes
     """The snapshot."""
     session_id: _builtins.str
     """As in OpenSessionRequest.session_id."""
+    durability: Global___Durability.ValueType
+    """As in OpenSessionRequest.durability."""
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
         """As in OpenSessionRequest.idle_timeout."""
@@ -466,10 +514,11 @@ class ImportSessionRequest(_message.Message):
         snapshot: _builtins.bytes = ...,
         session_id: _builtins.str = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
+        durability: Global___Durability.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "idle_timeout", b"idle_timeout", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

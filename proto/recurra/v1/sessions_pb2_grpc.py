@@ -92,7 +92,7 @@ class SessionsServiceServicer:
 
     def OpenSession(self, request, context):
         """OpenSession begins a sequence. Fails with ALREADY_EXISTS (SESSION_EXISTS),
-        NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING).
+        NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING, STORE_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,7 @@ class SessionsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SessionsServiceAsyncStub: ...
     OpenSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.OpenSessionRequest, _sessions_pb2.OpenSessionResponse]
     """OpenSession begins a sequence. Fails with ALREADY_EXISTS (SESSION_EXISTS),
-    NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING).
+    NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING, STORE_UNAVAILABLE).
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]
     """GetSession tells how a session stands; it does not count as use. Fails with
@@ -82,7 +82,7 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.OpenSessionRequest, _sessions_pb2.OpenSessionResponse]  # type: ignore[assignment]
     """OpenSession begins a sequence. Fails with ALREADY_EXISTS (SESSION_EXISTS),
-    NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING).
+    NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING, STORE_UNAVAILABLE).
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]  # type: ignore[assignment]
     """GetSession tells how a session stands; it does not count as use. Fails with
@@ -129,7 +129,7 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.OpenSessionResponse, _abc.Awaitable[_sessions_pb2.OpenSessionResponse]]:
         """OpenSession begins a sequence. Fails with ALREADY_EXISTS (SESSION_EXISTS),
-        NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING).
+        NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING, STORE_UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod

@@ -86,6 +86,13 @@ class Durable:
             self.changed_at = now
             self._ledger.changed[self] = None
 
+    def went_back(self, now: float) -> None:
+        """The session counts its steps anew: none of those is durable yet, whatever is on its way."""
+        self.step = 0
+        if self.saving is not None:
+            self.saving.step = 0
+        self.changed(now)
+
     def when_saved(self, told: Told) -> None:
         """Have it told when the session is saved as it stands: at once where it is."""
         if self.changed_at is not None:
@@ -196,7 +203,7 @@ class Ledger:
 
     Attributes:
         changed: What has changed, the longest ago first.
-        deletions: The last checkpoint's place of each session that was closed: (id, epoch, idle timeout in seconds).
+        deletions: Epoch and idle timeout in seconds of each session that was closed, by its id.
         store_up: Whether the store took what was sent last.
         on_hurry: Called when somebody begins to wait for a checkpoint, or a session was closed.
     """

@@ -136,7 +136,7 @@ class Engine:
         session_id = self._new_id(session_id, now)
         timeout = self._idle_timeout(idle_timeout)
         try:
-            self._check_room()
+            self.check_room()
             if model.admission is not None and not admitted:
                 model.admission.check(model.sessions, now)
         except CapacityError as error:
@@ -154,7 +154,7 @@ class Engine:
             CapacityError: All sessions are in use.
             InputNameError: As `open`.
         """
-        self._check_room()
+        self.check_room()
         session = model.open(None, float("inf"), now, initial_states)
         self._borrowed += 1
         try:
@@ -231,7 +231,7 @@ class Engine:
         session.applied = 0
         session.kept = None
         if session.durable is not None:
-            session.durable.changed(now)
+            session.durable.went_back(now)
 
     def fork(self, session: Session, now: float, *, session_id: str = "") -> Session:
         """Open a copy of a session at rest.
@@ -274,6 +274,10 @@ class Engine:
             self._tombstones.popitem(last=False)
         return len(due)
 
+    def is_id(self, text: str) -> bool:
+        """Whether a session can have this id."""
+        return _SESSION_ID.fullmatch(text) is not None
+
     # --- inside --------------------------------------------------------------------------
 
     def _new_id(self, wanted: str, now: float) -> str:
@@ -301,7 +305,12 @@ class Engine:
             )
         return wanted
 
-    def _check_room(self) -> None:
+    def check_room(self) -> None:
+        """Whether there is room for one more session.
+
+        Raises:
+            CapacityError: There is none.
+        """
         if len(self._sessions) + self._borrowed >= self.limits.max_sessions:
             raise CapacityError(
                 f"all {self.limits.max_sessions} sessions are in use; close some or try again later",

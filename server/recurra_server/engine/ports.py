@@ -86,6 +86,15 @@ class SessionStore(Protocol):
         """
         ...
 
-    async def delete(self, session_id: str, epoch: int, remember: float) -> None:
-        """Forget a session, unless its epoch was raised; for `remember` seconds nobody who owned it can save it."""
+    async def delete(self, sessions: Sequence[tuple[str, int, float]]) -> None:
+        """Forget sessions, in one round trip.
+
+        Args:
+            sessions: Of each its id, its epoch (if it has been raised, nothing is done), and for how many seconds
+                nobody who owned it so far can save it.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the connections; nothing is asked any more."""
         ...

@@ -242,4 +242,4 @@ def rewind(session: Session, data: bytes, now: float) -> None:
     slots.touch(session.slot, now)
     session.applied, session.kept = snapshot.applied, snapshot.kept
     if session.durable is not None:
-        session.durable.changed(now)
+        session.durable.went_back(now)

@@ -16,7 +16,7 @@ from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.signature import Signature
 from recurra_server.engine.steps import Step
-from recurra_server.rpc.results import micros
+from recurra_server.rpc.results import durable_step, micros
 from recurra_server.rpc.status import to_message
 from recurra_server.rpc.tensors import decode_table, encode, split_rows
 
@@ -69,7 +69,7 @@ async def _step_by_step(driver: Driver, request: _Request, now: float, deadline:
     sessions: dict[int, Session] = {}
     for row, session_id in enumerate(request.session_ids):
         try:
-            sessions[row] = driver.engine.session(session_id, now)
+            sessions[row] = await driver.find(session_id)
         except EngineError as error:
             failed[row] = error
     rows = len(request.session_ids)
@@ -149,11 +149,15 @@ def _respond_blocks(model: ServedModel, blocks: Sequence[Block], lead: list[int]
         )
     )
     begin = 0
+    durable: list[int] = []
     for block in blocks:
         response.steps.extend(block.last_numbers)
+        durable += [durable_step(session) for session in block.sessions]
         for row, error in sorted(block.errors.items()):
             response.errors.add(row=begin + row, error=to_message(error))
         begin += len(block)
+    if any(durable):
+        response.durable_steps.extend(durable)
     applied = [block for block in blocks if len(block.errors) < len(block)]
     if applied:
         response.timing.queue_us = micros(max(block.started - block.arrived for block in applied))
@@ -175,6 +179,9 @@ def _respond_steps(
         errors=[inference_pb2.RowError(row=row, error=to_message(error)) for row, error in sorted(failed.items())],
         replayed_rows=[row for row, step in steps.items() if step.replayed],
     )
+    durable = [durable_step(steps[row].session) if row in steps else 0 for row in range(rows)]
+    if any(durable):
+        response.durable_steps.extend(durable)
     applied = [step for row, step in steps.items() if row not in failed and not step.replayed]
     if applied:
         response.timing.queue_us = micros(max(step.started - step.arrived for step in applied))

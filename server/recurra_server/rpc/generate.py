@@ -13,7 +13,7 @@ from recurra_server.engine.feedback import Sampling
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.signature import TensorSpec
 from recurra_server.engine.steps import Step
-from recurra_server.rpc.results import timing_of
+from recurra_server.rpc.results import durable_step, timing_of
 from recurra_server.rpc.tensors import decode_steps, encode
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,9 +29,10 @@ async def generate(
     """
     start = request.WhichOneof("start")
     if start == "session_id":
-        session = driver.engine.session(request.session_id, driver.clock())
+        session = await driver.find(request.session_id)
         async for response in _run(driver, request, session):
             yield response
+        await driver.saved(session)  # its caller does not have the inputs to send them again
     elif start == "model":
         model = driver.engine.model(request.model.name, request.model.version)
         with driver.engine.borrow(model, driver.clock()) as session:
@@ -93,7 +94,10 @@ def _response(step: Step, outputs: list[bytes], following: bytes) -> inference_p
     signature = step.session.model.signature
     return inference_pb2.GenerateResponse(
         result=inference_pb2.StepResult(
-            step=step.last_number, outputs=encode(signature.outputs, outputs, ()), timing=timing_of(step)
+            step=step.last_number,
+            outputs=encode(signature.outputs, outputs, ()),
+            timing=timing_of(step),
+            durable_step=durable_step(step.session),
         ),
         next_input=encode(signature.inputs, [following], ())[0],
     )

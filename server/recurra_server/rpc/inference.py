@@ -38,7 +38,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     @guarded
     async def Step(self, request: inference_pb2.StepRequest, context: _Context) -> inference_pb2.StepResponse:
         """Apply one step or chunk."""
-        session = self._engine.session(request.session_id, self._driver.clock())
+        session = await self._driver.find(request.session_id)
         inputs, count, chunk = decode_steps(
             request.inputs, session.model.signature, self._engine.limits.max_chunk_steps
         )

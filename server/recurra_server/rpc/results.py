@@ -3,6 +3,7 @@
 from recurra.v1 import inference_pb2
 
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.tensors import encode, fill_tensors
 
@@ -19,6 +20,11 @@ def timing_of(step: Step) -> inference_pb2.StepTiming:
     )
 
 
+def durable_step(session: Session) -> int:
+    """The last step of a session that outlives this server."""
+    return 0 if session.durable is None else session.durable.step
+
+
 def result_of(step: Step, *, chunk: bool) -> inference_pb2.StepResult:
     """The answer to a step that was applied, or to a chunk."""
     specs = step.session.model.signature.outputs
@@ -27,6 +33,7 @@ def result_of(step: Step, *, chunk: bool) -> inference_pb2.StepResult:
         outputs=encode(specs, step.outputs, [step.count] if chunk else []),
         timing=None if step.replayed else timing_of(step),
         replayed=step.replayed,
+        durable_step=durable_step(step.session),
     )
 
 
@@ -44,6 +51,7 @@ class StreamResultTemplate:
         self._outputs = [self._result.outputs.add() for _ in self._specs]
         fill_tensors(self._outputs, self._specs, [b""] * len(self._specs), ())
         self._timing = self._result.timing
+        self._durable_step = 0
 
     def fill(self, step: Step) -> inference_pb2.StreamStepsResponse:
         """The response to a single step that was applied now."""
@@ -55,4 +63,8 @@ class StreamResultTemplate:
         timing.queue_us = micros(step.started - step.arrived)
         timing.compute_us = micros(step.compute)
         timing.batch_size = step.batch_size
+        durable = step.session.durable
+        last = 0 if durable is None else durable.step
+        if last != self._durable_step:
+            self._result.durable_step = self._durable_step = last
         return self._response

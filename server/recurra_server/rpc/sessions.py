@@ -7,9 +7,11 @@ import grpc
 from recurra.v1 import sessions_pb2, sessions_pb2_grpc
 
 from recurra_server.driver import Driver
-from recurra_server.engine import snapshots
+from recurra_server.engine import handover, snapshots
+from recurra_server.engine.durability import Durability, Durable
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.sessions import Session
+from recurra_server.rpc.results import durable_step
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.tensors import decode_states
 from recurra_server.telemetry.metrics import EdgeCounts
@@ -17,17 +19,30 @@ from recurra_server.telemetry.metrics import EdgeCounts
 _Context = grpc.aio.ServicerContext[Any, Any]
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
+_DURABILITIES = {
+    Durability.EPHEMERAL: sessions_pb2.DURABILITY_EPHEMERAL,
+    Durability.ASYNC: sessions_pb2.DURABILITY_ASYNC,
+    Durability.SYNC: sessions_pb2.DURABILITY_SYNC,
+}
 _PAGE_TOKEN = re.compile(r"[0-9]{0,12}")
 
 
-def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest) -> Session:
-    """Open the session that a request asks for.
+async def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest) -> Session:
+    """Open the session that a request asks for; one that is durable is then in the store.
 
     Raises:
         EngineError: Nothing was opened.
     """
     model = driver.engine.model(request.model, request.version)
     states = decode_states(request.initial_states, model.signature.kept) if request.initial_states else None
+    durability = _durability(driver, request)
+    if driver.checkpoints is not None and durability is not Durability.EPHEMERAL:
+        return await driver.checkpoints.open(
+            handover.beginning(driver.engine, model, driver.clock(), states),
+            session_id=request.session_id,
+            idle_timeout=_idle_timeout(request),
+            durability=durability,
+        )
     return driver.engine.open(
         model,
         driver.clock(),
@@ -46,10 +61,35 @@ def describe(session: Session, now: float) -> sessions_pb2.Session:
         version=model.version,
         steps=session.applied,
         model_digest=model.digest,
+        durability=_DURABILITIES[Durability.EPHEMERAL if session.durable is None else session.durable.durability],
+        durable_step=durable_step(session),
     )
     message.idle_timeout.FromNanoseconds(round(float(model.slots.idle_timeout[slot]) * 1e9))
     message.idle.FromNanoseconds(round(max(0.0, now - float(model.slots.last_used[slot])) * 1e9))
     return message
+
+
+def _durability(
+    driver: Driver, request: sessions_pb2.OpenSessionRequest | sessions_pb2.ImportSessionRequest
+) -> Durability:
+    """What a new session is to be.
+
+    Raises:
+        InvalidRequestError: It needs a store, and there is none.
+    """
+    if not request.durability:
+        return Durability.EPHEMERAL if driver.checkpoints is None else Durability.ASYNC
+    try:
+        durability = Durability(request.durability)
+    except ValueError:
+        raise InvalidRequestError(f"there is no durability {request.durability}", field="durability") from None
+    if durability is not Durability.EPHEMERAL and driver.checkpoints is None:
+        raise InvalidRequestError(
+            f"durability {durability.name} needs a store, and the server has none: start it with --store, "
+            "or leave durability unset",
+            field="durability",
+        )
+    return durability
 
 
 def _idle_timeout(request: sessions_pb2.OpenSessionRequest | sessions_pb2.ImportSessionRequest) -> float | None:
@@ -70,7 +110,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.OpenSessionRequest, context: _Context
     ) -> sessions_pb2.OpenSessionResponse:
         """Begin a sequence."""
-        session = open_session(self._driver, request)
+        session = await open_session(self._driver, request)
         return sessions_pb2.OpenSessionResponse(session=describe(session, self._driver.clock()))
 
     @guarded
@@ -78,8 +118,8 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.GetSessionRequest, context: _Context
     ) -> sessions_pb2.GetSessionResponse:
         """Tell how a session stands."""
-        now = self._driver.clock()
-        return sessions_pb2.GetSessionResponse(session=describe(self._engine.session(request.session_id, now), now))
+        session = await self._driver.find(request.session_id)
+        return sessions_pb2.GetSessionResponse(session=describe(session, self._driver.clock()))
 
     @guarded
     async def ListSessions(
@@ -104,24 +144,25 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ResetSessionRequest, context: _Context
     ) -> sessions_pb2.ResetSessionResponse:
         """Put a session back to its beginning."""
-        session = self._engine.session(request.session_id, self._driver.clock())
+        session = await self._driver.find(request.session_id)
 
-        def reset() -> sessions_pb2.Session:
-            now = self._driver.clock()
-            self._engine.reset(session, now)
-            return describe(session, now)
+        def reset() -> None:
+            self._engine.reset(session, self._driver.clock())
 
-        return sessions_pb2.ResetSessionResponse(session=await self._driver.at_rest(session, reset))
+        await self._driver.at_rest(session, reset)
+        await self._driver.saved(session)  # else a take-over could undo it
+        return sessions_pb2.ResetSessionResponse(session=describe(session, self._driver.clock()))
 
     @guarded
     async def CloseSession(
         self, request: sessions_pb2.CloseSessionRequest, context: _Context
     ) -> sessions_pb2.CloseSessionResponse:
         """End a session."""
-        now = self._driver.clock()
-        session = self._engine.session(request.session_id, now)
-        before = describe(session, now)
+        session = await self._driver.find(request.session_id)
+        before = describe(session, self._driver.clock())
         self._engine.close(session)
+        if self._driver.checkpoints is not None:  # so that its id is free, wherever it is opened next
+            await self._driver.checkpoints.write(everything=False)
         return sessions_pb2.CloseSessionResponse(session=before)
 
     @guarded
@@ -129,7 +170,10 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ForkSessionRequest, context: _Context
     ) -> sessions_pb2.ForkSessionResponse:
         """Open a copy of a session."""
-        session = self._engine.session(request.session_id, self._driver.clock())
+        session = await self._driver.find(request.session_id)
+
+        if session.durable is not None:
+            return await self._fork_durable(session, session.durable, request.fork_session_id)
 
         def fork() -> sessions_pb2.Session:
             now = self._driver.clock()
@@ -142,7 +186,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ExportSessionRequest, context: _Context
     ) -> sessions_pb2.ExportSessionResponse:
         """Take a snapshot of a session."""
-        session = self._engine.session(request.session_id, self._driver.clock())
+        session = await self._driver.find(request.session_id)
 
         def export() -> sessions_pb2.ExportSessionResponse:
             now = self._driver.clock()
@@ -156,10 +200,18 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ImportSessionRequest, context: _Context
     ) -> sessions_pb2.ImportSessionResponse:
         """Open a session that goes on where a snapshot was taken."""
-        now = self._driver.clock()
-        session = snapshots.restore(
-            self._engine, request.snapshot, now, session_id=request.session_id, idle_timeout=_idle_timeout(request)
-        )
+        now, durability = self._driver.clock(), _durability(self._driver, request)
+        if self._driver.checkpoints is not None and durability is not Durability.EPHEMERAL:
+            session = await self._driver.checkpoints.open(
+                request.snapshot,
+                session_id=request.session_id,
+                idle_timeout=_idle_timeout(request),
+                durability=durability,
+            )
+        else:
+            session = snapshots.restore(
+                self._engine, request.snapshot, now, session_id=request.session_id, idle_timeout=_idle_timeout(request)
+            )
         return sessions_pb2.ImportSessionResponse(session=describe(session, now))
 
     @guarded
@@ -167,11 +219,24 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.RewindSessionRequest, context: _Context
     ) -> sessions_pb2.RewindSessionResponse:
         """Put a session back to where a snapshot was taken."""
-        session = self._engine.session(request.session_id, self._driver.clock())
+        session = await self._driver.find(request.session_id)
 
-        def rewind() -> sessions_pb2.Session:
-            now = self._driver.clock()
-            snapshots.rewind(session, request.snapshot, now)
-            return describe(session, now)
+        def rewind() -> None:
+            snapshots.rewind(session, request.snapshot, self._driver.clock())
 
-        return sessions_pb2.RewindSessionResponse(session=await self._driver.at_rest(session, rewind))
+        await self._driver.at_rest(session, rewind)
+        await self._driver.saved(session)  # else a take-over could undo it
+        return sessions_pb2.RewindSessionResponse(session=describe(session, self._driver.clock()))
+
+    async def _fork_durable(
+        self, session: Session, durable: Durable, fork_session_id: str
+    ) -> sessions_pb2.ForkSessionResponse:
+        assert self._driver.checkpoints is not None  # noqa: S101 - else no session is durable
+        snapshot = await self._driver.at_rest(session, lambda: snapshots.take(session, self._driver.clock()))
+        copy = await self._driver.checkpoints.open(
+            snapshot,
+            session_id=fork_session_id,
+            idle_timeout=float(session.model.slots.idle_timeout[session.slot]),
+            durability=durable.durability,
+        )
+        return sessions_pb2.ForkSessionResponse(session=describe(copy, self._driver.clock()))

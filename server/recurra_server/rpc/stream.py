@@ -1,5 +1,15 @@
 """StreamSteps: steps as they come, of any number of sessions, over one stream."""
 
+<<<<<<< HEAD
+=======
+A task reads and submits; what the engine answers is written at once. A failed message is
+answered with an error and the stream goes on. A caller who sends faster than it reads is made
+to wait: the reader stops at a bound of unanswered messages.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+>>>>>>> 81f3502 (Write checkpoints of sessions, and take sessions over from the store)
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +18,7 @@ import grpc
 from recurra.v1 import inference_pb2, sessions_pb2
 
 from recurra_server.driver import Driver
-from recurra_server.engine.errors import InvalidRequestError
+from recurra_server.engine.errors import InvalidRequestError, SessionExpiredError, SessionNotFoundError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session, not_found
 from recurra_server.engine.steps import Step
@@ -51,15 +61,57 @@ class StepStream(Stream):
 
     # --- reading -------------------------------------------------------------------------
 
-    def _accept(self, request: inference_pb2.StreamStepsRequest) -> None:
-        """Do what a message asks for, in its order; whatever fails becomes the message's answer."""
-        opened: sessions_pb2.Session | None = None
+    def _accept(self, request: inference_pb2.StreamStepsRequest) -> Awaitable[None] | None:
+        """Do what a message asks for, in its order; whatever fails becomes the message's answer.
+
+        Returns:
+            What has still to be awaited, where a session is opened, or perhaps has to be taken over.
+        """
+        if request.HasField("open"):
+            return self._accept_opening(request)
         try:
-            if request.HasField("open"):
-                session = self._open(request)
-                opened = describe(session, self._driver.clock())
-            else:
-                session = self._find(request.session_id)
+            session = self._find(request.session_id)
+        except (SessionNotFoundError, SessionExpiredError) as error:
+            session_id, self._session = self._meant(request), None  # lest the next message goes to the one before
+            if self._driver.checkpoints is not None:
+                return self._accept_absent(request, session_id)
+            self._refuse(error, session_id)
+        except Exception as error:
+            self._refuse(error, self._meant(request))
+        else:
+            self._do(request, session)
+        return None
+
+    async def _accept_opening(self, request: inference_pb2.StreamStepsRequest) -> None:
+        session_id = self._meant(request)
+        self._session = None  # should this fail, the next message must not go to the session before it
+        try:
+            if request.session_id:
+                raise InvalidRequestError(
+                    "session_id must be unset where a session is opened; name it in open.session_id", field="session_id"
+                )
+            self._session = session = await open_session(self._driver, request.open)
+        except Exception as error:
+            self._refuse(error, session_id)
+        else:
+            self._do(request, session, describe(session, self._driver.clock()))
+
+    async def _accept_absent(self, request: inference_pb2.StreamStepsRequest, session_id: str) -> None:
+        try:
+            self._session = session = await self._driver.find(session_id)
+        except Exception as error:
+            self._refuse(error, session_id)
+        else:
+            self._do(request, session)
+
+    def _do(
+        self,
+        request: inference_pb2.StreamStepsRequest,
+        session: Session,
+        opened: sessions_pb2.Session | None = None,
+    ) -> None:
+        """Step, close, or just tell that the session was opened."""
+        try:
             if request.inputs:
                 self._submit(request, session, opened)
             elif request.close:
@@ -69,19 +121,12 @@ class StepStream(Stream):
             else:
                 raise InvalidRequestError("the message neither opens, nor steps, nor closes a session", field="inputs")
         except Exception as error:
-            known = to_engine_error(error)
-            self._edge.count_error(known.reason)
-            session_id = opened.session_id if opened is not None else self._meant(request)
-            self.reply(_Response(session_id=session_id, opened=opened, error=to_message(known)))
+            self._refuse(error, session.id or "", opened)
 
-    def _open(self, request: inference_pb2.StreamStepsRequest) -> Session:
-        if request.session_id:
-            raise InvalidRequestError(
-                "session_id must be unset where a session is opened; name it in open.session_id", field="session_id"
-            )
-        self._session = None  # should this fail, the next message must not go to the session before it
-        self._session = open_session(self._driver, request.open)
-        return self._session
+    def _refuse(self, error: Exception, session_id: str, opened: sessions_pb2.Session | None = None) -> None:
+        known = to_engine_error(error)
+        self._edge.count_error(known.reason)
+        self.reply(_Response(session_id=session_id, opened=opened, error=to_message(known)))
 
     def _find(self, session_id: str) -> Session:
         session = self._session
@@ -93,7 +138,6 @@ class StepStream(Stream):
             if not session.closed:
                 return session
             session_id = session.id or ""  # find out how it ended
-        self._session = None
         self._session = self._driver.engine.session(session_id, self._driver.clock())
         return self._session
 

@@ -8,7 +8,7 @@ unanswered messages.
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any, ClassVar
 
 import grpc
@@ -50,8 +50,10 @@ class Stream(ABC):
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @abstractmethod
-    def _accept(self, request: Any) -> None:
+    def _accept(self, request: Any) -> Awaitable[None] | None:
         """Do what a message asks for; whatever fails becomes its answer. Must not raise.
+
+        What is returned is awaited before the next message is read: where a session is opened, or has to be found.
 
         The answer is put into `_writer`, sooner or later, with the number of time steps that were added to
         `_unanswered_steps` for it.
@@ -88,7 +90,8 @@ class Stream(ABC):
         try:
             while not self._all_read and (request := await read()) is not grpc.aio.EOF:
                 self._unanswered += 1
-                self._accept(request)
+                if (rest := self._accept(request)) is not None:
+                    await rest
                 while self._unanswered >= self._window or self._unanswered_steps > self._max_steps:
                     self._room = asyncio.get_running_loop().create_future()
                     await self._room

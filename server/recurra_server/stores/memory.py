@@ -49,11 +49,12 @@ class MemoryStore:
         self._keep(taken)
         return taken
 
-    async def delete(self, session_id: str, epoch: int, remember: float) -> None:
-        """Forget a session."""
-        found = self._find(session_id)
-        if found is None or found.epoch <= epoch:
-            self._keep(Checkpoint(session_id, epoch + 1, 0, 0, remember, b""))
+    async def delete(self, sessions: Sequence[tuple[str, int, float]]) -> None:
+        """Forget sessions."""
+        for session_id, epoch, remember in sessions:
+            found = self._find(session_id)
+            if found is None or found.epoch <= epoch:
+                self._keep(Checkpoint(session_id, epoch + 1, 0, 0, remember, b""))
 
     async def close(self) -> None:
         """Nothing is held open."""

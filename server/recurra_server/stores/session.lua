@@ -66,9 +66,12 @@ if command == 'take_over' then
 end
 
 if command == 'delete' then
-  local epoch, remember = tonumber(ARGV[2]), tonumber(ARGV[3])
-  if not found or found.epoch <= epoch then
-    keep(key, struct.pack('>I8I8dB', epoch + 1, 0, remember, 0), remember)
+  for i, each in ipairs(KEYS) do
+    local epoch, remember = tonumber(ARGV[i + 1]), tonumber(ARGV[#KEYS + i + 1])
+    local record = read(each)
+    if not record or record.epoch <= epoch then
+      keep(each, struct.pack('>I8I8dB', epoch + 1, 0, remember, 0), remember)
+    end
   end
   return 1
 end

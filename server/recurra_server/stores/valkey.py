@@ -1,5 +1,6 @@
 """Checkpoints in a Valkey (or Redis) server."""
 
+import asyncio
 import struct
 from collections.abc import Sequence
 from importlib import resources
@@ -16,6 +17,7 @@ _HEADER = struct.Struct(">QQdB")
 _PREFIX = b"recurra:session:"
 _SCRIPT = resources.files("recurra_server.stores").joinpath("session.lua").read_text()
 _SENTINEL_PORT = 26379
+_MOST_CALLS = 16
 
 
 class ValkeyStore:
@@ -33,6 +35,7 @@ class ValkeyStore:
     def __init__(self, url: str, *, timeout: float = 2.0) -> None:
         self._client = _client(url, timeout)
         self._script = self._client.register_script(_SCRIPT)
+        self._calls = asyncio.Semaphore(_MOST_CALLS)  # and so many connections
 
     async def create(self, checkpoint: Checkpoint) -> int | None:
         """Keep the first checkpoint of a new session."""
@@ -58,9 +61,11 @@ class ValkeyStore:
         epoch, revision, idle_timeout, durability = _HEADER.unpack_from(record)
         return Checkpoint(session_id, epoch, revision, durability, idle_timeout, record[_HEADER.size :])
 
-    async def delete(self, session_id: str, epoch: int, remember: float) -> None:
-        """Forget a session."""
-        await self._run([session_id], "delete", epoch, remember)
+    async def delete(self, sessions: Sequence[tuple[str, int, float]]) -> None:
+        """Forget sessions, all in one call of the script."""
+        if sessions:
+            session_ids, epochs, remember = zip(*sessions, strict=True)
+            await self._run(session_ids, "delete", *epochs, *remember)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -68,7 +73,8 @@ class ValkeyStore:
 
     async def _run(self, session_ids: Sequence[str], *arguments: Any) -> Any:
         try:
-            return await self._script([_PREFIX + session_id.encode() for session_id in session_ids], arguments)
+            async with self._calls:
+                return await self._script([_PREFIX + session_id.encode() for session_id in session_ids], arguments)
         except (ValkeyError, OSError) as error:
             raise StoreError(str(error) or type(error).__name__) from error
 

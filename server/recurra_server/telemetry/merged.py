@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 
 _TIMEOUT = 4.0  # seconds
 _COUNTED = ("counter", "histogram")
-_LARGEST = ("_info", "_draining")
-_SMALLEST = ("process_start_time_seconds",)
+_LARGEST = ("_info", "_draining", "_lag_seconds")
+_SMALLEST = ("process_start_time_seconds", "recurra_store_up")
 _Key = tuple[str, frozenset[tuple[str, str]]]
 _Values = dict[_Key, float]
 
@@ -64,7 +64,7 @@ class MergedMetrics(Collector):
 
 
 def merge(parts: Iterable[dict[str, Metric]]) -> dict[str, Metric]:
-    """Add up metrics, by name; information and states are the largest, start times the smallest."""
+    """Add up metrics, by name; states and lags are the largest, start times and what is up the smallest."""
     merged: dict[str, Metric] = {}
     values: dict[str, _Values] = {}
     for part in parts:

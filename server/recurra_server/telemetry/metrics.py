@@ -4,6 +4,7 @@ Counters and gauges are the engine's own numbers, read when somebody scrapes; on
 histograms are filled as batches are answered.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from recurra_server.checkpoints import Checkpoints
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.blocks import BlockBatch
 from recurra_server.engine.engine import Engine
@@ -66,7 +68,13 @@ class EdgeCounts:
 
 
 class ServerMetrics(Collector):
-    """Everything about models, sessions and steps."""
+    """Everything about models, sessions and steps.
+
+    Attributes:
+        checkpoints: Where durable sessions are kept; None where there is no store.
+    """
+
+    checkpoints: Checkpoints | None = None
 
     def __init__(self, engine: Engine, edge: EdgeCounts, build: dict[str, str]) -> None:
         self._engine = engine
@@ -128,10 +136,33 @@ class ServerMetrics(Collector):
         yield GaugeMetricFamily(
             "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)
         )
+        yield from self._store()
         yield GaugeMetricFamily("recurra_workers", "Server processes.", value=1)  # added up where there are several
         build = GaugeMetricFamily("recurra_build_info", "Always 1.", labels=list(self._build))
         build.add_metric(list(self._build.values()), 1)
         yield build
+
+    def _store(self) -> Iterator[Metric]:
+        ledger, written = self._engine.ledger, Counter(saved=0, stale=0, failed=0)
+        if self.checkpoints is not None:
+            written.update(self.checkpoints.written)
+        yield GaugeMetricFamily(
+            "recurra_store_up", "0 while the store of checkpoints cannot be reached.", value=float(ledger.store_up)
+        )
+        yield GaugeMetricFamily(
+            "recurra_durable_lag_seconds",
+            "Age of the oldest change that is not in the store.",
+            value=ledger.lag(time.monotonic()),
+        )
+        family = CounterMetricFamily("recurra_checkpoints", "Checkpoints sent to the store.", labels=["outcome"])
+        for outcome, count in written.items():
+            family.add_metric([outcome], count)
+        yield family
+        yield CounterMetricFamily(
+            "recurra_sessions_taken_over",
+            "Sessions taken over from another server.",
+            value=0 if self.checkpoints is None else self.checkpoints.taken_over,
+        )
 
     def _histograms(self) -> Iterator[Metric]:
         for name, help_text, attribute in (
@@ -180,6 +211,6 @@ class ServerMetrics(Collector):
             opened.add_metric(labels, self._engine.opened[labels])
             for bound in ("max_sessions", "latency"):
                 refused.add_metric([*labels, bound], self._engine.refused[*labels, bound])
-            for reason in ("closed", "expired"):
+            for reason in ("closed", "expired", "moved"):
                 ended.add_metric([*labels, reason], self._engine.ended[*labels, reason])
         yield from (steps, time_steps, opened, refused, ended)

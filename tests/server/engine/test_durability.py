@@ -105,6 +105,18 @@ def test_whatever_changes_a_session_is_saved(owner: Owner, change: Callable[[Own
     assert step_of(session) == session.applied
 
 
+def test_whoever_counts_anew_has_nothing_durable_yet(owner: Owner) -> None:
+    session = owner.begin()
+    owner.ask(session, np.ones((9, 1)))
+    (save,) = owner.take()
+    owner.engine.reset(session, 0.0)
+    save.durable.saved(save, 0.0)
+    owner.ask(session, ONE, number=1)
+    assert step_of(session) == 0
+    owner.save()
+    assert step_of(session) == 1
+
+
 def test_what_fails_changes_nothing(owner: Owner) -> None:
     session = owner.begin()
     assert owner.submit(session, np.full((1, 1), np.nan)).error is None

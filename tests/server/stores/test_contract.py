@@ -93,8 +93,8 @@ async def test_many_are_saved_at_once_and_each_by_its_own_epoch(store: SessionSt
 
 async def test_what_was_deleted_is_gone_and_its_owner_cannot_bring_it_back(store: SessionStore) -> None:
     first = await begin(store)
-    await store.delete(first.session_id, first.epoch, 60.0)
-    await store.delete(first.session_id, first.epoch, 60.0)
+    await store.delete([(first.session_id, first.epoch, 60.0)])
+    await store.delete([(first.session_id, first.epoch, 60.0)])
     assert await store.take_over(first.session_id) is None
     assert await store.save([next_of(first)]) == [False]
     again = await begin(store, first.session_id)
@@ -104,16 +104,18 @@ async def test_what_was_deleted_is_gone_and_its_owner_cannot_bring_it_back(store
 
 
 async def test_whoever_lost_a_session_cannot_delete_it(store: SessionStore) -> None:
-    first = await begin(store)
+    first, own, last = await begin(store), await begin(store), await begin(store)
     assert await store.take_over(first.session_id) is not None
-    await store.delete(first.session_id, first.epoch, 60.0)
+    await store.delete([(one.session_id, one.epoch, 60.0) for one in (own, first, last)])
+    await store.delete([])
     assert await store.take_over(first.session_id) is not None
+    assert [await store.take_over(one.session_id) for one in (own, last)] == [None, None]
 
 
 async def test_what_is_not_used_is_forgotten(store: SessionStore) -> None:
     first, used = await begin(store, idle_timeout=0.2), await begin(store, idle_timeout=0.2)
     deleted = await begin(store)
-    await store.delete(deleted.session_id, deleted.epoch, 0.2)
+    await store.delete([(deleted.session_id, deleted.epoch, 0.2)])
     patience = time.monotonic() + 10
     while await store.create(first) is None:
         assert await store.save([next_of(used)]) == [True]

@@ -1,0 +1,236 @@
+"""Puts durable sessions into the store, and takes sessions over from it.
+
+What the engine says has changed is written batch by batch, one on its way at a time: all of it once in every
+interval, and at once what somebody waits for; what changes meanwhile gathers for the next batch.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TypeVar
+
+import structlog
+
+from recurra_server.engine import handover
+from recurra_server.engine.durability import Durability, Save, away
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.errors import DrainingError, EngineError, SessionExistsError
+from recurra_server.engine.ports import SessionStore, StoreError
+from recurra_server.engine.sessions import Session
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+_MOST_AT_ONCE = 256  # sessions in one round trip
+_PATIENCE = 5.0  # seconds that a call waits for a checkpoint
+_PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure in a row
+
+
+class Checkpoints:
+    """The sessions of one server in a store. All methods belong to the loop's thread.
+
+    Attributes:
+        written: Checkpoints so far: "saved", "stale" (another server owned the session) or "failed".
+        taken_over: Sessions taken over so far.
+        on_store: Called when the store goes away (False) and when it is back (True).
+
+    Args:
+        interval: Seconds in which what has changed is written once.
+    """
+
+    def __init__(self, engine: Engine, store: SessionStore, *, interval: float, clock: Callable[[], float]) -> None:
+        self.written: Counter[str] = Counter()
+        self.taken_over = 0
+        self.on_store: list[Callable[[bool], object]] = []
+        self._engine = engine
+        self._store = store
+        self._interval = interval
+        self._clock = clock
+        self._hurried = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._failures = 0
+        self._busy: dict[str, asyncio.Future[None]] = {}  # ids that are being opened or taken over
+        engine.ledger.on_hurry = self._hurried.set
+
+    # --- writing -------------------------------------------------------------------------
+
+    async def write_forever(self) -> None:
+        """Write what changes."""
+        everything_at = self._clock() + self._interval
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(everything_at - self._clock()):
+                    await self._hurried.wait()
+            self._hurried.clear()
+            everything = self._clock() >= everything_at
+            if everything:
+                everything_at = self._clock() + self._interval
+            if not await self.write(everything=everything):
+                await asyncio.sleep(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
+                self._hurried.set()  # whoever was put back waits still
+
+    async def write(self, *, everything: bool = True) -> bool:
+        """Write all that has changed, or only what somebody waits for.
+
+        Returns:
+            Whether the store took it.
+        """
+        async with self._writing:
+            ledger, went_well = self._engine.ledger, True
+            while went_well:
+                batch = ledger.next_batch(handover.encode, _MOST_AT_ONCE, hurried_only=not everything)
+                if not batch and not ledger.deletions:
+                    break
+                went_well = await self._write(batch)
+            return went_well
+
+    async def _write(self, batch: list[Save]) -> bool:
+        ledger = self._engine.ledger
+        deletions, ledger.deletions = ledger.deletions, {}
+        try:
+            await self._store.delete([(session_id, *place) for session_id, place in deletions.items()])
+            owned = await self._store.save([save.checkpoint for save in batch])
+        except (StoreError, asyncio.CancelledError) as error:
+            ledger.deletions = {**deletions, **ledger.deletions}
+            self._settle(batch, [None] * len(batch))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            self._heard(error)
+            return False
+        self._heard(None)
+        self._settle(batch, owned)
+        return True
+
+    def _settle(self, batch: list[Save], owned: "list[bool] | list[None]") -> None:
+        """Tell the sessions what became of their checkpoints: None where that is not known."""
+        now = self._clock()
+        for save, still_owned in zip(batch, owned, strict=True):
+            session = save.durable.session
+            if still_owned is None:
+                self.written["failed"] += 1
+                save.durable.failed(save, now)
+            elif still_owned:
+                self.written["saved"] += 1
+                save.durable.saved(save, now)
+            else:
+                self.written["stale"] += 1
+                _log.info("session_moved", session=session.id, epoch=save.durable.epoch)
+                self._engine.let_go(session)
+
+    # --- sessions ------------------------------------------------------------------------
+
+    async def open(
+        self, snapshot: bytes, *, session_id: str, idle_timeout: float | None, durability: Durability
+    ) -> Session:
+        """Open a durable session that goes on from a snapshot; it is in the store when this returns.
+
+        Raises:
+            StoreUnavailableError, SessionExistsError: The store is away, or has a session of this id.
+            Exception: As `snapshots.restore`.
+        """
+        async with self._alone(session_id):
+            first = handover.first_checkpoint(
+                self._engine,
+                snapshot,
+                self._clock(),
+                session_id=session_id,
+                idle_timeout=idle_timeout,
+                durability=durability,
+            )
+            if first.session_id in self._engine.ledger.deletions:
+                await self.write(everything=False)
+            epoch = await self._ask(self._store.create(first))
+            if epoch is None:
+                raise SessionExistsError(
+                    f"session {session_id!r} is open already; use another id or go on with it", session_id=session_id
+                )
+            try:
+                return handover.adopt(self._engine, replace(first, epoch=epoch), self._clock())
+            except EngineError:
+                await self._ask(self._store.delete([(first.session_id, epoch, first.idle_timeout)]))
+                raise
+
+    async def take_over(self, session_id: str) -> Session | None:
+        """Go on here with a session that the store has; None where it has none of this id.
+
+        Raises:
+            StoreUnavailableError, DrainingError, CapacityError, ModelNotFoundError, SnapshotMismatchError: It cannot.
+        """
+        async with self._alone(session_id):
+            here = self._engine.find([session_id], self._clock())
+            if here is not None:  # another call was quicker
+                return here[0]
+            if session_id in self._engine.ledger.deletions or not self._engine.is_id(session_id):
+                return None
+            if self._engine.draining:
+                raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
+            self._engine.check_room()
+            checkpoint = await self._ask(self._store.take_over(session_id))
+            if checkpoint is None:
+                return None
+            session = handover.adopt(self._engine, checkpoint, self._clock())
+            self.taken_over += 1
+            _log.info("session_taken_over", session=session_id, epoch=checkpoint.epoch, step=session.applied)
+            return session
+
+    async def saved(self, session: Session) -> None:
+        """Wait until a session is in the store as it stands.
+
+        Raises:
+            StoreUnavailableError: The store is away; it will be saved later.
+            EngineError: The session has ended.
+        """
+        durable = session.durable
+        if durable is None:
+            return
+        told: asyncio.Future[EngineError | None] = asyncio.get_running_loop().create_future()
+
+        def tell(error: EngineError | None) -> None:
+            if not told.done():
+                told.set_result(error)
+
+        durable.when_saved(tell)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                error = await told
+        except TimeoutError:
+            error = away()
+        if error is not None:
+            raise error
+
+    # --- inside --------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _alone(self, session_id: str) -> AsyncIterator[None]:
+        """One call at a time opens a session of an id or takes it over."""
+        while session_id in self._busy:
+            await asyncio.wait([self._busy[session_id]])
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if session_id:
+            self._busy[session_id] = done
+        try:
+            yield
+        finally:
+            self._busy.pop(session_id, None)
+            done.set_result(None)
+
+    async def _ask(self, answer: Awaitable[_T]) -> _T:
+        try:
+            return await answer
+        except StoreError as error:
+            self._heard(error)
+            raise away() from None
+
+    def _heard(self, trouble: StoreError | None) -> None:
+        """The store has answered, or not."""
+        ledger, up = self._engine.ledger, trouble is None
+        self._failures = 0 if up else self._failures + 1
+        if up != ledger.store_up:
+            ledger.store_up = up
+            if up:
+                _log.info("store_is_back")
+            else:
+                _log.error("store_is_away", why=str(trouble))
+            for tell in self.on_store:
+                tell(up)
