@@ -48,12 +48,13 @@ class ServerProcess:
         models: Its model repository.
         options: Flags of `recurra serve`.
         ready: How the last line begins that it prints before it serves.
+        port: For gRPC; 0 for a free one.
     """
 
-    def __init__(self, models: Path, *options: str, ready: str = "metrics on ") -> None:
+    def __init__(self, models: Path, *options: str, ready: str = "metrics on ", port: int = 0) -> None:
         command = [str(Path(sys.executable).with_name("recurra")), "serve", "--models", str(models)]
         self._process = subprocess.Popen(
-            [*command, "--port", "0", "--metrics-port", "0", *options],
+            [*command, "--port", str(port), "--metrics-port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

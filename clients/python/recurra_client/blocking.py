@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
@@ -103,6 +103,7 @@ class BlockingClient:
         session_id: str = "",
         idle_timeout: float | datetime.timedelta | None = None,
         initial_states: Mapping[str, ArrayLike] | None = None,
+        durability: Literal["", "ephemeral", "async", "sync"] = "",
         keep: bool = False,
     ) -> "BlockingSession":
         """See `Client.session`."""
@@ -113,6 +114,7 @@ class BlockingClient:
                 session_id=session_id,
                 idle_timeout=idle_timeout,
                 initial_states=initial_states,
+                durability=durability,
                 keep=keep,
             )
         )

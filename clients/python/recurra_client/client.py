@@ -4,7 +4,7 @@ import datetime
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Final, Literal, Self, overload
 
 import grpc
 from google.protobuf import duration_pb2
@@ -19,6 +19,13 @@ from recurra_client.errors import SessionExistsError, from_message, from_rpc
 from recurra_client.results import BatchResult, Generated
 from recurra_client.session import Session, get_session
 from recurra_client.tensors import to_array
+
+_DURABILITIES: Final = {
+    "": sessions_pb2.DURABILITY_UNSPECIFIED,
+    "ephemeral": sessions_pb2.DURABILITY_EPHEMERAL,
+    "async": sessions_pb2.DURABILITY_ASYNC,
+    "sync": sessions_pb2.DURABILITY_SYNC,
+}
 
 
 class Client:
@@ -68,6 +75,7 @@ class Client:
         session_id: str = "",
         idle_timeout: float | datetime.timedelta | None = None,
         initial_states: Mapping[str, ArrayLike] | None = None,
+        durability: Literal["", "ephemeral", "async", "sync"] = "",
         keep: bool = False,
     ) -> Session:
         """A new session; `async with` (or `open`) opens it on the server, and closes it there.
@@ -79,10 +87,15 @@ class Client:
             idle_timeout: Seconds it may go unused before it expires. None: the server's default.
             initial_states: States to begin from, by the model's input_name, and the session's own constants, by their
                 name. Those not given begin as the model says.
+            durability: What of it outlives the server: nothing; all steps, of which the client sends the last ones
+                again; or every step that was answered. Empty: "async" where the server has a store, else "ephemeral".
             keep: Leave it open on the server when the `async with` ends, to be gone on with by `resume`.
         """
         request = sessions_pb2.OpenSessionRequest(
-            model=model, version=version, session_id=session_id or secrets.token_hex(16)
+            model=model,
+            version=version,
+            session_id=session_id or secrets.token_hex(16),
+            durability=_DURABILITIES[durability],
         )
         if idle_timeout is not None:
             request.idle_timeout.CopyFrom(_duration(idle_timeout))

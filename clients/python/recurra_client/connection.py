@@ -12,7 +12,14 @@ from grpc import aio
 from recurra.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2_grpc
 
 from recurra_client.codec import Codec
-from recurra_client.errors import DeadlineExceededError, DrainingError, RecurraError, UnavailableError, from_rpc
+from recurra_client.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    RecurraError,
+    StoreUnavailableError,
+    UnavailableError,
+    from_rpc,
+)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -140,6 +147,8 @@ class Connection:
             except asyncio.CancelledError as cancelled:
                 cancelled.__cause__ = trouble  # what was waited for, if this is a timeout
                 raise
+        if isinstance(trouble, StoreUnavailableError):
+            raise trouble
         raise self._unreachable(trouble, time.monotonic() - began) from None
 
     async def in_time(self, work: Awaitable[Result]) -> Result:

@@ -14,12 +14,15 @@ from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_client.connection import Connection
 from recurra_client.errors import (
     CapacityError,
+    DrainingError,
     RecurraError,
+    StepGapError,
     StepNotHeldError,
     UnavailableError,
     from_message,
     from_rpc,
 )
+from recurra_client.replay import Replay
 
 MAX_UNANSWERED: Final = 1024
 """Steps kept to be sent again, when the server cannot be reached and the caller goes on."""
@@ -51,15 +54,19 @@ class Delivery:
 
     At most one message is under way at a time, as the server keeps only its last reply for a session: were there
     more, a broken connection could lose an output for good. A step that nobody waits for any more stays in line.
+
+    Of a durable session, what is answered is kept until it is durable: a server that takes the session over says by a
+    gap which step it expects, and gets the steps from there on again.
     """
 
-    def __init__(self, connection: Connection, session_id: str, applied: int) -> None:
+    def __init__(self, connection: Connection, session_id: str, applied: int, *, durable: bool = False) -> None:
         self.session_id = session_id
         self._connection = connection
         self._applied: int | None = applied  # None: it must be asked for
         self._line: deque[_Step] = deque()
         self._turn = asyncio.Lock()
         self._stream: _Stream | None = None
+        self._replay = Replay() if durable else None
 
     async def deliver(self, inputs: list[tensor_pb2.Tensor]) -> Delivered:
         """Apply one step or chunk, after all that stand in line before it.
@@ -85,12 +92,18 @@ class Delivery:
         return Delivered(cast("inference_pb2.StepResult", step.outcome), time.perf_counter() - began)
 
     @contextlib.asynccontextmanager
-    async def standstill(self) -> AsyncIterator[None]:
-        """Have what stands in line applied, then hold the line while the session is changed by another call."""
+    async def standstill(self, *, changes: bool = True) -> AsyncIterator[None]:
+        """Have what stands in line applied, then hold the line during another call, which perhaps changes the session.
+
+        What it changes is durable when it is answered.
+        """
         async with self._turn:
             await self._connection.in_time(self._answer_all())
-            self._applied = None
+            if changes:
+                self._applied = None
             yield
+            if changes and self._replay is not None:
+                self._replay.clear()
 
     async def end(self) -> None:
         """End the stream; the session stays open on the server."""
@@ -123,8 +136,10 @@ class Delivery:
             step.asked = self._applied is None
             step.request.step = await self._next_number()
         try:
-            step.outcome = await self._connection.persist(lambda: self._exchange(step.request))
+            step.outcome = await self._connection.persist(lambda: self._apply(step.request))
             self._applied = step.outcome.step
+            if self._replay is not None:
+                self._replay.add(step.request, step.request.ByteSize(), step.outcome.durable_step)
         except UnavailableError:
             raise  # it stays the first in line, and keeps its number
         except StepNotHeldError as error:
@@ -143,6 +158,25 @@ class Delivery:
             self._applied = (await self._connection.call(self._connection.sessions.GetSession, request)).session.steps
         return self._applied + 1
 
+    async def _apply(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
+        """Send one message; and before it, if the session was taken over, what was lost with the server before."""
+        to_send = [request]
+        while True:
+            try:
+                result = await self._exchange(to_send[0])
+            except StepGapError as gap:
+                if self._replay is None:
+                    raise
+                to_send = [*self._replay.since(gap), request]
+                continue
+            except StepNotHeldError:
+                if len(to_send) == 1:
+                    raise
+                # of a replay: it has been applied again already
+            to_send.pop(0)
+            if not to_send:
+                return result
+
     async def _exchange(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
         """Send one message on the session's stream, and wait for its answer."""
         # A stream for each session, not one for all: no session waits for another's message, and
@@ -156,13 +190,20 @@ class Delivery:
                 if not reply.HasField("moving"):
                     self._stream = stream
                     if reply.HasField("error"):
-                        raise from_message(reply.error)
+                        raise _go_on_elsewhere(from_message(reply.error))
                     return reply.result
         except aio.AioRpcError as error:
-            raise from_rpc(error) from None
+            raise _go_on_elsewhere(from_rpc(error)) from None
         except asyncio.InvalidStateError:  # it ended since the step before
             pass
         finally:
             if self._stream is None:
                 stream.cancel()
         raise UnavailableError("the server ended the stream", reason="UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE)
+
+
+def _go_on_elsewhere(error: RecurraError) -> RecurraError:
+    """A server that shuts down opens no sessions, but a step is to be sent again, to the one that comes after it."""
+    if isinstance(error, DrainingError):
+        return UnavailableError(error.message, reason=error.reason, code=error.code, retry_after=error.retry_after)
+    return error

@@ -55,6 +55,10 @@ class SessionExpiredError(SessionNotFoundError):
     """The session went unused for longer than its idle timeout."""
 
 
+class SessionLostError(SessionNotFoundError):
+    """The server that goes on with the session lacks more of its steps than this client still has. Open a new one."""
+
+
 class SessionExistsError(RecurraError):
     """A session with this id is already open."""
 

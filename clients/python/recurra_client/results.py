@@ -27,6 +27,8 @@ class StepInfo:
     """Part of it spent in the model."""
     batch_size: int
     """Sessions in the same call of the model."""
+    durable_step: int = 0
+    """The session's last step that outlives the server; 0 where nothing does."""
 
 
 @dataclass(frozen=True, slots=True)

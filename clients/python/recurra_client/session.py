@@ -20,7 +20,8 @@ class Session:
     """One sequence in progress. Made by `Client.session`, `Client.resume` or `fork`; use it with `async with`.
 
     Every step is numbered, so that a step whose connection broke is sent again and yet applied once. At most
-    one message is on its way at a time: the server keeps the reply to the last one only.
+    one message is on its way at a time: the server keeps the reply to the last one only. The steps of a durable session
+    are kept here until they are durable there, and are sent again to the server that takes it over.
 
     A step that was called stays in the sequence even if the caller stops waiting for it (by cancelling it, or by
     `UnavailableError` or `DeadlineExceededError`): it is applied before the next one, and its output is dropped. So
@@ -60,6 +61,7 @@ class Session:
             queue=timing.queue_us * 1e-6,
             compute=timing.compute_us * 1e-6,
             batch_size=timing.batch_size,
+            durable_step=result.durable_step,
         )
 
     async def open(self) -> Self:
@@ -71,7 +73,8 @@ class Session:
         if self._delivery is None:
             self._info = info = await self._begin()
             self._codec = await self._connection.codec(info.model, info.version, info.model_digest)
-            self._delivery = Delivery(self._connection, info.session_id, info.steps)
+            durable = info.durability in (sessions_pb2.DURABILITY_ASYNC, sessions_pb2.DURABILITY_SYNC)
+            self._delivery = Delivery(self._connection, info.session_id, info.steps, durable=durable)
         return self
 
     async def close(self) -> None:
@@ -110,7 +113,7 @@ class Session:
         Raises:
             InputError: It does not fit the model, or holds NaN or infinity. It was not applied.
             StateNotFiniteError: It would have spoilt the session's memory. It was not applied.
-            SessionNotFoundError, SessionExpiredError: The session is gone.
+            SessionNotFoundError, SessionExpiredError, SessionLostError: The session is gone.
             UnavailableError, DeadlineExceededError: No answer; the step stays in the sequence.
         """
         codec, delivery = self._opened()
@@ -193,7 +196,7 @@ class Session:
         Returns:
             The new session, open: use it with `async with`, or `close` it.
         """
-        async with self._opened()[1].standstill():
+        async with self._opened()[1].standstill(changes=False):
             request = sessions_pb2.ForkSessionRequest(session_id=self.id, fork_session_id=session_id)
 
             async def begin() -> sessions_pb2.Session:

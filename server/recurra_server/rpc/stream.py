@@ -1,15 +1,6 @@
 """StreamSteps: steps as they come, of any number of sessions, over one stream."""
 
-<<<<<<< HEAD
-=======
-A task reads and submits; what the engine answers is written at once. A failed message is
-answered with an error and the stream goes on. A caller who sends faster than it reads is made
-to wait: the reader stops at a bound of unanswered messages.
-"""
-
-import asyncio
 from collections.abc import Awaitable
->>>>>>> 81f3502 (Write checkpoints of sessions, and take sessions over from the store)
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
