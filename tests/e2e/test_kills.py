@@ -77,7 +77,7 @@ class Traffic:
         total = 0
         async with (
             Client(self._them.target(number % len(self._them.servers)), timeout=60, reconnect=60) as client,
-            client.session("counter", durability=self._durability) as session,  # type: ignore[arg-type]
+            client.session("counter", durability=self._durability) as session,
         ):
             count = 0
             while not self.ending:
