@@ -96,8 +96,12 @@ class EmbeddedValkey:
         command = [str(get_binary_path())]
         for name, value in options.items():
             command += [f"--{name}", value]
-        # In a session of its own, so that it does not end with the server, by Ctrl-C or otherwise.
-        self._process = process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+        # In a session of its own, so that it does not end with the server, by Ctrl-C or otherwise; and it must not
+        # hold the server's output open for whoever reads that to its end.
+        nothing = subprocess.DEVNULL
+        self._process = process = subprocess.Popen(  # noqa: S603
+            command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+        )
         patience = time.monotonic() + _START_SECONDS
         while not self._answers():
             if process.poll() is not None or time.monotonic() > patience:
