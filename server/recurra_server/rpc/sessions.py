@@ -146,12 +146,15 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         """Put a session back to its beginning."""
         session = await self._driver.find(request.session_id)
 
-        def reset() -> None:
-            self._engine.reset(session, self._driver.clock())
+        def reset() -> sessions_pb2.Session:
+            now = self._driver.clock()
+            self._engine.reset(session, now)
+            return describe(session, now)
 
-        await self._driver.at_rest(session, reset)
+        then = await self._driver.at_rest(session, reset)
         await self._driver.saved(session)  # else a take-over could undo it
-        return sessions_pb2.ResetSessionResponse(session=describe(session, self._driver.clock()))
+        then.durable_step = then.steps if session.durable is not None else 0
+        return sessions_pb2.ResetSessionResponse(session=then)
 
     @guarded
     async def CloseSession(
@@ -221,12 +224,15 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         """Put a session back to where a snapshot was taken."""
         session = await self._driver.find(request.session_id)
 
-        def rewind() -> None:
-            snapshots.rewind(session, request.snapshot, self._driver.clock())
+        def rewind() -> sessions_pb2.Session:
+            now = self._driver.clock()
+            snapshots.rewind(session, request.snapshot, now)
+            return describe(session, now)
 
-        await self._driver.at_rest(session, rewind)
+        then = await self._driver.at_rest(session, rewind)
         await self._driver.saved(session)  # else a take-over could undo it
-        return sessions_pb2.RewindSessionResponse(session=describe(session, self._driver.clock()))
+        then.durable_step = then.steps if session.durable is not None else 0
+        return sessions_pb2.RewindSessionResponse(session=then)
 
     async def _fork_durable(
         self, session: Session, durable: Durable, fork_session_id: str
