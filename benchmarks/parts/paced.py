@@ -26,9 +26,9 @@ CASES: Final = (f"{_BELOW:.0%}", f"{_BEYOND:.0%}, all taken", f"{_BEYOND:.0%}, r
 _MOST: Final = 8192  # of those that are tried while doubling
 _FINENESS: Final = 1 / 16  # of the knee
 _SEARCHES: Final = 2
-# Late is what takes longer than half of the pace: what the server takes by itself where a model declares its pace.
+# Late is what takes longer than a quarter of the pace: what the server takes by itself where a model declares its pace.
 _NEVER_REFUSE: Final = ("--admit-below", "0")
-_REFUSE: Final = ("--admit-below", str(PACE / 2))
+_REFUSE: Final = ("--admit-below", str(PACE / 4))
 
 
 def paced(bench: Bench) -> None:

@@ -17,10 +17,11 @@ WINDOW = 1.0
 _SLICES = 4
 _LATE_SHARE = 0.01
 _EVIDENCE = 10  # late steps: fewer are an accident
-_FULL = 0.85  # of a processor: nearer to 1, waiting times grow out of bounds
+_FULL = 0.75  # of a processor: nearer to 1, waiting times grow out of bounds
 _LEAST_GROWTH = 4
 _IDLE, _HALF = 0.05, 0.5
 _MANY = 256  # fewer tell little of what a session costs
+_SLOW = 0.25  # of the target: up to there even a busy processor serves a few sessions well
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class _Slice:
     number: int
     steps: int = 0
     late: int = 0
+    slow: int = 0
 
 
 class Admission:
@@ -53,7 +55,9 @@ class Admission:
         """Take note of what was answered: steps, or a block once for each of its rows."""
         current = self._current(now)
         current.steps += len(steps)
-        current.late += sum([now - step.arrived > self.target * step.count for step in steps])
+        shares = [(now - step.arrived) / step.count for step in steps]
+        current.late += sum([share > self.target for share in shares])
+        current.slow += sum([share > self.target * _SLOW for share in shares])
 
     def observe_load(self, busy: float) -> None:
         """Take note of how much of a processor was in use lately: of the thread that was used most."""
@@ -73,12 +77,13 @@ class Admission:
             self._refuse(f"{late / steps:.0%} of the last second's steps took longer than {self.target * 1e3:g} ms")
         if self._measured is None:
             self._measured = sessions
-        if steps and sessions - self._measured >= self._room(self._measured):
+        slow = sum(part.slow for part in self._slices) > _LATE_SHARE * steps
+        if steps and sessions - self._measured >= self._room(self._measured, slow=slow):
             self._refuse(f"{self._busy:.0%} of a processor is in use by {self._measured} sessions")
 
-    def _room(self, sessions: int) -> float:
+    def _room(self, sessions: int, *, slow: bool) -> float:
         """How many can be opened beside those that were open when the load was measured."""
-        if self._busy <= _IDLE or (sessions < _MANY and self._busy <= _HALF):
+        if self._busy <= _IDLE or (sessions < _MANY and (self._busy <= _HALF or not slow)):
             return float("inf")
         return max(_LEAST_GROWTH, sessions * (_FULL / self._busy - 1))
 

@@ -76,7 +76,7 @@ class ServedModel:
         self.sessions = 0
         self.applied_steps = 0
         self.compute_seconds = 0.0
-        target = (signature.step_seconds or 0) / 2 if limits.admit_below is None else limits.admit_below
+        target = (signature.step_seconds or 0) / 4 if limits.admit_below is None else limits.admit_below
         self.admission = Admission(target) if target > 0 else None
         longest = min(limits.max_piece_steps, max_piece_steps or limits.max_piece_steps)
         self._scheduler = Scheduler(longest if signature.has_time else 1)
