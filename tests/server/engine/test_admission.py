@@ -107,9 +107,7 @@ def test_a_rush_is_taken_as_far_as_there_is_room(runtimes: Runtimes, busy: float
 
 
 @pytest.mark.parametrize(("busy", "share", "room"), [(0.4, 0.5, 5000), (0.6, 0.5, 4), (0.6, 0.2, 5000)])
-def test_a_few_sessions_tell_little_of_what_one_costs(
-    runtimes: Runtimes, busy: float, share: float, room: int
-) -> None:
+def test_a_few_sessions_tell_little_of_what_one_costs(runtimes: Runtimes, busy: float, share: float, room: int) -> None:
     """As long as the processor has time, or their steps are answered within a fraction of the target."""
     calls = Calls(runtimes)
     calls.open_many(2)
