@@ -19,7 +19,7 @@ _LATE_SHARE = 0.01
 _EVIDENCE = 10  # late steps: fewer are an accident
 _FULL = 0.75  # of a processor: nearer to 1, waiting times grow out of bounds
 _LEAST_GROWTH = 4
-_IDLE, _HALF = 0.05, 0.5
+_IDLE = 0.05
 _MANY = 256  # fewer tell little of what a session costs
 _SLOW = 0.25  # of the target: up to there even a busy processor serves a few sessions well
 
@@ -49,6 +49,8 @@ class Admission:
         self.target = target
         self._busy = 0.0
         self._measured: int | None = None  # how many sessions were open when the load was measured
+        self._before = 0
+        self._mean = 0.0  # and how many on average since it was measured before
         self._slices: deque[_Slice] = deque()
 
     def observe(self, steps: Sequence[Step | Block], now: float) -> None:
@@ -76,16 +78,17 @@ class Admission:
         if late >= _EVIDENCE and late > _LATE_SHARE * steps:
             self._refuse(f"{late / steps:.0%} of the last second's steps took longer than {self.target * 1e3:g} ms")
         if self._measured is None:
-            self._measured = sessions
+            self._mean = (self._before + sessions) / 2
+            self._measured = self._before = sessions
         slow = sum(part.slow for part in self._slices) > _LATE_SHARE * steps
         if steps and sessions - self._measured >= self._room(self._measured, slow=slow):
             self._refuse(f"{self._busy:.0%} of a processor is in use by {self._measured} sessions")
 
     def _room(self, sessions: int, *, slow: bool) -> float:
         """How many can be opened beside those that were open when the load was measured."""
-        if self._busy <= _IDLE or (sessions < _MANY and (self._busy <= _HALF or not slow)):
+        if self._busy <= _IDLE or (sessions < _MANY and not slow):
             return float("inf")
-        return max(_LEAST_GROWTH, sessions * (_FULL / self._busy - 1))
+        return max(_LEAST_GROWTH, self._mean * _FULL / self._busy - sessions)
 
     def _refuse(self, why: str) -> None:
         raise CapacityError(

@@ -93,12 +93,14 @@ def test_a_chunk_may_take_the_time_of_its_steps(runtimes: Runtimes) -> None:
     assert calls.open_many(1) == 0
 
 
-@pytest.mark.parametrize(("busy", "room"), [(0.375, 400), (0.6, 100), (0.74, 6), (0.99, 4), (0.01, 5000)])
+@pytest.mark.parametrize(("busy", "room"), [(0.375, 399), (0.6, 100), (0.74, 5), (0.99, 4), (0.01, 5000)])
 def test_a_rush_is_taken_as_far_as_there_is_room(runtimes: Runtimes, busy: float, room: int) -> None:
     """What was just opened does not show in any measurement yet; it does in the next one."""
     calls = Calls(runtimes)
-    calls.open_many(400)
+    calls.open_many(399)
     calls.step_all(0)
+    calls.load(0.01)
+    calls.open_many(1)
     calls.load(busy)
     assert calls.open_many(5000) == room
     assert calls.open_many(1) == (busy == 0.01)
@@ -106,14 +108,26 @@ def test_a_rush_is_taken_as_far_as_there_is_room(runtimes: Runtimes, busy: float
     assert calls.open_many(1) == 1
 
 
-@pytest.mark.parametrize(("busy", "share", "room"), [(0.4, 0.5, 5000), (0.6, 0.5, 4), (0.6, 0.2, 5000)])
+@pytest.mark.parametrize(("busy", "share", "room"), [(0.02, 0.5, 5000), (0.6, 0.5, 4), (0.6, 0.2, 5000)])
 def test_a_few_sessions_tell_little_of_what_one_costs(runtimes: Runtimes, busy: float, share: float, room: int) -> None:
-    """As long as the processor has time, or their steps are answered within a fraction of the target."""
+    """As long as the processor is idle, or their steps are answered within a fraction of the target."""
     calls = Calls(runtimes)
     calls.open_many(2)
     calls.step_all(share * TARGET)
     calls.load(busy)
     assert calls.open_many(5000) == room
+
+
+def test_the_load_of_a_rush_was_that_of_half_of_it(runtimes: Runtimes) -> None:
+    """While it was measured, sessions were still coming: with all of them it will be twice as much."""
+    calls = Calls(runtimes)
+    calls.load(0.01)
+    calls.open_many(1)
+    calls.step_all(0)
+    assert calls.open_many(399) == 399
+    calls.load(0.25)
+    calls.step_all(0)
+    assert calls.open_many(5000) == 200
 
 
 def test_sessions_that_come_and_go_are_no_rush(runtimes: Runtimes) -> None:
