@@ -17,7 +17,8 @@ from recurra_server.engine.errors import ModelNotFoundError, ModelRefusedError, 
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.shelf import version_key
 from recurra_server.runtimes.onnx import OnnxRuntime
-from recurra_server.runtimes.probe import probe
+from recurra_server.runtimes.probe import Pace
+from recurra_server.runtimes.quickest import count_processors, load_quickest
 from recurra_server.runtimes.repository import ModelFile, find_models
 from recurra_server.settings import Settings
 
@@ -182,46 +183,53 @@ class Catalog:
             why = f"the process that tried it died of signal {-process.returncode}" if crashed else why
             raise ModelRefusedError(why, model=file.name, version=file.version)
 
-    def _make(self, file: ModelFile) -> tuple[ServedModel, float]:
-        """Load a version and try it: the model, and the seconds that a full batch takes.
+    def _make(self, file: ModelFile) -> tuple[ServedModel, OnnxRuntime, Pace]:
+        """Load a version and try it: the model, what runs it, and how long its calls take.
 
         Raises:
             ModelRefusedError: It cannot be used.
         """
         try:
             digest = file.digest()
-            runtime = OnnxRuntime(file.path, threads=self._settings.threads)
+            settings = self._settings
+            runtime, pace = load_quickest(
+                file.path,
+                threads=settings.threads,
+                processors=max(1, count_processors() // settings.workers),
+                max_batch_size=settings.limits.max_batch_size,
+                quick=settings.inline_ms / 1e3,
+            )
             model = ServedModel(
                 file.name,
                 file.version,
                 digest,
                 runtime.signature,
                 runtime,
-                self._settings.limits,
-                max_batch_size=1 if runtime.fixed_batch else None,
+                settings.limits,
+                max_batch_size=1 if runtime.one_by_one else None,
                 max_piece_steps=1 if runtime.fixed_steps else None,
                 metrics=runtime.metrics,
             )
-            seconds = probe(runtime, model.max_batch_size)
             changed = file.digest() != digest
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelRefusedError(why[:500], model=file.name, version=file.version) from None
         if changed:
             raise ModelRefusedError("its files changed meanwhile; try again", model=file.name, version=file.version)
-        return model, seconds
+        return model, runtime, pace
 
-    def _serve(self, model: ServedModel, seconds: float) -> None:
-        inline = seconds * 1e3 <= self._settings.inline_ms
-        self._driver.serve(model, None if inline else self._executor)
+    def _serve(self, model: ServedModel, runtime: OnnxRuntime, pace: Pace) -> None:
+        inline_work = model.max_batch_size * self._settings.inline_ms / (pace.full * 1e3)
+        self._driver.serve(model, self._executor, inline_work=inline_work)
         _log.info(
             "model_loaded",
             model=model.name,
             version=model.version,
             digest=model.digest[:19],
             state_bytes=model.signature.state_bytes,
-            full_batch_ms=round(seconds * 1e3, 3),
-            runs="on the loop" if inline else "on a thread",
+            threads=runtime.threads,
+            full_batch_ms=round(pace.full * 1e3, 3),
+            runs_on_the_loop=f"up to {inline_work:.0f} time steps",
         )
 
     @staticmethod

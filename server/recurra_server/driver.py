@@ -40,13 +40,14 @@ class _Lane:
     """A model on the loop.
 
     Attributes:
-        executor: Where it is run; None on the loop's own thread, which is quicker for small models.
+        executor: Where batches of more than `inline_work` time steps are run; None for the loop's own thread, too.
         awake: Whether a pump is scheduled or a batch is in flight.
         computed: Its model's seconds in calls when the load was looked at last.
     """
 
     model: ServedModel
     executor: ThreadPoolExecutor | None
+    inline_work: float
     awake: bool = False
     computed: float = 0.0
 
@@ -100,10 +101,16 @@ class Driver:
         self.on_forget: list[Callable[[ServedModel], object]] = []
         self.checkpoints: Checkpoints | None = None
 
-    def serve(self, model: ServedModel, executor: ThreadPoolExecutor | None = None) -> None:
-        """Add a model; with an executor it is run there, off the loop's thread."""
+    def serve(
+        self, model: ServedModel, executor: ThreadPoolExecutor | None = None, *, inline_work: float = 0.0
+    ) -> None:
+        """Add a model; with an executor, batches of more than `inline_work` time steps are run there.
+
+        Handing a batch to another thread and back takes longer than a small one does; a large one would keep the
+        loop's thread from reading what comes meanwhile.
+        """
         self.engine.add_model(model)
-        self._lanes[model] = _Lane(model, executor)
+        self._lanes[model] = _Lane(model, executor, inline_work)
 
     def submit(self, step: Step) -> None:
         """Hand a step to the engine; its waiter is told what became of it.
@@ -232,7 +239,7 @@ class Driver:
             return
         if batch is None:
             lane.awake = False
-        elif lane.executor is None:
+        elif lane.executor is None or batch.work <= lane.inline_work:
             self._finish(lane, batch, _call(batch))
             lane.awake = lane.model.has_ready
             if lane.awake:  # after a turn of the loop, in which more can come

@@ -47,7 +47,7 @@ def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
         return
     try:
         runtime = OnnxRuntime(model)
-        probe(runtime, 1 if runtime.fixed_batch or runtime.signature.one_by_one else _TRIED_BATCH)
+        probe(runtime, _TRIED_BATCH)
     except SignatureError as error:
         _refuse(out, error)
     where = DESCRIPTION if described is not None else "its metadata"
@@ -67,7 +67,7 @@ def _guess(out: Console, model: Path, session: InferenceSession) -> None:
     if guessed.complete:
         try:
             runtime = OnnxRuntime(model, description=guessed.fields)
-            probe(runtime, 1 if runtime.fixed_batch or runtime.signature.one_by_one else _TRIED_BATCH)
+            probe(runtime, _TRIED_BATCH)
             guessed.doubts += _trial(runtime)
             out.print(f"[green]Tried[/]: {_how(runtime)}.")
         except SignatureError as error:
@@ -103,7 +103,7 @@ def _trial(runtime: OnnxRuntime) -> list[str]:
 
 def _how(runtime: OnnxRuntime) -> str:
     signature = runtime.signature
-    alone = runtime.fixed_batch or signature.one_by_one
+    alone = runtime.one_by_one
     steps = "one step at a time" if runtime.fixed_steps or not signature.has_time else "several steps at once"
     calls = "sessions run one by one" if alone else "sessions share calls"
     return f"{calls}, {steps}, {signature.state_bytes} bytes of state each"

@@ -10,6 +10,7 @@ from cyclopts import Parameter, validators
 from recurra_server.engine.limits import Limits
 
 _Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))]
+_Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 _Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 _Seconds = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 
@@ -35,10 +36,11 @@ class Settings:
     """Port for Prometheus metrics over HTTP; 0 takes a free one."""
     workers: _Positive = 1
     """Processes that share the port; a session lives in the one that its connection was given to."""
-    threads: _Positive = 1
-    """Threads inside one model call."""
+    threads: _Count = 0
+    """Threads inside one model call; 0: one, and for a model that is too slow for the event loop's thread as many as
+    there are processors for each worker, if they are found to make it faster."""
     inline_ms: _Seconds = 1.0
-    """A model whose full batch takes no longer than this many milliseconds runs on the event loop's thread."""
+    """A batch that takes no longer than this many milliseconds runs on the event loop's thread."""
     drain_seconds: _Seconds = 10.0
     """On SIGTERM, seconds for which open streams may go on before they are ended."""
     max_message_mb: _Positive = 16

@@ -51,7 +51,7 @@ class Workers:
         self._reserved = _reserve(settings.host, settings.port)
         self._settings = settings
         port: int = self._reserved.getsockname()[1]
-        self._each = replace(settings, port=port, metrics_port=0, workers=1)
+        self._each = replace(settings, port=port, metrics_port=0)
         self._running: dict[int, _Worker] = {}
         self._ending = asyncio.Event()
         self._merged = MergedMetrics()

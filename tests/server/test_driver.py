@@ -1,6 +1,7 @@
 """The driver on an event loop, with real models: inline and on a thread."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_server.driver import Driver
+from recurra_server.engine.batch import Batch
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import InternalError, SessionNotFoundError
 from recurra_server.engine.limits import Limits
@@ -54,6 +56,27 @@ async def test_steps_that_come_together_run_together(serve: Serve) -> None:
         steps = await asyncio.gather(*(driver.run_step(session, (ONE,), 1) for session in sessions))
         assert [value(step) for step in steps] == [turn] * 10
         assert {step.batch_size for step in steps} == {10}
+
+
+async def test_only_large_batches_leave_the_loops_thread(runtimes: dict[str, OnnxRuntime]) -> None:
+    driver = Driver(Engine(Limits()))
+    model = ServedModel("counter", "1", "", runtimes["counter"].signature, runtimes["counter"], Limits())
+    ran: list[tuple[int, bool]] = []
+    call = Batch.run
+
+    def run(batch: Batch) -> None:
+        ran.append((batch.work, threading.current_thread() is threading.main_thread()))
+        call(batch)
+
+    with ThreadPoolExecutor(1) as executor, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batch, "run", run)
+        driver.serve(model, executor, inline_work=4)
+        sessions = [open_session(driver, model) for _ in range(5)]
+        await asyncio.gather(*(driver.run_step(session, (ONE,), 1) for session in sessions[:4]))
+        await asyncio.gather(*(driver.run_step(session, (ONE,), 1) for session in sessions))
+        await driver.run_step(sessions[0], (ONE * 4,), 4)
+        await driver.run_step(sessions[0], (ONE * 8,), 8)
+    assert ran == [(4, True), (5, False), (4, True), (8, False)]
 
 
 async def test_a_caller_cancelled_while_its_batch_runs_disturbs_nobody(serve: Serve) -> None:

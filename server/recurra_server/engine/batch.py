@@ -30,6 +30,11 @@ class Batch:
         return len(self.steps)
 
     @property
+    def work(self) -> int:
+        """Time steps to run, over all sessions."""
+        return len(self.steps) * self.length
+
+    @property
     def answered(self) -> list[Step]:
         """The steps that were applied and are complete."""
         return [step for step in self.steps if step.position == step.count and step.error is None]

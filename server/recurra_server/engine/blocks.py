@@ -96,6 +96,11 @@ class BlockBatch:
         return len(self.block)
 
     @property
+    def work(self) -> int:
+        """Time steps to run, over all rows."""
+        return len(self.block) * self.block.count
+
+    @property
     def answered(self) -> list[Block]:
         """What was applied: the block, once for each row that was."""
         return [self.block] * (len(self.block) - len(self.block.errors))

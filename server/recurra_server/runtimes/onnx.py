@@ -42,6 +42,7 @@ class OnnxRuntime:
     Attributes:
         signature: What the file says it takes, answers and remembers.
         metrics: Figures from training that the file carries.
+        threads: How many run a call.
         fixed_batch, fixed_steps: Whether the graph only takes a batch of one, or one time step a call.
 
     Raises:
@@ -51,6 +52,7 @@ class OnnxRuntime:
 
     def __init__(self, path: Path, *, threads: int = 1, description: Mapping[str, Any] | None = None) -> None:
         described = read_description(path) if description is None else description
+        self.threads = threads
         self._session = open_session(path, threads=threads)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.signature = read_signature(metadata, described)
@@ -65,6 +67,11 @@ class OnnxRuntime:
             *(spec.name for spec in self.signature.outputs),
             *(state.output_name for state in self.signature.states),
         ]
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether sessions must not share a call."""
+        return self.fixed_batch or self.signature.one_by_one
 
     def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> Callable[[], None]:
         """Make a call between arrays; see `Runtime.bind`.

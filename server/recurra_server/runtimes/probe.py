@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +17,35 @@ from recurra_server.engine.signature import Signature, SignatureError, StateSpec
 from recurra_server.engine.specs import as_array
 from recurra_server.runtimes.onnx import OnnxRuntime
 
-_REPEATS = 5
+_REPEATS = 9
 
 
-def probe(runtime: OnnxRuntime, max_batch_size: int) -> float:
+class Pace(NamedTuple):
+    """How long a call takes that runs one step: the least of some, so that other work on the machine does not count.
+
+    Attributes:
+        alone: Seconds with one session.
+        full: Seconds with as many sessions as share a call.
+    """
+
+    alone: float
+    full: float
+
+
+def probe(runtime: OnnxRuntime, max_batch_size: int) -> Pace:
     """Run zeros through a model and hold what comes back against its signature.
 
-    Returns:
-        Seconds that a call with `max_batch_size` sessions of one step each takes: the median of some.
+    Args:
+        runtime: The model.
+        max_batch_size: Most sessions in a call, of a model that takes several.
 
     Raises:
         SignatureError: The model cannot be run as its signature says.
     """
+    most = 1 if runtime.one_by_one else max_batch_size
     steps = 1 if runtime.fixed_steps or not runtime.signature.has_time else 2
-    _run(runtime, 1, 1)
-    _run(runtime, min(2, max_batch_size), steps)
-    return float(np.median([_run(runtime, max_batch_size, 1) for _ in range(_REPEATS)]))
+    _run(runtime, min(2, most), steps)
+    return Pace(*(min(_run(runtime, size, 1) for _ in range(_REPEATS)) for size in (1, most)))
 
 
 def _run(runtime: OnnxRuntime, batch: int, steps: int) -> float:
@@ -73,8 +86,7 @@ def main(path: str, sessions: str) -> None:
     """Try a model; what is wrong with it goes to stderr, as one line."""
     try:
         runtime = OnnxRuntime(Path(path))
-        alone = runtime.fixed_batch or runtime.signature.one_by_one
-        probe(runtime, 1 if alone else int(sessions))
+        probe(runtime, int(sessions))
     except Exception as error:
         sys.exit((str(error).splitlines() or [type(error).__name__])[0][:500])
 

@@ -25,7 +25,7 @@ def try_out(runtime: OnnxRuntime) -> list[str]:
     """
     found = []
     signature = runtime.signature
-    batched = not (runtime.fixed_batch or signature.one_by_one)
+    batched = not runtime.one_by_one
     chunked = signature.has_time and not runtime.fixed_steps
     sessions, steps = (_SESSIONS if batched else 1), (_STEPS if chunked else 1)
     rng = np.random.default_rng(0)

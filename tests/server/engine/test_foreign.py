@@ -35,7 +35,7 @@ def runtimes(paths: dict[str, Path]) -> dict[str, OnnxRuntime]:
     """Each model, tried once."""
     loaded = {name: OnnxRuntime(path) for name, path in paths.items()}
     for runtime in loaded.values():
-        probe(runtime, 1 if runtime.fixed_batch or runtime.signature.one_by_one else 8)
+        probe(runtime, 8)
     return loaded
 
 
