@@ -17,7 +17,6 @@ from recurra_server.engine.errors import ModelNotFoundError, ModelRefusedError, 
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.shelf import version_key
 from recurra_server.runtimes.onnx import OnnxRuntime
-from recurra_server.runtimes.probe import Pace
 from recurra_server.runtimes.quickest import count_processors, load_quickest
 from recurra_server.runtimes.repository import ModelFile, find_models
 from recurra_server.settings import Settings
@@ -183,8 +182,8 @@ class Catalog:
             why = f"the process that tried it died of signal {-process.returncode}" if crashed else why
             raise ModelRefusedError(why, model=file.name, version=file.version)
 
-    def _make(self, file: ModelFile) -> tuple[ServedModel, OnnxRuntime, Pace]:
-        """Load a version and try it: the model, what runs it, and how long its calls take.
+    def _make(self, file: ModelFile) -> tuple[ServedModel, OnnxRuntime, float]:
+        """Load a version and try it: the model, what runs it, and the seconds that a full batch takes.
 
         Raises:
             ModelRefusedError: It cannot be used.
@@ -192,12 +191,11 @@ class Catalog:
         try:
             digest = file.digest()
             settings = self._settings
-            runtime, pace = load_quickest(
+            runtime, seconds = load_quickest(
                 file.path,
                 threads=settings.threads,
                 processors=max(1, count_processors() // settings.workers),
                 max_batch_size=settings.limits.max_batch_size,
-                quick=settings.inline_ms / 1e3,
             )
             model = ServedModel(
                 file.name,
@@ -216,10 +214,10 @@ class Catalog:
             raise ModelRefusedError(why[:500], model=file.name, version=file.version) from None
         if changed:
             raise ModelRefusedError("its files changed meanwhile; try again", model=file.name, version=file.version)
-        return model, runtime, pace
+        return model, runtime, seconds
 
-    def _serve(self, model: ServedModel, runtime: OnnxRuntime, pace: Pace) -> None:
-        inline_work = model.max_batch_size * self._settings.inline_ms / (pace.full * 1e3)
+    def _serve(self, model: ServedModel, runtime: OnnxRuntime, seconds: float) -> None:
+        inline_work = model.max_batch_size * self._settings.inline_ms / (seconds * 1e3)
         self._driver.serve(model, self._executor, inline_work=inline_work)
         _log.info(
             "model_loaded",
@@ -227,8 +225,8 @@ class Catalog:
             version=model.version,
             digest=model.digest[:19],
             state_bytes=model.signature.state_bytes,
-            threads=runtime.threads,
-            full_batch_ms=round(pace.full * 1e3, 3),
+            threads=f"{runtime.threads} from {runtime.threads_from} sessions on",
+            full_batch_ms=round(seconds * 1e3, 3),
             runs_on_the_loop=f"up to {inline_work:.0f} time steps",
         )
 

@@ -37,8 +37,8 @@ class Settings:
     workers: _Positive = 1
     """Processes that share the port; a session lives in the one that its connection was given to."""
     threads: _Count = 0
-    """Threads inside one model call; 0: one, and for a model that is too slow for the event loop's thread as many as
-    there are processors for each worker, if they are found to make it faster."""
+    """Threads inside one model call; 0: one, and in long calls one for each processor, shared out among the
+    workers, if the model gets faster by them."""
     inline_ms: _Seconds = 1.0
     """A batch that takes no longer than this many milliseconds runs on the event loop's thread."""
     drain_seconds: _Seconds = 10.0

@@ -5,10 +5,10 @@ crashes or does not come to an end.
 """
 
 import sys
-import time
+import timeit
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +17,10 @@ from recurra_server.engine.signature import Signature, SignatureError, StateSpec
 from recurra_server.engine.specs import as_array
 from recurra_server.runtimes.onnx import OnnxRuntime
 
-_REPEATS = 9
+_REPEATS = 20
 
 
-class Pace(NamedTuple):
-    """How long a call takes that runs one step: the least of some, so that other work on the machine does not count.
-
-    Attributes:
-        alone: Seconds with one session.
-        full: Seconds with as many sessions as share a call.
-    """
-
-    alone: float
-    full: float
-
-
-def probe(runtime: OnnxRuntime, max_batch_size: int) -> Pace:
+def probe(runtime: OnnxRuntime, max_batch_size: int) -> None:
     """Run zeros through a model and hold what comes back against its signature.
 
     Args:
@@ -44,26 +32,39 @@ def probe(runtime: OnnxRuntime, max_batch_size: int) -> Pace:
     """
     most = 1 if runtime.one_by_one else max_batch_size
     steps = 1 if runtime.fixed_steps or not runtime.signature.has_time else 2
-    _run(runtime, min(2, most), steps)
-    return Pace(*(min(_run(runtime, size, 1) for _ in range(_REPEATS)) for size in (1, most)))
+    for sessions, count in ((1, 1), (min(2, most), steps), (most, 1)):
+        _run(runtime, sessions, count)
 
 
-def _run(runtime: OnnxRuntime, batch: int, steps: int) -> float:
+def seconds_of(runtime: OnnxRuntime, sessions: int) -> float:
+    """How long a call of a tried model takes for so many sessions of one step each, in seconds.
+
+    The least of some, so that other work on the machine does not count.
+    """
     signature = runtime.signature
+    outputs = [np.empty(spec.graph_shape(sessions, 1), spec.np_dtype) for spec in signature.outputs]
+    states = [np.empty(state.graph_shape(sessions), state.np_dtype) for state in signature.states]
+    call = runtime.bind(_zeros(signature, sessions, 1), [*outputs, *states])
+    return min(timeit.repeat(call, number=1, repeat=_REPEATS))
+
+
+def _zeros(signature: Signature, batch: int, steps: int) -> list[NDArray[Any]]:
+    """What goes into a call: zeros, the states' initial values, and the constants."""
     inputs = [np.zeros(spec.graph_shape(batch, steps), spec.np_dtype) for spec in signature.inputs]
     states = [np.empty(state.graph_shape(batch), state.np_dtype) for state in signature.states]
     for state, tensor in zip(signature.states, states, strict=True):
         state.rows(tensor)[...] = as_array(state.initial, state)
     constants = [spec.filled(batch) for spec in (*signature.own_constants, *signature.fixed_constants)]
-    started = time.perf_counter()
+    return [*inputs, *states, *constants]
+
+
+def _run(runtime: OnnxRuntime, batch: int, steps: int) -> None:
     try:
-        results = runtime.run([*inputs, *states, *constants])
+        results = runtime.run(_zeros(runtime.signature, batch, steps))
     except Exception as error:
         detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise SignatureError(f"the model fails on zeros for {batch} sessions and {steps} steps: {detail}") from None
-    seconds = time.perf_counter() - started
-    _check(signature, results, batch, steps)
-    return seconds
+    _check(runtime.signature, results, batch, steps)
 
 
 def _check(signature: Signature, results: Sequence[NDArray[Any]], batch: int, steps: int) -> None:

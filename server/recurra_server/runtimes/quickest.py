@@ -1,43 +1,45 @@
-"""Loads a model with as many of ONNX Runtime's threads as make it faster."""
+"""Loads a model with ONNX Runtime's threads for the calls that they make faster."""
 
 import os
+from math import ceil
 from pathlib import Path
 from typing import Final
 
 from recurra_server.runtimes.onnx import OnnxRuntime
-from recurra_server.runtimes.probe import Pace, probe
+from recurra_server.runtimes.probe import probe, seconds_of
 
+_LONG: Final = 250e-6  # seconds of a call: in a shorter one, waking threads costs about what they bring
 _WORTH: Final = 0.8  # of the time: less is not worth the processors
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
-def load_quickest(
-    path: Path, *, threads: int, processors: int, max_batch_size: int, quick: float
-) -> tuple[OnnxRuntime, Pace]:
+def load_quickest(path: Path, *, threads: int, processors: int, max_batch_size: int) -> tuple[OnnxRuntime, float]:
     """Load a model and try it.
 
     Args:
         path: The file.
-        threads: Threads inside a call; 0 to choose between one and one for each processor.
+        threads: Threads of each call; 0 to give one for each processor to calls that get much faster by it.
         processors: How many there are for it.
         max_batch_size: Most sessions in a call.
-        quick: Seconds in which a full batch is to be done; a model that does it with one thread gets no more.
 
     Returns:
-        The model, and how long its calls take.
+        The model, and the seconds that a full batch takes.
 
     Raises:
         Exception: It cannot be loaded, or does not run as its signature says.
     """
     single = OnnxRuntime(path, threads=threads or 1)
-    pace = probe(single, max_batch_size)
-    if threads or processors == 1 or pace.full <= quick:
-        return single, pace
+    probe(single, max_batch_size)
+    full = 1 if single.one_by_one else max_batch_size
+    alone = seconds_of(single, full)
+    threads_from = ceil(full * _LONG / alone)
+    if threads or processors == 1 or threads_from > full:
+        return single, alone
     threaded = OnnxRuntime(path, threads=processors)
-    faster = probe(threaded, max_batch_size)
-    # Waking threads costs more than it brings where a call of one session gets slower by it.
-    worth_it = faster.alone < pace.alone and faster.full < _WORTH * pace.full
-    return (threaded, faster) if worth_it else (single, pace)
+    together = seconds_of(threaded, full)
+    if together > _WORTH * alone:
+        return single, alone
+    return single.with_threads(threaded, threads_from), together
 
 
 def count_processors(quota: Path = _QUOTA) -> int:
