@@ -5,20 +5,19 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from deploy.grafana.overview import overview
+from deploy.grafana.model import MODEL
+from deploy.grafana.overview import OVERVIEW
+from deploy.grafana.process import PROCESS
+from deploy.grafana.sessions import SESSIONS
 
-DASHBOARDS = (overview,)
+BOARDS = (OVERVIEW, MODEL, SESSIONS, PROCESS)
 
 
 def main(folder: Path) -> None:
     """Write every dashboard into the folder, as `<uid>.json`."""
-    for build in DASHBOARDS:
-        dashboard = build().build()
-        # Links to a panel go by its number.
-        for number, panel in enumerate(dashboard.panels or (), start=1):
-            panel.id_val = number
-        text = JSONEncoder(indent=2, sort_keys=True).encode(dashboard)
-        (folder / f"{dashboard.uid}.json").write_text(text + "\n")
+    for board in BOARDS:
+        text = JSONEncoder(indent=2, sort_keys=True).encode(board.build())
+        (folder / f"{board.uid}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """The few kinds of panels that the dashboards are made of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
 
+from grafana_foundation_sdk.builders import heatmap as heatmaps
 from grafana_foundation_sdk.builders import stat, table, timeseries
 from grafana_foundation_sdk.builders.common import (
+    GraphThresholdsStyleConfig,
     ReduceDataOptions,
     ScaleDistributionConfig,
     VizLegendOptions,
     VizTooltipOptions,
 )
+from grafana_foundation_sdk.builders.dashboard import Dashboard as DashboardBuilder
 from grafana_foundation_sdk.builders.dashboard import (
-    Dashboard,
+    DashboardLink,
     DatasourceVariable,
     QueryVariable,
     Row,
@@ -22,6 +25,7 @@ from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
     DataSourceRef,
+    GraphThresholdsStyleMode,
     LegendDisplayMode,
     LegendPlacement,
     ScaleDistribution,
@@ -29,7 +33,9 @@ from grafana_foundation_sdk.models.common import (
     TooltipDisplayMode,
 )
 from grafana_foundation_sdk.models.dashboard import (
+    Dashboard,
     DashboardCursorSync,
+    DashboardLinkType,
     DataTransformerConfig,
     Threshold,
     ThresholdsMode,
@@ -37,10 +43,19 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
     VariableSort,
 )
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 # The viewer chooses the data source, so that a dashboard can be imported anywhere.
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+# What a viewer can choose: its label, and where Grafana finds what there is.
+CHOICES = {
+    "model": ("Model", "label_values(recurra_model_info, model)"),
+    "version": ("Version", 'label_values(recurra_model_info{model=~"$model"}, version)'),
+    "instance": ("Server", "label_values(recurra_build_info, instance)"),
+}
+
+Panel = timeseries.Panel | stat.Panel | table.Panel | heatmaps.Panel
 
 
 class Query(NamedTuple):
@@ -50,33 +65,66 @@ class Query(NamedTuple):
     legend: str
 
 
-def empty_dashboard(title: str, uid: str, description: str) -> Dashboard:
-    """An empty dashboard with a choice of data source, model and version."""
-    return (
-        Dashboard(title)
-        .uid(uid)
-        .description(description)
-        .tags(["recurra"])
-        .readonly()
-        .refresh("5s")
-        .time("now-15m", "now")
-        .tooltip(DashboardCursorSync.CROSSHAIR)
-        .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
-        .with_variable(_choice("model", "Model", "label_values(recurra_model_info, model)"))
-        .with_variable(_choice("version", "Version", 'label_values(recurra_model_info{model=~"$model"}, version)'))
-    )
+class Board(NamedTuple):
+    """A dashboard, from top to bottom.
 
+    Attributes:
+        title, uid, description: What it is called, in Grafana's addresses too, and what it shows.
+        choices: What the viewer chooses at the top: names of `CHOICES`.
+        rows: Their titles, and the panels in them.
+    """
 
-def add_row(dashboard: Dashboard, title: str, panels: Iterable[timeseries.Panel | stat.Panel | table.Panel]) -> None:
-    """Add a titled row of panels."""
-    # Grafana shows what is inside an open row only if it stands beside it.
-    dashboard.with_row(Row(title))
-    for panel in panels:
-        dashboard.with_panel(panel)
+    title: str
+    uid: str
+    description: str
+    choices: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Panel]]]
+
+    def build(self) -> Dashboard:
+        """As Grafana's builder."""
+        dashboard = (
+            DashboardBuilder(self.title)
+            .uid(self.uid)
+            .description(self.description)
+            .tags(["recurra"])
+            .readonly()
+            .refresh("5s")
+            .time("now-15m", "now")
+            .tooltip(DashboardCursorSync.CROSSHAIR)
+            .link(
+                DashboardLink("Recurra")
+                .type(DashboardLinkType.DASHBOARDS)
+                .tags(["recurra"])
+                .include_vars(True)
+                .keep_time(True)
+            )
+            .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        )
+        for name in self.choices:
+            dashboard.with_variable(_choice(name, *CHOICES[name]))
+        for title, panels in self.rows:
+            # Grafana shows what is inside an open row only if it stands beside it.
+            dashboard.with_row(Row(title))
+            for panel in panels:
+                dashboard.with_panel(panel)
+        built = dashboard.build()
+        # Links to a panel go by its number.
+        for number, panel in enumerate(built.panels or (), start=1):
+            panel.id_val = number
+        return built
 
 
 def graph(
-    title: str, queries: Iterable[Query], *, unit: str, means: str, act: str, width: int = 8, logarithmic: bool = False
+    title: str,
+    queries: Iterable[Query],
+    *,
+    unit: str,
+    means: str,
+    act: str,
+    width: int = 8,
+    logarithmic: bool = False,
+    red_from: float | None = None,
+    exemplars: bool = False,
 ) -> timeseries.Panel:
     """Lines over time.
 
@@ -88,6 +136,8 @@ def graph(
         act: What to do when they look bad.
         width: In 24ths of the dashboard.
         logarithmic: Draw from the smallest to the largest value on a logarithmic axis, for latencies.
+        red_from: Shade what lies above this value red.
+        exemplars: Mark single steps that have a trace.
     """
     panel = (
         timeseries.Panel()
@@ -112,9 +162,39 @@ def graph(
         panel.scale_distribution(ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
     else:
         panel.min(0)
+    if red_from is not None:
+        panel.thresholds(_red_from(red_from)).thresholds_style(
+            GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.AREA)
+        )
     for ref_id, query in zip(ascii_uppercase, queries, strict=False):
-        panel.with_target(_target(query, ref_id))
+        target = _target(query, ref_id)
+        panel.with_target(target.exemplar(True) if exemplars else target)
     return panel
+
+
+def buckets(title: str, expr: str, *, unit: str, means: str, act: str, width: int = 12) -> heatmaps.Panel:
+    """How a histogram's values are spread, over time: the more, the brighter.
+
+    Args:
+        title: What is drawn.
+        expr: Rates of the buckets, by `le`.
+        unit: A Grafana unit of the values.
+        means: What a field means.
+        act: What to do when it looks bad.
+        width: In 24ths of the dashboard.
+    """
+    return (
+        heatmaps.Panel()
+        .title(title)
+        .description(_description(means, act))
+        .datasource(SOURCE)
+        .span(width)
+        .height(8)
+        .calculate(False)
+        .y_axis(heatmaps.YAxisConfig().unit(unit))
+        .color(heatmaps.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
+        .with_target(_target(Query(expr, "{{le}}")).format(PromQueryFormat.HEATMAP))
+    )
 
 
 def number(title: str, query: Query, *, unit: str, means: str, act: str, red_from: float | None = None) -> stat.Panel:
@@ -128,9 +208,6 @@ def number(title: str, query: Query, *, unit: str, means: str, act: str, red_fro
         act: What to do when it looks bad.
         red_from: Draw it red from this value on.
     """
-    steps = [Threshold(value=None, color="green")]
-    if red_from is not None:
-        steps.append(Threshold(value=red_from, color="red"))
     return (
         stat.Panel()
         .title(title)
@@ -142,7 +219,7 @@ def number(title: str, query: Query, *, unit: str, means: str, act: str, red_fro
         .no_value("none")
         .graph_mode(BigValueGraphMode.AREA)
         .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
-        .thresholds(ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
+        .thresholds(_red_from(red_from))
         .with_target(_target(query))
     )
 
@@ -170,6 +247,13 @@ def facts(title: str, expr: str, *, means: str, act: str, width: int = 12) -> ta
             DataTransformerConfig(id_val="organize", options={"excludeByName": dict.fromkeys(hidden, True)})
         )
     )
+
+
+def _red_from(value: float | None) -> ThresholdsConfig:
+    steps = [Threshold(value=None, color="green")]
+    if value is not None:
+        steps.append(Threshold(value=value, color="red"))
+    return ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
 
 
 def _choice(name: str, label: str, query: str) -> QueryVariable:

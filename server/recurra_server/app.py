@@ -35,6 +35,7 @@ from recurra_server.settings import Settings
 from recurra_server.starting import StartError, open_store
 from recurra_server.telemetry.exporter import MetricsExporter, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
+from recurra_server.telemetry.store import ObservedStore
 
 _log = structlog.get_logger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -68,17 +69,18 @@ class App:
         self.engine = Engine(settings.limits)
         edge = EdgeCounts()
         self.metrics = ServerMetrics(self.engine, edge, _build_info())
-        self.driver = Driver(self.engine, observe=self.metrics.observe_batch if settings.metrics else None)
+        self.driver = Driver(self.engine, observe=self.metrics.timings.observe if settings.metrics else None)
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._streams = OpenStreams(edge)
         self._told = asyncio.Event()
         self._store = open_store(settings.store) if settings.store else None
         if self._store is not None:
+            self.metrics.store = ObservedStore(self._store.sessions)
             self.driver.checkpoints = self.metrics.checkpoints = Checkpoints(
-                self.engine, self._store.sessions, interval=settings.checkpoint_interval, clock=self.driver.clock
+                self.engine, self.metrics.store, interval=settings.checkpoint_interval, clock=self.driver.clock
             )
-        self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health)
+        self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health, edge.loads)
         self._load_models()
         self._server = self._build_server(edge)
 
@@ -190,7 +192,7 @@ class App:
         models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), server)
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), server)
         inference = InferenceServicer(self.driver, edge, self._streams, stream_window=settings.stream_window)
-        self.driver.on_forget += [self.metrics.forget, inference.forget]
+        self.driver.on_forget += [self.metrics.timings.forget, inference.forget]
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
         open_inference = OpenInferenceServicer(
             self.driver, edge, self._streams, self.metrics, catalog, stream_window=settings.stream_window

@@ -34,6 +34,7 @@ class Catalog:
         driver: Runs what is loaded.
         executor: Where large models are run.
         tell_health: Called with "<name>" or "<name>/<version>" and whether it is served.
+        loads: Is kept: of every version in the repository, whether it could be loaded when that was tried last.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Catalog:
         driver: Driver,
         executor: ThreadPoolExecutor,
         tell_health: Callable[[str, bool], Awaitable[None]],
+        loads: dict[tuple[str, str], bool],
     ) -> None:
         self._settings = settings
         self._driver = driver
         self._engine = driver.engine
         self._executor = executor
         self._tell_health = tell_health
+        self._loads = loads
         self._one_at_a_time = asyncio.Lock()
         self._seen: dict[tuple[str, str], _Stamp] = {}
 
@@ -63,6 +66,7 @@ class Catalog:
             try:
                 self._serve(*self._make(file))
             except ModelRefusedError as error:
+                self._loads[file.name, file.version] = False
                 _refused(file, error)
         return len(files)
 
@@ -128,8 +132,10 @@ class Catalog:
                 except ModelRefusedError as error:
                     _refused(file, error)
         served = {(model.name, model.version) for model in self._engine.models()}
-        for name, version in (before.keys() - self._seen.keys()) & served:
-            await self.unload(name, version)
+        for name, version in before.keys() - self._seen.keys():
+            self._loads.pop((name, version), None)
+            if (name, version) in served:
+                await self.unload(name, version)
 
     async def _load(self, file: ModelFile, expected: str) -> tuple[ServedModel, bool]:
         async with self._one_at_a_time:
@@ -142,11 +148,13 @@ class Catalog:
                 )
             served = [m for m in self._engine.models() if m.key == (file.name, file.version, digest)]
             if served:
+                self._loads[file.name, file.version] = True
                 return served[0], False
             try:
                 await self._rehearse(file)
                 made = await asyncio.to_thread(self._make, file)
             except ModelRefusedError:
+                self._loads[file.name, file.version] = False
                 is_served = any(m.key[:2] == (file.name, file.version) for m in self._engine.models())
                 await self._tell_health(f"{file.name}/{file.version}", is_served)
                 raise
@@ -217,6 +225,7 @@ class Catalog:
         return model, runtime, seconds
 
     def _serve(self, model: ServedModel, runtime: OnnxRuntime, seconds: float) -> None:
+        self._loads[model.name, model.version] = True
         inline_work = model.max_batch_size * self._settings.inline_ms / (seconds * 1e3)
         self._driver.serve(model, self._executor, inline_work=inline_work)
         _log.info(

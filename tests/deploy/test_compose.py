@@ -2,12 +2,13 @@
 
 import re
 from importlib.metadata import requires
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.deploy.promql import DASHBOARDS, ROOT, check
+from tests.deploy.promql import DASHBOARDS, ROOT, promtool
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -55,8 +56,13 @@ def test_prometheus_scrapes_the_server() -> None:
     assert "127.0.0.1:9464:9464" in SERVICES["recurra"]["ports"]
 
 
-def test_prometheus_takes_its_configuration() -> None:
-    check("config", ROOT / "deploy" / "prometheus" / "prometheus.yml")
+def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
+    config = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    (rules,) = yaml.safe_load(config.read_text())["rule_files"]
+    mounted = dict(volume.split(":")[:2][::-1] for volume in SERVICES["prometheus"]["volumes"])
+    here = tmp_path / "prometheus.yml"
+    here.write_text(config.read_text().replace(rules, str(ROOT / mounted[rules])))
+    promtool("check", "config", str(here))
 
 
 def test_grafana_finds_prometheus_and_the_dashboards() -> None:

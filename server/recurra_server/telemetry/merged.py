@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 _TIMEOUT = 4.0  # seconds
 _COUNTED = ("counter", "histogram")
-_LARGEST = ("_info", "_draining", "_lag_seconds")
+_LARGEST = ("_info", "_draining", "_lag_seconds", "_target_seconds", "_load_failed")
 _SMALLEST = ("process_start_time_seconds", "recurra_store_up")
 _Key = tuple[str, frozenset[tuple[str, str]]]
 _Values = dict[_Key, float]

@@ -8,46 +8,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from recurra_server.checkpoints import Checkpoints
-from recurra_server.engine.batch import Batch
-from recurra_server.engine.blocks import BlockBatch
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.served_model import ServedModel
-from recurra_server.telemetry.histograms import SECONDS, SIZES, BulkHistogram
+from recurra_server.telemetry.store import ObservedStore, request_families
+from recurra_server.telemetry.timings import AllTimings
 
 _MODEL = ("model", "version", "digest")
-
-
-@dataclass(slots=True)
-class _Timings:
-    total: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
-    queue: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
-    compute: BulkHistogram = field(default_factory=lambda: BulkHistogram(SECONDS))
-    batch_size: BulkHistogram = field(default_factory=lambda: BulkHistogram(SIZES))
-    last: float | None = None
-
-
-class Totals(NamedTuple):
-    """What a model has done so far: counts, and seconds in all.
-
-    Attributes:
-        applied: Steps and chunks applied.
-        seconds, queue, compute: Of these, as the histograms have them.
-        batches: Model calls.
-        last: When the last one ended, in seconds of the driver's clock; None where there was none.
-    """
-
-    applied: int = 0
-    seconds: float = 0.0
-    queue: float = 0.0
-    compute: float = 0.0
-    batches: int = 0
-    last: float | None = None
+# Errors that no caller could have avoided: what the alert on the error budget counts.
+_SERVERS_FAULT = ("capacity", "deadline", "internal", "store_unavailable")
 
 
 @dataclass(slots=True)
@@ -57,10 +29,12 @@ class EdgeCounts:
     Attributes:
         streams: Open `StreamSteps` and `ModelStreamInfer` streams.
         errors: Calls, stream messages and rows answered with an error, by reason.
+        loads: Of every version in the repository, whether it could be loaded when that was tried last.
     """
 
     streams: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    loads: dict[tuple[str, str], bool] = field(default_factory=dict)
 
     def count_error(self, reason: str) -> None:
         """Count an error that was answered."""
@@ -68,79 +42,71 @@ class EdgeCounts:
 
 
 class ServerMetrics(Collector):
-    """Everything about models, sessions and steps.
+    """Everything about models, sessions and steps. To be collected on the event loop's thread.
 
     Attributes:
+        timings: Where the time of steps went.
         checkpoints: Where durable sessions are kept; None where there is no store.
+        store: That store; likewise.
     """
 
     checkpoints: Checkpoints | None = None
+    store: ObservedStore | None = None
 
     def __init__(self, engine: Engine, edge: EdgeCounts, build: dict[str, str]) -> None:
+        self.timings = AllTimings()
         self._engine = engine
         self._edge = edge
         self._build = build
-        self._timings: dict[ServedModel, _Timings] = {}
-
-    def observe_batch(self, model: ServedModel, batch: Batch | BlockBatch, now: float) -> None:
-        """Record a batch whose steps were answered at `now`."""
-        timings = self._timings.get(model)
-        if timings is None:
-            timings = self._timings[model] = _Timings()
-        timings.last = now
-        timings.batch_size.observe((len(batch),))
-        answered = batch.answered
-        if isinstance(batch, BlockBatch):  # all alike
-            block, count = batch.block, len(answered)
-            timings.total.observe([now - block.arrived] * count)
-            timings.queue.observe([block.started - block.arrived] * count)
-            timings.compute.observe([block.compute] * count)
-        else:
-            timings.total.observe([now - step.arrived for step in answered])
-            timings.queue.observe([step.started - step.arrived for step in answered])
-            timings.compute.observe([step.compute for step in answered])
-
-    def forget(self, model: ServedModel) -> None:
-        """A model is not served any more."""
-        self._timings.pop(model, None)
-
-    def totals(self, model: ServedModel) -> Totals:
-        """What a model has done so far."""
-        timings = self._timings.get(model)
-        if timings is None:
-            return Totals()
-        applied, seconds = timings.total.total()
-        return Totals(
-            applied,
-            seconds,
-            timings.queue.total()[1],
-            timings.compute.total()[1],
-            timings.batch_size.total()[0],
-            timings.last,
-        )
 
     def collect(self) -> Iterator[Metric]:
         """Answer a scrape."""
-        yield from self._histograms()
+        yield from self.timings.families(_MODEL)
         yield from self._model_gauges()
         yield from self._model_counters()
-        errors = CounterMetricFamily(
-            "recurra_errors", "Calls, stream messages and rows answered with an error.", labels=["reason"]
-        )
-        for reason, count in sorted(self._edge.errors.items()):
-            errors.add_metric([reason], count)
-        yield errors
-        yield GaugeMetricFamily(
-            "recurra_streams", "Open StreamSteps and ModelStreamInfer streams.", value=self._edge.streams
-        )
-        yield GaugeMetricFamily(
-            "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)
-        )
+        yield from self._edges()
+        yield from self._bounds()
         yield from self._store()
         yield GaugeMetricFamily("recurra_workers", "Server processes.", value=1)  # added up where there are several
         build = GaugeMetricFamily("recurra_build_info", "Always 1.", labels=list(self._build))
         build.add_metric(list(self._build.values()), 1)
         yield build
+
+    def _edges(self) -> Iterator[Metric]:
+        errors = CounterMetricFamily(
+            "recurra_errors", "Calls, stream messages and rows answered with an error.", labels=["reason"]
+        )
+        # From the start at 0, so that the first increase is seen as one.
+        for reason, count in sorted({**dict.fromkeys(_SERVERS_FAULT, 0), **self._edge.errors}.items()):
+            errors.add_metric([reason], count)
+        yield errors
+        yield GaugeMetricFamily(
+            "recurra_streams", "Open StreamSteps and ModelStreamInfer streams.", value=self._edge.streams
+        )
+        failed = GaugeMetricFamily(
+            "recurra_model_load_failed",
+            "1 where the newest try to load a version of the repository failed.",
+            labels=["model", "version"],
+        )
+        for version, loaded in self._edge.loads.items():
+            failed.add_metric(version, float(not loaded))
+        yield failed
+
+    def _bounds(self) -> Iterator[Metric]:
+        """How near the server is to what it can take."""
+        limits = self._engine.limits
+        yield GaugeMetricFamily(
+            "recurra_sessions_limit", "Sessions that can be open, of all models.", value=limits.max_sessions
+        )
+        yield GaugeMetricFamily(
+            "recurra_queue_limit", "Steps of one model that can wait for their answer.", value=limits.max_queue
+        )
+        yield CounterMetricFamily(
+            "recurra_loop_cpu_seconds", "Processor time of the event loop's thread.", value=time.thread_time()
+        )
+        yield GaugeMetricFamily(
+            "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)
+        )
 
     def _store(self) -> Iterator[Metric]:
         ledger, written = self._engine.ledger, Counter(saved=0, stale=0, failed=0)
@@ -163,19 +129,7 @@ class ServerMetrics(Collector):
             "Sessions taken over from another server.",
             value=0 if self.checkpoints is None else self.checkpoints.taken_over,
         )
-
-    def _histograms(self) -> Iterator[Metric]:
-        for name, help_text, attribute in (
-            ("recurra_step_seconds", "Time of a step inside the server.", "total"),
-            ("recurra_step_queue_seconds", "Time a step waited for its first model call.", "queue"),
-            ("recurra_step_compute_seconds", "Time a step spent in model calls.", "compute"),
-            ("recurra_batch_size", "Sessions in one model call.", "batch_size"),
-        ):
-            family = HistogramMetricFamily(name, help_text, labels=_MODEL)
-            for model, timings in self._timings.items():
-                histogram: BulkHistogram = getattr(timings, attribute)
-                histogram.add_to(family, model.key)
-            yield family
+        yield from request_families(self.store)
 
     def _model_gauges(self) -> Iterator[Metric]:
         sessions = GaugeMetricFamily("recurra_sessions", "Open sessions.", labels=_MODEL)
@@ -184,6 +138,11 @@ class ServerMetrics(Collector):
         allocated = GaugeMetricFamily(
             "recurra_state_allocated_bytes", "Bytes of memory that states take or have taken.", labels=_MODEL
         )
+        target = GaugeMetricFamily(
+            "recurra_step_target_seconds",
+            "Time a step may take before new sessions are refused, of models that say how fast they are to be.",
+            labels=_MODEL,
+        )
         info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "latest"])
         for model in self._engine.shelf.all():
             labels = model.key
@@ -191,11 +150,14 @@ class ServerMetrics(Collector):
             depth.add_metric(labels, model.turns.depth)
             used.add_metric(labels, model.sessions * model.signature.state_bytes)
             allocated.add_metric(labels, model.slots.nbytes)
+            if model.admission is not None:
+                target.add_metric(labels, model.admission.target)
             info.add_metric([*labels, str(self._engine.shelf.is_latest(model)).lower()], 1)
-        yield from (sessions, depth, used, allocated, info)
+        yield from (sessions, depth, used, allocated, target, info)
 
     def _model_counters(self) -> Iterator[Metric]:
         steps = CounterMetricFamily("recurra_steps", "Steps and chunks answered.", labels=[*_MODEL, "outcome"])
+        computed = CounterMetricFamily("recurra_compute_seconds", "Time spent in model calls.", labels=_MODEL)
         time_steps = CounterMetricFamily("recurra_timesteps", "Time steps applied.", labels=_MODEL)
         opened = CounterMetricFamily("recurra_sessions_opened", "Sessions opened.", labels=_MODEL)
         refused = CounterMetricFamily(
@@ -204,13 +166,13 @@ class ServerMetrics(Collector):
         ended = CounterMetricFamily("recurra_sessions_ended", "Sessions ended.", labels=[*_MODEL, "reason"])
         for model in self._engine.shelf.all():
             labels = model.key
-            # From the start at 0, so that the first increase is seen as one.
-            for outcome, count in {"ok": 0, "replayed": 0, **model.turns.outcomes}.items():
+            for outcome, count in {"ok": 0, "replayed": 0, "state_not_finite": 0, **model.turns.outcomes}.items():
                 steps.add_metric([*labels, outcome], count)
             time_steps.add_metric(labels, model.applied_steps)
+            computed.add_metric(labels, model.compute_seconds)
             opened.add_metric(labels, self._engine.opened[labels])
             for bound in ("max_sessions", "latency"):
                 refused.add_metric([*labels, bound], self._engine.refused[*labels, bound])
             for reason in ("closed", "expired", "moved"):
                 ended.add_metric([*labels, reason], self._engine.ended[*labels, reason])
-        yield from (steps, time_steps, opened, refused, ended)
+        yield from (steps, computed, time_steps, opened, refused, ended)

@@ -64,7 +64,7 @@ def config(engine: Engine, model: ServedModel) -> model_config_pb2.ModelConfig:
 
 def statistics(driver: Driver, metrics: ServerMetrics, model: ServedModel) -> open_inference_pb2.ModelStatistics:
     """Say what a model has done: the numbers that Prometheus is told."""
-    totals = metrics.totals(model)
+    totals = metrics.timings.totals(model)
     failed = sum(
         count for outcome, count in model.turns.outcomes.items() if outcome not in ("ok", "replayed", "cancelled")
     )
