@@ -1,4 +1,4 @@
-"""The dashboard to look at first: is it answering, how fast, how full?"""
+"""The dashboard to look at first: whether it answers, how fast, and how full it is."""
 
 from deploy.grafana.panels import Board, Query, facts, graph, number
 from deploy.grafana.promql import CHOSEN, RANGE, SERVERS_FAULT, VERSION, mean, quantiles, rate, total

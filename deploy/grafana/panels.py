@@ -109,8 +109,8 @@ class Board(NamedTuple):
                 dashboard.with_panel(panel)
         built = dashboard.build()
         # Links to a panel go by its number.
-        for number, panel in enumerate(built.panels or (), start=1):
-            panel.id_val = number
+        for place, drawn in enumerate(built.panels or (), start=1):
+            drawn.id_val = place
         return built
 
 
