@@ -170,10 +170,10 @@ def test_alerts_come_with_the_trouble_and_not_before(act: Act) -> None:
 
 def test_a_dead_store_is_seen(act: Act, scene: Scene, prometheus: Prometheus) -> None:
     died, refused = asyncio.run(_lose_the_store(scene))
-    prometheus.wait_until("sum(1 - recurra_store_up) == 1")
+    prometheus.wait_until("sum(1 - recurra_store_up) == 1 and max(recurra_durable_lag_seconds) > 2")
     now = prometheus.settle()
     (lag,) = _ask(prometheus, act, _expr("Not durable for"), "", now).values()
-    assert now - died - 3 <= lag <= now - died + 0.5
+    assert now - died - 0.5 <= lag <= now - died + 0.5
     (servers,) = _ask(prometheus, act, _expr("Servers without their store"), "", now).values()
     assert servers == 1
     failures = prometheus.query('recurra_store_request_failures_total{operation="save"}', now)
