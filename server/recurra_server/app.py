@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import grpc
 import structlog
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
@@ -33,7 +34,7 @@ from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.settings import Settings
 from recurra_server.starting import StartError, open_store
-from recurra_server.telemetry.exporter import MetricsExporter, process_metrics
+from recurra_server.telemetry.exporter import Exporter, Probe, on_loop, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 from recurra_server.telemetry.store import ObservedStore
 
@@ -159,9 +160,16 @@ class App:
             await asyncio.to_thread(self._exporter.close)
         self._executor.shutdown()
 
-    def _export(self) -> MetricsExporter:
+    def _export(self) -> Exporter:
         host = "127.0.0.1" if self._worker else self.settings.host
-        return export_metrics(process_metrics(self.metrics), host, self.settings.metrics_port)
+        healthy, ready = on_loop(lambda: ""), on_loop(self._unready)
+        return export(process_metrics(self.metrics), healthy, ready, host, self.settings.metrics_port)
+
+    def _unready(self) -> str:
+        """Why callers should not be sent here; nothing where they should."""
+        if self.engine.draining:
+            return "it shuts down"
+        return "" if self.engine.models() else "no model is served"
 
     def _load_models(self) -> None:
         found, where = self._catalog.load_all(), self.settings.models
@@ -185,6 +193,7 @@ class App:
                 max_message_bytes=settings.max_message_mb << 20,
                 max_pending=2 * settings.limits.max_queue,
                 share_port=self._worker,
+                channelz=settings.channelz,
             )
         )
         # With several processes a call reaches only one of them; they all see the folder.
@@ -199,20 +208,23 @@ class App:
         )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.channelz:
+            channelz.add_channelz_servicer(server)
         if settings.reflection:
             names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            names += [channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name] * settings.channelz
             reflection.enable_server_reflection(names, server)
         return server
 
 
-def export_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsExporter:
-    """Serve metrics.
+def export(registry: CollectorRegistry, healthy: Probe, ready: Probe, host: str, port: int) -> Exporter:
+    """Serve metrics and probes.
 
     Raises:
         StartError: The port is taken or not allowed.
     """
     try:
-        return MetricsExporter(registry, host, port)
+        return Exporter(registry, healthy, ready, host, port)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose --metrics-port") from None
 

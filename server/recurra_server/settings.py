@@ -55,6 +55,8 @@ class Settings:
     """Seconds in which what has changed of ASYNC sessions is put into the store once."""
     reflection: bool = True
     """Describe the API to tools such as grpcurl."""
+    channelz: bool = False
+    """Tell tools such as grpcdebug of connections, streams and their traffic."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log that is written."""
     log_format: Literal["auto", "json", "text"] = "auto"

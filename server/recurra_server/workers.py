@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from recurra_server.app import export_metrics
+from recurra_server.app import export
 from recurra_server.settings import Settings
 from recurra_server.starting import StartError
+from recurra_server.telemetry.exporter import Exporter, on_loop
 from recurra_server.telemetry.merged import MergedMetrics
 from recurra_server.worker import READY, SETTINGS, Ready
 
@@ -70,7 +71,7 @@ class Workers:
             async with asyncio.TaskGroup() as group:
                 firsts = [group.create_task(self._start(place)) for place in range(self._settings.workers)]
             if self._settings.metrics:
-                exporter = export_metrics(self._merged.registry, self._settings.host, self._settings.metrics_port)
+                exporter = self._export()
             first = firsts[0].result().ready
             ready(replace(first, metrics_port=exporter.port if exporter is not None else 0))
             await asyncio.gather(*(self._keep(place, task.result()) for place, task in enumerate(firsts)))
@@ -83,6 +84,11 @@ class Workers:
             if exporter is not None:
                 await asyncio.to_thread(exporter.close)
             self._reserved.close()
+
+    def _export(self) -> Exporter:
+        healthy = on_loop(lambda: "" if self._running else "no worker runs")
+        host, port = self._settings.host, self._settings.metrics_port
+        return export(self._merged.registry, healthy, self._merged.unready, host, port)
 
     def _end(self) -> None:
         self._ending.set()

@@ -76,19 +76,23 @@ def _take_bytes_before(sock: socket.socket, callback: Callable[..., Any]) -> Cal
     return call
 
 
-def options(*, max_message_bytes: int, max_pending: int, share_port: bool) -> list[tuple[str, int]]:
+def options(
+    *, max_message_bytes: int, max_pending: int, share_port: bool, channelz: bool = False
+) -> list[tuple[str, int]]:
     """The options of the gRPC server.
 
     Args:
         max_message_bytes: The largest message that is taken in.
         max_pending: Calls that may wait to be begun.
         share_port: Whether other servers may listen on the port; the kernel then gives each connection to one of them.
+        channelz: Whether gRPC keeps account of its connections, for the channelz service.
     """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         # Not by default: a second server on the port would take half of the calls in silence.
         ("grpc.so_reuseport", int(share_port)),
+        ("grpc.enable_channelz", int(channelz)),
         # Bursts wait in the engine's queue, whose bound is told to callers; the core's own would drop them.
         ("grpc.server.max_pending_requests", max_pending),
         ("grpc.server.max_pending_requests_hard_limit", 2 * max_pending),

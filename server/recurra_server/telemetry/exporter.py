@@ -1,12 +1,20 @@
-"""Serves the metrics over HTTP, for Prometheus."""
+"""Serves over HTTP what is asked of a server from outside: its metrics, whether it lives, whether it is ready."""
 
 import asyncio
-from collections.abc import Iterable
-from wsgiref.simple_server import WSGIServer
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
+
+_PATIENCE = 5.0  # seconds for the event loop to answer
+# What is asked; returns nothing where all is well, or in a line what is not. Called on any thread.
+Probe = Callable[[], str]
 
 
 class _OnLoop(Collector):
@@ -26,7 +34,7 @@ class _OnLoop(Collector):
         async def gather() -> list[Metric]:
             return list(self._collector.collect())
 
-        return asyncio.run_coroutine_threadsafe(gather(), self._loop).result(timeout=5.0)
+        return asyncio.run_coroutine_threadsafe(gather(), self._loop).result(_PATIENCE)
 
 
 def process_metrics(collector: Collector) -> CollectorRegistry:
@@ -38,16 +46,68 @@ def process_metrics(collector: Collector) -> CollectorRegistry:
     return registry
 
 
-class MetricsExporter:
-    """An HTTP server with `/metrics`, on a thread of its own.
+def on_loop(answer: Callable[[], str]) -> Probe:
+    """A probe that is answered on the running event loop: one that is stuck fails it."""
+    loop = asyncio.get_running_loop()
+
+    async def ask() -> str:
+        return answer()
+
+    def probe() -> str:
+        try:
+            return asyncio.run_coroutine_threadsafe(ask(), loop).result(_PATIENCE)
+        except TimeoutError:
+            return f"the event loop has not answered for {_PATIENCE:g} s"
+
+    return probe
+
+
+class _Quiet(WSGIRequestHandler):
+    """Logs no requests."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
+        """Nothing."""
+
+
+def _server_class(host: str, port: int) -> type[ThreadingWSGIServer]:
+    """One for IPv4 or IPv6, as the host is."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return type("_Server", (ThreadingWSGIServer,), {"address_family": found[0][0]})
+
+
+class Exporter:
+    """An HTTP server on a thread of its own: `/metrics`, `/healthz` and `/readyz`.
+
+    Args:
+        registry: What `/metrics` tells.
+        healthy: Whether the process does its work at all; if not, it is best started anew.
+        ready: Whether callers should be sent here.
+        host, port: Where it listens.
 
     Raises:
         OSError: The address is taken or not allowed.
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._server, self._thread = start_http_server(port, host, registry)
+    def __init__(self, registry: CollectorRegistry, healthy: Probe, ready: Probe, host: str, port: int) -> None:
+        metrics = make_wsgi_app(registry)
+        probes = {"/healthz": healthy, "/readyz": ready}
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ["PATH_INFO"]
+            if path == "/metrics":
+                answer: Iterable[bytes] = metrics(environ, start_response)
+                return answer
+            if path not in probes:
+                start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+                return [b"there are /metrics, /healthz and /readyz\n"]
+            trouble = probes[path]()
+            status = "503 Service Unavailable" if trouble else "200 OK"
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
+            return [f"{trouble or 'ok'}\n".encode()]
+
+        self._server = make_server(host, port, app, _server_class(host, port), _Quiet)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="exporter")
+        self._thread.start()
 
     @property
     def port(self) -> int:

@@ -1,6 +1,7 @@
 """The metrics of several processes as those of one."""
 
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 
@@ -47,6 +48,13 @@ class MergedMetrics(Collector):
             counted = {name: metric for name, metric in last.items() if metric.type in _COUNTED}
             self._departed = merge([self._departed, counted])
 
+    def unready(self) -> str:
+        """Why callers should not be sent to any of the workers; nothing where they should."""
+        with self._lock:
+            ports = list(self._ports.values())
+        troubles = [_trouble(port) for port in ports]
+        return "" if "" in troubles else "; ".join(sorted(set(troubles))) or "no worker runs"
+
     def describe(self) -> Iterable[Metric]:
         """Nothing, lest registering scrapes at once."""
         return ()
@@ -90,3 +98,13 @@ def _scrape(port: int) -> dict[str, Metric]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=_TIMEOUT) as answer:
         text = answer.read().decode()
     return {metric.name: metric for metric in text_string_to_metric_families(text)}
+
+
+def _trouble(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=_TIMEOUT):
+            return ""
+    except urllib.error.HTTPError as error:
+        return error.read().decode().strip()
+    except OSError:
+        return "a worker does not answer"

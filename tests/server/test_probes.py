@@ -1,0 +1,84 @@
+"""What a server tells over HTTP beside its metrics, and through channelz."""
+
+import os
+import signal
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+
+from tests.support import models
+from tests.support.server import ServerProcess, running_server
+from tests.support.wire import Stream, Stubs, tensor
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    models.publish(root, "counter", models.counter())
+    return root
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ready_until_it_drains_and_healthy_until_it_ends(repository: Path, workers: str) -> None:
+    with running_server(repository, "--workers", workers, "--drain-seconds", "20") as server:
+        assert ask(server, "/healthz") == (200, "ok\n")
+        assert ask(server, "/readyz") == (200, "ok\n")
+        assert ask(server, "/metrics")[0] == 200
+        assert ask(server, "/")[0] == 404
+
+        stream = Stream(Stubs(server.target))
+        stream.ask(open={"model": "counter"}, inputs=[tensor([1])])
+        server.terminate()
+        while not stream.read().HasField("moving"):
+            pass
+        status, why = ask(server, "/readyz")
+        assert status == 503
+        assert "it shuts down" in why
+        assert ask(server, "/healthz") == (200, "ok\n")
+        stream.end()
+        assert server.wait() == 0
+
+
+def test_a_server_that_is_stuck_is_not_healthy(repository: Path) -> None:
+    with running_server(repository, "--workers", "2") as server:
+        stopped = children(server)
+        try:
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            assert ask(server, "/readyz")[0] == 503
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        assert ask(server, "/readyz") == (200, "ok\n")
+
+
+def test_channelz_tells_of_connections_where_it_is_asked_for(repository: Path) -> None:
+    with running_server(repository, "--channelz") as server, grpc.insecure_channel(server.target) as channel:
+        stub = channelz_pb2_grpc.ChannelzStub(channel)
+        (told,) = stub.GetServers(channelz_pb2.GetServersRequest(), timeout=10).server
+        assert told.data.calls_started >= 1
+        sockets = stub.GetServerSockets(channelz_pb2.GetServerSocketsRequest(server_id=told.ref.server_id), timeout=10)
+        assert len(sockets.socket_ref) >= 1
+    with running_server(repository) as server, grpc.insecure_channel(server.target) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest(), timeout=10)
+        assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def ask(server: ServerProcess, path: str) -> tuple[int, str]:
+    """Status and body of an answer."""
+    try:
+        with urllib.request.urlopen(server.metrics_url.replace("/metrics", path), timeout=30) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def children(server: ServerProcess) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
