@@ -5,6 +5,7 @@ import platform
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -32,11 +33,16 @@ from recurra_server.rpc.models import ModelsServicer
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.streams import OpenStreams
+from recurra_server.rpc.traced import TraceReader
 from recurra_server.settings import Settings
 from recurra_server.starting import StartError, open_store
 from recurra_server.telemetry.exporter import Exporter, Probe, on_loop, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
+from recurra_server.telemetry.slow import SlowSteps
 from recurra_server.telemetry.store import ObservedStore
+
+if TYPE_CHECKING:
+    from recurra_server.telemetry.tracing import Tracing
 
 _log = structlog.get_logger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -70,7 +76,11 @@ class App:
         self.engine = Engine(settings.limits)
         edge = EdgeCounts()
         self.metrics = ServerMetrics(self.engine, edge, _build_info())
-        self.driver = Driver(self.engine, observe=self.metrics.timings.observe if settings.metrics else None)
+        self.driver = Driver(self.engine)
+        if settings.metrics:
+            self.driver.observers.append(self.metrics.timings.observe_batch)
+        if settings.slow_seconds:
+            self.driver.observers.append(SlowSteps(settings.slow_seconds).observe_batch)
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._streams = OpenStreams(edge)
@@ -81,6 +91,7 @@ class App:
             self.driver.checkpoints = self.metrics.checkpoints = Checkpoints(
                 self.engine, self.metrics.store, interval=settings.checkpoint_interval, clock=self.driver.clock
             )
+        self._tracing = self._open_tracing() if settings.traces else None
         self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health, edge.loads)
         self._load_models()
         self._server = self._build_server(edge)
@@ -158,7 +169,25 @@ class App:
             await self._store.stop()
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._executor.shutdown()
+
+    def _open_tracing(self) -> "Tracing":
+        """Have spans made of batches and requests to the store.
+
+        Raises:
+            StartError: What that needs is not installed.
+        """
+        try:
+            from recurra_server.telemetry.tracing import Tracing  # noqa: PLC0415 - it is optional
+        except ImportError:
+            raise StartError("--traces needs OpenTelemetry: pip install 'recurra[otel]'") from None
+        tracing = Tracing(self.settings.traces, version("recurra"), self.metrics.timings, self.driver.clock)
+        self.driver.observers.append(tracing.observe_batch)
+        if self.metrics.store is not None:
+            self.metrics.store.observers.append(tracing.observe_store)
+        return tracing
 
     def _export(self) -> Exporter:
         host = "127.0.0.1" if self._worker else self.settings.host
@@ -189,12 +218,13 @@ class App:
     def _build_server(self, edge: EdgeCounts) -> grpc.aio.Server:
         settings = self.settings
         server = grpc.aio.server(
+            interceptors=() if self._tracing is None else (TraceReader(self._tracing.read),),
             options=transport.options(
                 max_message_bytes=settings.max_message_mb << 20,
                 max_pending=2 * settings.limits.max_queue,
                 share_port=self._worker,
                 channelz=settings.channelz,
-            )
+            ),
         )
         # With several processes a call reaches only one of them; they all see the folder.
         catalog = None if self._worker else self._catalog

@@ -6,7 +6,7 @@ batch. So batches grow with the load, and no step ever waits for company.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundErr
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Buffer, Step
+from recurra_server.tracecontext import TRACE
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -30,8 +31,8 @@ _log = structlog.get_logger(__name__)
 class BatchObserver(Protocol):
     """Is told of every batch after it was committed."""
 
-    def __call__(self, model: ServedModel, batch: Batch | BlockBatch, now: float) -> None:
-        """Record a batch; `now` is when its steps were answered."""
+    def __call__(self, model: ServedModel, batch: Batch | BlockBatch, now: float, seconds: float) -> None:
+        """Record a batch; `now` is when its steps were answered, `seconds` what the model call took."""
         ...
 
 
@@ -76,6 +77,7 @@ class _Caller:
     def __init__(self) -> None:
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone = False
+        self.trace = TRACE.get()
 
     def answered(self, _: Step) -> None:
         """Wake it, unless it has been cancelled and has not come to know yet."""
@@ -89,14 +91,15 @@ class Driver:
     Attributes:
         on_forget: Called with a model that is not served any more and has no sessions left.
         checkpoints: The store of durable sessions; None where there is none.
+        observers: Told of every batch.
     """
 
     def __init__(
-        self, engine: Engine, *, clock: Callable[[], float] = time.monotonic, observe: BatchObserver | None = None
+        self, engine: Engine, *, clock: Callable[[], float] = time.monotonic, observers: Sequence[BatchObserver] = ()
     ) -> None:
         self.engine = engine
         self.clock = clock
-        self._observe = observe
+        self.observers = list(observers)
         self._lanes: dict[ServedModel, _Lane] = {}
         self.on_forget: list[Callable[[ServedModel], object]] = []
         self.checkpoints: Checkpoints | None = None
@@ -263,5 +266,5 @@ class Driver:
         except Exception:
             _log.exception("batch_failed", model=model.name, version=model.version, size=len(batch))
             model.abandon(batch, now)
-        if self._observe is not None:
-            self._observe(model, batch, now)
+        for observe in self.observers:
+            observe(model, batch, now, outcome.seconds)

@@ -55,6 +55,11 @@ class Settings:
     """Seconds in which what has changed of ASYNC sessions is put into the store once."""
     reflection: bool = True
     """Describe the API to tools such as grpcurl."""
+    traces: str = ""
+    """Send traces to the OpenTelemetry collector at this URL (OTLP over HTTP), such as http://localhost:4318; OTEL_*
+    environment variables set the rest, such as the share of steps that is traced. Unset: none."""
+    slow_seconds: _Seconds = 1.0
+    """Log a step that took longer than this, with the reason, at most once a second; 0: never."""
     channelz: bool = False
     """Tell tools such as grpcdebug of connections, streams and their traffic."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

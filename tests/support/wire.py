@@ -29,9 +29,9 @@ class Stubs:
 class Stream:
     """A stream that a test talks to message by message."""
 
-    def __init__(self, stubs: Stubs) -> None:
+    def __init__(self, stubs: Stubs, metadata: tuple[tuple[str, str], ...] = ()) -> None:
         self._requests: queue.SimpleQueue[StreamStepsRequest | None] = queue.SimpleQueue()
-        self.call = stubs.inference.StreamSteps(iter(self._requests.get, None))
+        self.call = stubs.inference.StreamSteps(iter(self._requests.get, None), metadata=metadata)
 
     def send(self, **fields: object) -> None:
         """Send a message."""

@@ -19,6 +19,7 @@ from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import durable_step, micros
 from recurra_server.rpc.status import to_message
 from recurra_server.rpc.tensors import decode_table, encode, split_rows
+from recurra_server.tracecontext import TRACE
 
 _Request = inference_pb2.StepBatchRequest
 _Response = inference_pb2.StepBatchResponse
@@ -110,6 +111,7 @@ class _Gather:
 
     def __init__(self) -> None:
         self.gone = False
+        self.trace = TRACE.get()
         self._left = 0
         self._all_told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

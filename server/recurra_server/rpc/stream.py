@@ -19,6 +19,7 @@ from recurra_server.rpc.status import to_engine_error, to_message
 from recurra_server.rpc.streams import Stream
 from recurra_server.rpc.tensors import decode_steps
 from recurra_server.telemetry.metrics import EdgeCounts
+from recurra_server.tracecontext import Trace
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Response = inference_pb2.StreamStepsResponse
@@ -205,6 +206,11 @@ class _Message:
     def gone(self) -> bool:
         """Whether the call is over."""
         return self.stream.gone
+
+    @property
+    def trace(self) -> Trace | None:
+        """What the call is part of."""
+        return self.stream.trace
 
     def answered(self, step: Step) -> None:
         """Called by the engine: close the session, unless its step failed, and answer the whole message."""

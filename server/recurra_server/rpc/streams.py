@@ -18,6 +18,7 @@ from recurra_server.engine.errors import DrainingError, EngineError, InvalidRequ
 from recurra_server.rpc.status import abort
 from recurra_server.rpc.writer import EagerWriter
 from recurra_server.telemetry.metrics import EdgeCounts
+from recurra_server.tracecontext import TRACE
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,12 +35,14 @@ class Stream(ABC):
     Attributes:
         MESSAGE: What the caller sends.
         gone: Whether the call is over.
+        trace: What the call is part of; None where nothing is traced.
     """
 
     MESSAGE: ClassVar[str]
 
     def __init__(self, context: _Context, *, window: int, max_steps: int) -> None:
         self.gone = False
+        self.trace = TRACE.get()
         self._context = context
         self._window = window
         self._max_steps = max_steps

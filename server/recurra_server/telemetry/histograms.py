@@ -1,9 +1,10 @@
 """Histograms that are cheap to fill: values are gathered in lists and counted many at a time."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import Exemplar, HistogramMetricFamily
 
 # From 50 us to 1 s, and beyond for the long chunks of big models; seconds.
 SECONDS = (
@@ -26,6 +27,7 @@ class BulkHistogram:
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
         self._pending: list[float] = []
+        self._exemplars: dict[int, Exemplar] = {}
 
     def observe(self, values: Sequence[float]) -> None:
         """Record values."""
@@ -33,12 +35,21 @@ class BulkHistogram:
         if len(self._pending) >= _FLUSH_AT:
             self._flush()
 
+    def exemplify(self, value: float, labels: dict[str, str]) -> None:
+        """Name the trace of a value, as an example of its bucket; the last one stays."""
+        bucket = int(np.searchsorted(self._bounds, value, side="left"))
+        self._exemplars[bucket] = Exemplar(labels, value, time.time())
+
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """Write the buckets into a scrape's answer."""
         self._flush()
         cumulative = np.cumsum(self._counts).tolist()
         names = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
-        family.add_metric(labels, list(zip(names, cumulative, strict=True)), self._sum)
+        buckets = [
+            (name, count, exemplar) if (exemplar := self._exemplars.get(bucket)) is not None else (name, count)
+            for bucket, (name, count) in enumerate(zip(names, cumulative, strict=True))
+        ]
+        family.add_metric(labels, buckets, self._sum)
 
     def total(self) -> tuple[int, float]:
         """How many values were recorded, and their sum."""

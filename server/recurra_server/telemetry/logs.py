@@ -2,8 +2,24 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
+
+_SHOWN = 8  # characters of a session's id
+
+
+def shortened(session_id: str | None) -> str:
+    """A session's id, as far as it may be shown: enough to tell it from others, too little to go on with it."""
+    text = session_id or ""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _shorten_session(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if "session" in event:
+        event["session"] = shortened(event["session"])
+    return event
 
 
 def configure_logs(level: str, *, json: bool) -> None:
@@ -16,10 +32,16 @@ def configure_logs(level: str, *, json: bool) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        _shorten_session,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if json
+        # Not as it comes: rich would show the values of variables, and with them what callers sent.
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -6,8 +6,8 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.core import Exemplar, Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 _TIMEOUT = 4.0  # seconds
@@ -72,9 +72,13 @@ class MergedMetrics(Collector):
 
 
 def merge(parts: Iterable[dict[str, Metric]]) -> dict[str, Metric]:
-    """Add up metrics, by name; states and lags are the largest, start times and what is up the smallest."""
+    """Add up metrics, by name; states and lags are the largest, start times and what is up the smallest.
+
+    Of the examples of a bucket the newest stays.
+    """
     merged: dict[str, Metric] = {}
     values: dict[str, _Values] = {}
+    exemplars: dict[_Key, Exemplar] = {}
     for part in parts:
         for name, metric in part.items():
             merged.setdefault(name, Metric(name, metric.documentation, metric.type))
@@ -82,10 +86,16 @@ def merge(parts: Iterable[dict[str, Metric]]) -> dict[str, Metric]:
             for sample in metric.samples:
                 key = (sample.name, frozenset(sample.labels.items()))
                 found[key] = _together(name, found[key], sample.value) if key in found else sample.value
+                if sample.exemplar is not None:
+                    exemplars[key] = max(exemplars.get(key, sample.exemplar), sample.exemplar, key=_said_at)
     for name, metric in merged.items():
         for (sample_name, labels), value in values[name].items():
-            metric.add_sample(sample_name, dict(labels), value)
+            metric.add_sample(sample_name, dict(labels), value, exemplar=exemplars.get((sample_name, labels)))
     return merged
+
+
+def _said_at(exemplar: Exemplar) -> float:
+    return float(exemplar.timestamp or 0)
 
 
 def _together(name: str, one: float, other: float) -> float:
@@ -95,9 +105,12 @@ def _together(name: str, one: float, other: float) -> float:
 
 
 def _scrape(port: int) -> dict[str, Metric]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=_TIMEOUT) as answer:
+    with_exemplars = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=with_exemplars)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - likewise
         text = answer.read().decode()
-    return {metric.name: metric for metric in text_string_to_metric_families(text)}
+    families: Iterator[Metric] = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    return {metric.name: metric for metric in families}
 
 
 def _trouble(port: int) -> str:

@@ -73,12 +73,18 @@ class AllTimings:
     def __init__(self) -> None:
         self._of: dict[ServedModel, Timings] = {}
 
-    def observe(self, model: ServedModel, batch: Batch | BlockBatch, now: float) -> None:
+    def observe_batch(self, model: ServedModel, batch: Batch | BlockBatch, now: float, seconds: float) -> None:  # noqa: ARG002
         """Record a batch whose steps were answered at `now`."""
         timings = self._of.get(model)
         if timings is None:
             timings = self._of[model] = Timings()
         timings.observe(batch, now)
+
+    def exemplify(self, model: ServedModel, seconds: float, trace: dict[str, str]) -> None:
+        """Name the trace of a step that took so long."""
+        timings = self._of.get(model)
+        if timings is not None:
+            timings.total.exemplify(seconds, trace)
 
     def forget(self, model: ServedModel) -> None:
         """A model is not served any more."""

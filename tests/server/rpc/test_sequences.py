@@ -17,6 +17,7 @@ from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
 from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.tracecontext import Trace
 
 from tests.support.openinference import request
 
@@ -38,6 +39,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.gone = False
+        self.trace: Trace | None = None
         self.leases: set[ExitStack] = set()
         self.answers: list[tuple[int | str | None, Answer]] = []
 

@@ -17,6 +17,7 @@ from recurra_server.engine.errors import (
 )
 from recurra_server.engine.steps import Buffer, Step
 from recurra_server.rpc.openinference.codec import Codec, Lead
+from recurra_server.tracecontext import Trace
 
 _MAX_PARAMETERS: Final = 64
 _LONGEST_ID: Final = 1024
@@ -29,6 +30,7 @@ class Caller(Protocol):
     """Who is answered: a call or a stream."""
 
     gone: bool
+    trace: Trace | None
     leases: set[ExitStack]
     """Sessions whose first step is not answered: to be closed should nobody wait for it any more."""
 
@@ -78,6 +80,11 @@ class Inference:
     def gone(self) -> bool:
         """Whether nobody waits for the answer."""
         return self.caller.gone
+
+    @property
+    def trace(self) -> Trace | None:
+        """What its call is part of."""
+        return self.caller.trace
 
     def answered(self, step: Step) -> None:
         """Called by the engine: the step is done."""

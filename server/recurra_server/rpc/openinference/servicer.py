@@ -20,6 +20,7 @@ from recurra_server.rpc.openinference.stream import InferStream
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
+from recurra_server.tracecontext import TRACE
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _EXTENSIONS: Final = ("sequence", "model_configuration", "model_repository", "statistics")
@@ -168,6 +169,7 @@ class _Call:
     def __init__(self) -> None:
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone = False
+        self.trace = TRACE.get()
         self.leases: set[ExitStack] = set()
 
     def reply(self, _: Inference) -> None:
