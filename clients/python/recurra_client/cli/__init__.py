@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "models": Command("List the models of a server, or describe one."),
     "sessions": Command("List, open, reset, close, fork, export and import the sessions of a server."),
     "stream": Command("Feed CSV, NPY or stdin through a model, and watch what it predicts."),
+    "top": Command("Watch a server live: sessions, models, rates and latencies."),
     "bench": Command("Measure steps a second and latency of a server under load."),
 }
 

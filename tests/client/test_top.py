@@ -1,0 +1,81 @@
+"""`recurra top`: what a real server's metrics say, in the terminal; and one line where there is none."""
+
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recurra_client import connect
+from recurra_client.cli.scrape import Between, Sample, Scrape
+
+from tests.support import models
+from tests.support.server import running_server
+
+
+def top(url: str, *options: str, columns: int = 160) -> "subprocess.CompletedProcess[str]":
+    command = [str(Path(sys.executable).with_name("recurra")), "top", "--metrics", url, *options]
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+@pytest.mark.e2e
+def test_it_shows_what_the_server_does(tmp_path: Path) -> None:
+    models.publish(tmp_path, "counter", models.counter(), version="3")
+    with running_server(tmp_path, "--workers", "2") as server:
+        with connect(server.target) as client, client.session("counter") as session:
+            for _ in range(3):
+                session.step([1])
+            shown = top(server.metrics_url, "--every", "0.2")
+            narrow = top(server.metrics_url, "--every", "0.2", columns=80)
+        assert shown.returncode == 0, shown.stderr
+    rows = [line.split() for line in shown.stdout.replace("│", " ").splitlines()]
+    (counter,) = (row for row in rows if row[:2] == ["counter", "3"])
+    assert counter[2:6] == ["1", "0", "0", "0"], "one session, and nobody steps now"
+    assert "counter  3  " in narrow.stdout
+    assert "BATCH" in shown.stdout
+    assert "BATCH" not in narrow.stdout
+    text = " ".join(shown.stdout.split())
+    assert re.search(r"sessions\s+1 of 200,000", text)
+    assert re.search(r"workers\s+2", text)
+    assert re.search(r"state\s+serving", text)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:{port}/metrics", "cannot get metrics from .*: Connection refused"),
+        ("localhost:9464", "is no URL of metrics, such as http://localhost:9464/metrics"),
+    ],
+)
+def test_without_a_server_it_says_so_in_one_line(url: str, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shown = top(url.format(port=port))
+    assert shown.returncode == 1
+    assert shown.stdout == ""
+    assert re.fullmatch(rf"recurra: .*{said}\n", shown.stderr)
+
+
+def test_a_quantile_is_in_the_bucket_of_what_was_observed() -> None:
+    observed = np.random.default_rng(0).exponential(0.01, 5000)
+    bounds = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, math.inf)
+
+    def scrape_after(at: float, values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Scrape:
+        counts = [Sample({"le": str(bound), "model": "m"}, float((values <= bound).sum())) for bound in bounds]
+        return Scrape(at, {"seconds_bucket": counts})
+
+    between = Between(scrape_after(0, observed[:2000]), scrape_after(10, observed))
+    for share in (0.5, 0.95, 0.99):
+        right = float(np.quantile(observed[2000:], share, method="inverted_cdf"))
+        assert np.digitize(between.quantile(share, "seconds"), bounds) == np.digitize(right, bounds)
+    assert math.isnan(between.quantile(0.5, "seconds", lambda labels: labels["model"] == "another"))
+
+
+def test_a_server_that_was_started_anew_does_not_count_backwards() -> None:
+    before, now = (Scrape(at, {"steps_total": [Sample({}, value)]}) for at, value in ((0.0, 1000.0), (2.0, 10.0)))
+    assert Between(before, now).rate("steps_total") == 5
