@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run train lessons test unit clients lint format proto dashboards bench docker clean
+.PHONY: help setup run train lessons test unit clients lint format proto dashboards pictures bench docker clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,9 @@ proto: $(INSTALLED) ## Generate the stubs after a change of a proto
 
 dashboards: $(INSTALLED) ## Generate the Grafana dashboards after a change of their code
 	$(BIN)/python -m deploy.grafana.build
+
+pictures: $(INSTALLED) ## Play some minutes of load, and draw the dashboards of docs/dashboards.md from a real Prometheus
+	$(BIN)/python -m tests.deploy.pictures docs/images/dashboards
 
 bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only limit,bulk --quick' chooses
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -107,7 +107,6 @@ GARBAGE = (
         "Objects not collectable",
         [_collected("python_gc_objects_uncollectable_total")],
         unit="ops",
-        red_from=1e-9,
         means="Objects per second that the garbage collector could not free.",
         act="Any is a leak; report it.",
     ),

@@ -167,7 +167,6 @@ STORE = (
         "Requests that failed",
         [Query(rate("recurra_store_request_failures_total", by="operation", where=""), "{{operation}}")],
         unit="ops",
-        red_from=1e-9,
         means="Requests per second that the store did not answer, or refused.",
         act="The log says why (`store_is_away`). Nothing is lost while the servers live.",
     ),

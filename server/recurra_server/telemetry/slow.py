@@ -30,9 +30,12 @@ class SlowSteps:
 
     def observe_batch(self, model: ServedModel, batch: Batch | BlockBatch, now: float, seconds: float) -> None:  # noqa: ARG002
         """Log the batch's slowest step if it is slow."""
+        oldest = batch.block.arrived if isinstance(batch, BlockBatch) else min(map(_ARRIVED, batch.steps))
+        if now - oldest >= self._threshold and batch.answered:
+            self._slow(model, batch, now)
+
+    def _slow(self, model: ServedModel, batch: Batch | BlockBatch, now: float) -> None:
         answered: Sequence[Step | Block] = batch.answered
-        if not answered:
-            return
         slowest = min(answered, key=_ARRIVED)
         if now - slowest.arrived < self._threshold:
             return
