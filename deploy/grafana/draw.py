@@ -19,7 +19,7 @@ from cyclopts import App
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, MultipleLocator, NullLocator
 from numpy.typing import NDArray
 
 DASHBOARDS = Path(__file__).with_name("dashboards")
@@ -196,16 +196,21 @@ def _dress(axes: Axes, source: Source, unit: str) -> None:
     axes.tick_params(colors=_DIM, labelsize=7, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: time.strftime("%H:%M:%S", time.gmtime(at))))
-    if axes.get_yscale() == "log":
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: _shown(value, unit).partition(" ops")[0].partition(" req")[0])
-    )
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_locator(_ticks(axes, unit))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r" (ops|req)/s$", "", _shown(value, unit))))
     axes.yaxis.set_minor_locator(NullLocator())
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _ticks(axes: Axes, unit: str) -> Locator:
+    """Round numbers; of bytes, powers of two."""
+    if axes.get_yscale() == "log":
+        return LogLocator(base=4, numticks=6) if unit == "bytes" else LogLocator(subs=(1.0, 2.0, 5.0), numticks=8)
+    if unit == "bytes":
+        return MultipleLocator(2 ** math.ceil(math.log2(axes.get_ylim()[1] / 4)))
+    return MaxNLocator(5)
 
 
 def _shade(axes: Axes, field: dict[str, Any]) -> None:
@@ -237,7 +242,7 @@ def _shown(value: float, unit: str) -> str:
         return f"{value * 1e6:.3g} µs"
     if unit == "bytes":
         power = min(int(math.log(value, 1024)), 4) if value >= 1 else 0
-        return f"{value / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+        return f"{value / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
     suffix = {"reqps": " req/s", "ops": " ops/s"}.get(unit, "")
     return f"{value:.3g}{suffix}" if abs(value) < 1e3 else f"{value / 1e3:.3g}K{suffix}"
 
