@@ -5,15 +5,17 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
 from recurra.v1 import sessions_pb2
 
+from deploy.grafana.draw import Source, draw_all
 from tests.deploy.expected import Check, Truth, about, between, exactly, expected, expected_facts
 from tests.deploy.machine import use_of
-from tests.deploy.promql import ROOT, panels
+from tests.deploy.promql import DASHBOARDS, ROOT, panels
 from tests.deploy.scene import HASTY_SECONDS, LSTM_SECONDS, Scene, running_scene
 from tests.deploy.seen import Seen
 from tests.support.prometheus import Labels, Prometheus, running_prometheus
@@ -166,6 +168,11 @@ def test_alerts_come_with_the_trouble_and_not_before(act: Act) -> None:
         "RecurraStateNotFinite",
         "RecurraStepsSlow",
     }
+
+
+def test_the_dashboards_can_be_drawn(act: Act, prometheus: Prometheus, tmp_path: Path) -> None:
+    draw_all(tmp_path, Source(prometheus.url, act.ended - act.truth.seconds, act.ended, over=5))
+    assert {path.stem for path in tmp_path.iterdir()} == {path.stem for path in DASHBOARDS.iterdir()}
 
 
 def test_a_dead_store_is_seen(act: Act, scene: Scene, prometheus: Prometheus) -> None:

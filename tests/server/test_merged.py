@@ -87,3 +87,20 @@ def test_no_count_goes_back_when_a_worker_dies(forgotten: bool) -> None:
         samples = scrape(merged)
     assert samples.get("steps_total", model="a") == 11
     assert samples.get("sessions") == 0, "its sessions went with it"
+
+
+def test_the_newest_example_of_a_bucket_stays() -> None:
+    one, two, merged = Worker(), Worker(), MergedMetrics()
+    one.seconds.observe(0.5, {"trace_id": "a"})
+    two.seconds.observe(0.7, {"trace_id": "b"})
+    one.seconds.observe(1.5, {"trace_id": "c"})
+    with one.serving() as first, two.serving() as second:
+        merged.add(0, first)
+        merged.add(1, second)
+        (family,) = (family for family in merged.collect() if family.name == "step_seconds")
+    examples = {
+        sample.labels["le"]: sample.exemplar.labels["trace_id"]
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert examples == {"1.0": "b", "2.0": "c"}
