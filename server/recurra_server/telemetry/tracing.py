@@ -29,6 +29,7 @@ from recurra_server.telemetry.timings import AllTimings
 from recurra_server.tracecontext import TRACE, Trace, trace_of
 
 _PATH = "v1/traces"
+_PATIENCE = "3"  # seconds: a collector that is away must not keep the server from ending
 _STORE = {"db.system.name": "valkey"}
 
 
@@ -47,6 +48,7 @@ class Tracing:
         name = os.environ.get("OTEL_SERVICE_NAME", "recurra")
         resource = Resource.create({"service.name": name, "service.version": version})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", _PATIENCE)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/{_PATH}")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("recurra", version)
@@ -55,7 +57,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def close(self) -> None:
-        """Send what is left, for as long as OTEL_BSP_EXPORT_TIMEOUT allows."""
+        """Send what is left, for as long as OTEL_EXPORTER_OTLP_TIMEOUT allows."""
         self._provider.shutdown()
 
     def read(self, metadata: Mapping[str, str]) -> Trace:
