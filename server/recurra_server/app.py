@@ -3,6 +3,7 @@
 import asyncio
 import platform
 import signal
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -27,14 +28,16 @@ from recurra_server.catalog import Catalog
 from recurra_server.checkpoints import Checkpoints
 from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
+from recurra_server.peer import Peer
 from recurra_server.rpc import transport
 from recurra_server.rpc.inference import InferenceServicer
-from recurra_server.rpc.models import ModelsServicer
+from recurra_server.rpc.models import ModelKey, ModelsServicer
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.rpc.traced import TraceReader
 from recurra_server.settings import Settings
+from recurra_server.shared_catalog import SharedCatalog
 from recurra_server.starting import StartError, open_store
 from recurra_server.telemetry.exporter import Exporter, Probe, on_loop, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
@@ -64,15 +67,16 @@ class App:
 
     Args:
         settings: How to serve.
-        worker: Whether it is one of several: it shares the port, and its metrics are for whoever adds them up.
+        keeper: Of one of several processes, the one that keeps them: then it shares the port, its metrics are for
+            whoever adds them up, and models change in all of them.
 
     Raises:
-        StartError: No model can be loaded, or the store is not one.
+        StartError: The store is not one.
     """
 
-    def __init__(self, settings: Settings, *, worker: bool = False) -> None:
+    def __init__(self, settings: Settings, *, keeper: Peer | None = None) -> None:
         self.settings = settings
-        self._worker = worker
+        self._worker = keeper is not None
         self.engine = Engine(settings.limits)
         edge = EdgeCounts()
         self.metrics = ServerMetrics(self.engine, edge, _build_info())
@@ -93,21 +97,27 @@ class App:
             )
         self._tracing = self._open_tracing() if settings.traces else None
         self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health, edge.loads)
-        self._load_models()
-        self._server = self._build_server(edge)
+        self._server = self._build_server(edge, keeper)
 
-    async def start(self) -> tuple[int, int]:
-        """Listen, and say so through the health service.
+    async def start(
+        self, *, but: Collection[ModelKey] = (), tried: Mapping[ModelKey, str] | None = None
+    ) -> tuple[int, int]:
+        """Load all models (see `screen` for `but` and `tried`), listen, and say so through the health service.
 
         Returns:
             The ports of gRPC and of the metrics, which is 0 where there are none.
 
         Raises:
-            StartError: A port is taken or not allowed, or the embedded store does not start.
+            StartError: No model can be loaded, a port is taken or not allowed, or the embedded store does not start.
         """
         settings = self.settings
         for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can know that there is a server to end
             asyncio.get_running_loop().add_signal_handler(number, self.end)
+        self._loading = asyncio.ensure_future(self._load_models(but, tried))
+        try:
+            await self._loading
+        except asyncio.CancelledError:
+            raise StartError("told to end before it served") from None
         if self._store is not None:
             await self._store.start()
         try:
@@ -132,8 +142,9 @@ class App:
         return port, self._exporter.port if self._exporter is not None else 0
 
     def end(self) -> None:
-        """Begin to drain; asked again, end the drain at once."""
+        """Begin to drain, or do not begin to serve; asked again, end the drain at once."""
         self._told.set()
+        self._loading.cancel()
 
     async def run_until_end(self) -> None:
         """Serve until SIGTERM, SIGINT or `end`, then drain."""
@@ -200,8 +211,8 @@ class App:
             return "it shuts down"
         return "" if self.engine.models() else "no model is served"
 
-    def _load_models(self) -> None:
-        found, where = self._catalog.load_all(), self.settings.models
+    async def _load_models(self, but: Collection[ModelKey], tried: Mapping[ModelKey, str] | None) -> None:
+        found, where = await self._catalog.load_all(but=but, tried=tried), self.settings.models
         if not self.engine.models():
             raise StartError(
                 f"none of the {found} models in {where} can be served (the log says why)"
@@ -215,7 +226,7 @@ class App:
     async def _tell_health(self, service: str, serving: bool) -> None:
         await self._health.set(service, _SERVING if serving else _NOT_SERVING)
 
-    def _build_server(self, edge: EdgeCounts) -> grpc.aio.Server:
+    def _build_server(self, edge: EdgeCounts, keeper: Peer | None) -> grpc.aio.Server:
         settings = self.settings
         server = grpc.aio.server(
             interceptors=() if self._tracing is None else (TraceReader(self._tracing.read),),
@@ -226,8 +237,7 @@ class App:
                 channelz=settings.channelz,
             ),
         )
-        # With several processes a call reaches only one of them; they all see the folder.
-        catalog = None if self._worker else self._catalog
+        catalog = self._catalog if keeper is None else SharedCatalog(self._catalog, self.engine, keeper)
         models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), server)
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), server)
         inference = InferenceServicer(self.driver, edge, self._streams, stream_window=settings.stream_window)

@@ -1,29 +1,39 @@
 """What is served: loaded from the model repository, replaced and unloaded while the server runs.
 
-A model is loaded and tried before it takes anybody's place: one that cannot be used changes nothing. Sessions stay on
-the model they began with until they end.
+A model is tried in a process of its own and loaded before it takes anybody's place: one that cannot be used changes
+nothing. Sessions stay on the model they began with until they end.
 """
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from recurra_server.driver import Driver
-from recurra_server.engine.errors import ModelNotFoundError, ModelRefusedError, shown
+from recurra_server.engine.errors import ModelNotFoundError, ModelRefusedError, one_line, shown
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.shelf import version_key
+from recurra_server.rpc.models import ModelKey, Unloaded
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.runtimes.quickest import count_processors, load_quickest
 from recurra_server.runtimes.repository import ModelFile, find_models
+from recurra_server.screening import digest_of, log_if_refused, refusal, refuse_if, rehearse_all, screen
 from recurra_server.settings import Settings
 
 _log = structlog.get_logger(__name__)
 # What a version's folder looked like: path, size and time of change of each file.
 _Stamp = frozenset[tuple[str, int, int]]
+
+
+class Prepared(NamedTuple):
+    """A version that is loaded and can be served."""
+
+    model: ServedModel
+    by: tuple[OnnxRuntime, float] | None
+    """What runs it, and the seconds that a full batch takes; None where it is served already."""
 
 
 class Catalog:
@@ -54,20 +64,19 @@ class Catalog:
         self._one_at_a_time = asyncio.Lock()
         self._seen: dict[tuple[str, str], _Stamp] = {}
 
-    def load_all(self) -> int:
-        """Load every version before the server starts; what cannot be loaded is logged.
+    async def load_all(self, *, but: Collection[ModelKey] = (), tried: Mapping[ModelKey, str] | None = None) -> int:
+        """Load every version before the server starts; what cannot be loaded is logged. See `screen`.
 
         Returns:
             How many there are in the repository.
         """
         files = find_models(self._settings.models)
         self._seen = self._stamps(files)
-        for file in files:
-            try:
-                self._serve(*self._make(file))
-            except ModelRefusedError as error:
-                self._loads[file.name, file.version] = False
-                _refused(file, error)
+        async for file, digest, why in screen(self._settings, files, but=but, tried=tried or {}):
+            self._loads[file.name, file.version] = False  # until it is served
+            with log_if_refused(file):
+                refuse_if(why, file)
+                self._serve(*self._make(file, digest))
         return len(files)
 
     async def load(self, name: str, version: str, digest: str) -> tuple[ServedModel, bool]:
@@ -80,6 +89,15 @@ class Catalog:
             ModelNotFoundError: The repository has no such version.
             ModelRefusedError: It cannot be loaded, or has another digest; what was served goes on.
         """
+        async with self._one_at_a_time:
+            return await self.serve(await self.prepare(name, version, digest))
+
+    async def prepare(self, name: str, version: str, digest: str, *, tried: bool = False) -> Prepared:
+        """Do all of `load` but serve it; one that was `tried` elsewhere with this digest is not tried again.
+
+        Raises:
+            ModelNotFoundError, ModelRefusedError: As `load`.
+        """
         files = [file for file in await asyncio.to_thread(find_models, self._settings.models) if file.name == name]
         chosen = [file for file in files if not version or file.version == version]
         if not chosen:
@@ -89,9 +107,23 @@ class Catalog:
                 model=name[:64],
                 version=version[:64] or "latest",
             )
-        return await self._load(max(chosen, key=lambda file: version_key(file.version)), digest)
+        file = max(chosen, key=lambda file: version_key(file.version))
+        try:
+            return await self._prepare(file, digest, tried=tried)
+        except ModelRefusedError:
+            await self.tell_health(file.name, file.version)
+            raise
 
-    async def unload(self, name: str, version: str) -> list[ServedModel]:
+    async def serve(self, prepared: Prepared) -> tuple[ServedModel, bool]:
+        """Serve what was prepared, to new sessions: the model, and whether that is new."""
+        model, by = prepared
+        self._loads[model.name, model.version] = True
+        if by is not None:
+            self._serve(model, *by)
+        await self.tell_health(model.name, model.version)
+        return model, by is not None
+
+    async def unload(self, name: str, version: str) -> Unloaded:
         """Serve a version, without one all versions, to no new sessions.
 
         Raises:
@@ -102,16 +134,19 @@ class Catalog:
         for model in models:
             self._engine.shelf.remove(model)
             _log.info("model_unloaded", model=name, version=model.version, sessions=model.sessions)
-            await self._tell_health(f"{name}/{model.version}", False)
-        await self._tell_health(name, any(model.name == name for model in self._engine.models()))
-        return models
+            await self.tell_health(name, model.version)
+        return Unloaded([model.key for model in models], sum(model.sessions for model in models))
+
+    async def tell_health(self, name: str, version: str) -> None:
+        """Say of a version, and of its model, whether it is served."""
+        served = {(model.name, model.version) for model in self._engine.models()}
+        await self._tell_health(f"{name}/{version}", (name, version) in served)
+        await self._tell_health(name, any(name == other for other, _ in served))
 
     async def tell_health_of_all(self) -> None:
         """Say of every version whether it is served."""
-        served = {(model.name, model.version) for model in self._engine.models()}
-        for name, version in self._seen.keys() | served:
-            await self._tell_health(f"{name}/{version}", (name, version) in served)
-            await self._tell_health(name, any(name == other for other, _ in served))
+        for name, version in self._seen:
+            await self.tell_health(name, version)
 
     async def watch_forever(self, seconds: float) -> None:
         """Take in what changes in the repository: every version whose files are new, other than before, or gone."""
@@ -127,77 +162,38 @@ class Catalog:
         before, self._seen = self._seen, await asyncio.to_thread(self._stamps, files)
         for file in files:
             if self._seen[file.name, file.version] != before.get((file.name, file.version)):
-                try:
-                    await self._load(file, "")
-                except ModelRefusedError as error:
-                    _refused(file, error)
+                with log_if_refused(file):
+                    await self.load(file.name, file.version, "")
         served = {(model.name, model.version) for model in self._engine.models()}
         for name, version in before.keys() - self._seen.keys():
             self._loads.pop((name, version), None)
             if (name, version) in served:
                 await self.unload(name, version)
 
-    async def _load(self, file: ModelFile, expected: str) -> tuple[ServedModel, bool]:
-        async with self._one_at_a_time:
-            digest = await asyncio.to_thread(file.digest)
-            if expected and digest != expected:
-                raise ModelRefusedError(
-                    f"{file.name} {file.version} in the repository is {digest}, not {shown(expected)}",
-                    model=file.name,
-                    version=file.version,
-                )
-            served = [m for m in self._engine.models() if m.key == (file.name, file.version, digest)]
-            if served:
-                self._loads[file.name, file.version] = True
-                return served[0], False
-            try:
-                await self._rehearse(file)
-                made = await asyncio.to_thread(self._make, file)
-            except ModelRefusedError:
-                self._loads[file.name, file.version] = False
-                is_served = any(m.key[:2] == (file.name, file.version) for m in self._engine.models())
-                await self._tell_health(f"{file.name}/{file.version}", is_served)
-                raise
-            self._serve(*made)
-            await self._tell_health(f"{file.name}/{file.version}", True)
-            await self._tell_health(file.name, True)
-            return made[0], True
+    async def _prepare(self, file: ModelFile, expected: str, *, tried: bool) -> Prepared:
+        digest = await asyncio.to_thread(digest_of, file)
+        if expected and digest != expected:
+            refuse_if(f"{file.name} {file.version} in the repository is {digest}, not {shown(expected)}", file)
+        for model in self._engine.models():
+            if model.key == (file.name, file.version, digest):
+                return Prepared(model, None)
+        try:
+            if not tried:
+                async for why in rehearse_all(self._settings, [file]):
+                    refuse_if(why, file)
+            model, runtime, seconds = await asyncio.to_thread(self._make, file, digest)
+        except ModelRefusedError:
+            self._loads[file.name, file.version] = False
+            raise
+        return Prepared(model, (runtime, seconds))
 
-    async def _rehearse(self, file: ModelFile) -> None:
-        """Try a version in a process of its own, as a hostile or broken one may crash it, or never end.
+    def _make(self, file: ModelFile, digest: str) -> tuple[ServedModel, OnnxRuntime, float]:
+        """Load a version with this digest, and see how long a full batch takes.
 
         Raises:
-            ModelRefusedError: It cannot be used.
-        """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "recurra_server.runtimes.probe"),
-            *(str(file.path), str(self._settings.limits.max_batch_size)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            _, said = await asyncio.wait_for(process.communicate(), self._settings.load_seconds)
-            why = (said.decode(errors="replace").splitlines() or ["nothing"])[-1]
-        except TimeoutError:
-            why = f"it took more than {self._settings.load_seconds:g} s to be loaded and tried"
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            crashed = process.returncode < 0 and not why.startswith("it took")
-            why = f"the process that tried it died of signal {-process.returncode}" if crashed else why
-            raise ModelRefusedError(why, model=file.name, version=file.version)
-
-    def _make(self, file: ModelFile) -> tuple[ServedModel, OnnxRuntime, float]:
-        """Load a version and try it: the model, what runs it, and the seconds that a full batch takes.
-
-        Raises:
-            ModelRefusedError: It cannot be used.
+            ModelRefusedError: It cannot be used, or is another by now.
         """
         try:
-            digest = file.digest()
             settings = self._settings
             runtime, seconds = load_quickest(
                 file.path,
@@ -216,12 +212,10 @@ class Catalog:
                 max_piece_steps=1 if runtime.fixed_steps else None,
                 metrics=runtime.metrics,
             )
-            changed = file.digest() != digest
         except Exception as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelRefusedError(why[:500], model=file.name, version=file.version) from None
-        if changed:
-            raise ModelRefusedError("its files changed meanwhile; try again", model=file.name, version=file.version)
+            raise refusal(one_line(error), file) from None
+        if digest_of(file) != digest:
+            raise refusal("its files changed meanwhile; try again", file)
         return model, runtime, seconds
 
     def _serve(self, model: ServedModel, runtime: OnnxRuntime, seconds: float) -> None:
@@ -253,7 +247,3 @@ def _stamp(folder: Path) -> _Stamp:
             continue
         found.add((str(path), stat.st_size, stat.st_mtime_ns))
     return frozenset(found)
-
-
-def _refused(file: ModelFile, error: ModelRefusedError) -> None:
-    _log.error("model_not_loaded", model=file.name, version=file.version, why=error.message)

@@ -7,7 +7,7 @@ from recurra_server.rpc import transport
 from recurra_server.settings import Settings
 from recurra_server.starting import StartError
 from recurra_server.telemetry.logs import configure_logs
-from recurra_server.worker import Ready, run
+from recurra_server.worker import Begin, Ready, run
 from recurra_server.workers import Workers
 
 _DEFAULTS = Settings()
@@ -33,7 +33,7 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
 
     try:
         if settings.workers == 1:
-            run(settings, ready)
+            run(Begin(settings), ready)
         else:
             configure_logs(settings.log_level, json=settings.logs_json)
             asyncio.run(Workers(settings).run(ready))

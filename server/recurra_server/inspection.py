@@ -10,6 +10,7 @@ from onnxruntime import InferenceSession
 from rich.console import Console
 from rich.table import Table
 
+from recurra_server.engine.errors import one_line
 from recurra_server.engine.signature import SignatureError
 from recurra_server.runtimes.guess import Axis, Guess, Node, guess
 from recurra_server.runtimes.metadata import DESCRIPTION, SIGNATURE_KEY, read_description
@@ -35,7 +36,7 @@ def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
     try:
         session = open_session(model)
     except Exception as error:
-        print(f"recurra: {model}: {_first_line(error)}", file=sys.stderr)
+        print(f"recurra: {model}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     out.print(_graph(session))
     try:
@@ -98,7 +99,7 @@ def _trial(runtime: OnnxRuntime) -> list[str]:
     try:
         return try_out(runtime)
     except Exception as error:
-        return [f"it could not be tried on random numbers: {_first_line(error)}"]
+        return [f"it could not be tried on random numbers: {one_line(error)}"]
 
 
 def _how(runtime: OnnxRuntime) -> str:
@@ -132,7 +133,3 @@ def _refuse(out: Console, error: SignatureError) -> None:
     out.print("[red]It would not be loaded[/]:", end=" ")
     out.print(str(error), markup=False)
     raise SystemExit(1)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,7 +1,8 @@
 """One server process: by itself, or as one of the workers on a port (`python -m recurra_server.worker`).
 
-A worker reads its settings from stdin, a line of JSON, and answers with a line on stdout: a `Ready` once it
-serves, or why it cannot. It drains on SIGTERM, and when stdin ends: then whoever started it is gone.
+A worker reads how to begin from stdin, a line of JSON, and answers with a line on stdout: a `Ready` once it
+serves, or why it cannot. From then on the two ask each other over these pipes (`Peer`). It drains on SIGTERM, and when
+stdin ends: then whoever started it is gone.
 """
 
 import asyncio
@@ -15,7 +16,9 @@ from pydantic import TypeAdapter
 
 from recurra_server.app import App
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.peer import LONGEST_LINE, Peer
 from recurra_server.rpc import transport
+from recurra_server.rpc.models import ModelKey
 from recurra_server.settings import Settings
 from recurra_server.starting import StartError
 from recurra_server.telemetry.logs import configure_logs
@@ -38,34 +41,58 @@ class Ready:
     error: str = ""
 
 
-SETTINGS = TypeAdapter(Settings)
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """How a server begins.
+
+    Attributes:
+        settings: How to serve.
+        but: What it leaves out of the model repository.
+        tried: What it need not try in another process, and why it cannot be used; nothing where it can.
+    """
+
+    settings: Settings
+    but: list[ModelKey] = field(default_factory=list)
+    tried: list[tuple[ModelKey, str]] = field(default_factory=list)
+
+
+BEGIN = TypeAdapter(Begin)
 READY = TypeAdapter(Ready)
 
 
-def run(settings: Settings, ready: Callable[[Ready], None], *, worker: bool = False) -> None:
+def run(begin: Begin, ready: Callable[[Ready], None], *, worker: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Args:
-        settings: How to serve.
+        begin: How to serve.
         ready: Called once it serves.
         worker: Whether it is one of several, to be ended by the end of stdin, too.
 
     Raises:
         StartError: It cannot serve.
     """
-    configure_logs(settings.log_level, json=settings.logs_json)
+    configure_logs(begin.settings.log_level, json=begin.settings.logs_json)
     with asyncio.Runner(loop_factory=transport.new_event_loop) as runner:
-        runner.run(_serve(settings, ready, worker=worker))
+        runner.run(_serve(begin, ready, worker=worker))
 
 
-async def _serve(settings: Settings, ready: Callable[[Ready], None], *, worker: bool) -> None:
-    app = App(settings, worker=worker)
-    port, metrics_port = await app.start()
-    if worker:
-        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), app.end)
+async def _serve(begin: Begin, ready: Callable[[Ready], None], *, worker: bool) -> None:
+    keeper = await _keeper() if worker else None
+    app = App(begin.settings, keeper=keeper)
+    port, metrics_port = await app.start(but=begin.but, tried=dict(begin.tried))
     gc.freeze()  # what is there now stays: it need not be looked at again and again
     ready(Ready(port, metrics_port, [_about(model) for model in app.engine.models()]))
+    if keeper is not None:
+        listening = asyncio.ensure_future(keeper.listen())
+        listening.add_done_callback(lambda _: app.end())
     await app.run_until_end()
+
+
+async def _keeper() -> Peer:
+    """The process at the other ends of stdin and stdout."""
+    lines = asyncio.StreamReader(limit=LONGEST_LINE)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    return Peer(lines, _tell)
 
 
 def _about(model: ServedModel) -> str:
@@ -74,15 +101,20 @@ def _about(model: ServedModel) -> str:
     return f"serving {model.name} version {model.version} ({states}{alone})"
 
 
+def _tell(line: bytes) -> None:
+    with suppress(BrokenPipeError):
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+
 def main() -> None:
     """Serve as a worker."""
 
     def tell(ready: Ready) -> None:
-        with suppress(BrokenPipeError):
-            print(READY.dump_json(ready).decode(), flush=True)
+        _tell(READY.dump_json(ready) + b"\n")
 
     try:
-        run(SETTINGS.validate_json(sys.stdin.readline()), tell, worker=True)
+        run(BEGIN.validate_json(sys.stdin.readline()), tell, worker=True)
     except StartError as error:
         tell(Ready(error=str(error)))
         raise SystemExit(1) from None

@@ -1,7 +1,7 @@
 """Several server processes on one port, and the one that keeps them: it starts them anew should they die.
 
-The kernel gives each new connection to one of them (SO_REUSEPORT). They share nothing: each has its own sessions,
-bounds and models.
+The kernel gives each new connection to one of them (SO_REUSEPORT). Each has its own sessions and bounds. They serve the
+same models: what a call changes in one is changed in all (`shared_catalog`).
 """
 
 import asyncio
@@ -16,11 +16,15 @@ from dataclasses import dataclass, replace
 import structlog
 
 from recurra_server.app import export
+from recurra_server.peer import LONGEST_LINE, Peer
+from recurra_server.runtimes.repository import find_models
+from recurra_server.screening import screen
 from recurra_server.settings import Settings
+from recurra_server.shared_catalog import Changes
 from recurra_server.starting import StartError
 from recurra_server.telemetry.exporter import Exporter, on_loop
 from recurra_server.telemetry.merged import MergedMetrics
-from recurra_server.worker import READY, SETTINGS, Ready
+from recurra_server.worker import BEGIN, READY, Begin, Ready
 
 _log = structlog.get_logger(__name__)
 _FIRST_PAUSE = 1.0
@@ -30,10 +34,11 @@ _LIVED_WELL = 60.0  # seconds after which a death is no longer one of a row
 
 @dataclass(slots=True)
 class _Worker:
-    """A running worker."""
+    """A running worker; `listening` to what it asks ends when it does."""
 
     process: asyncio.subprocess.Process
     ready: Ready
+    listening: asyncio.Future[None] | None = None
 
     def end(self) -> None:
         """Ask it to drain; asked again, it hurries."""
@@ -56,6 +61,7 @@ class Workers:
         self._running: dict[int, _Worker] = {}
         self._ending = asyncio.Event()
         self._merged = MergedMetrics()
+        self._changes = Changes()
 
     async def run(self, ready: Callable[[Ready], None]) -> None:
         """Serve; `ready` is called once all workers do.
@@ -68,7 +74,9 @@ class Workers:
             loop.add_signal_handler(number, self._end)
         exporter = None
         try:
-            async with asyncio.TaskGroup() as group:
+            self._trying = asyncio.ensure_future(self._try_models())
+            await self._trying
+            async with self._changes.one_at_a_time, asyncio.TaskGroup() as group:
                 firsts = [group.create_task(self._start(place)) for place in range(self._settings.workers)]
             if self._settings.metrics:
                 exporter = self._export()
@@ -77,6 +85,8 @@ class Workers:
             await asyncio.gather(*(self._keep(place, task.result()) for place, task in enumerate(firsts)))
         except* StartError as errors:
             raise errors.exceptions[0] from None
+        except* asyncio.CancelledError:
+            raise StartError("told to end before it served") from None
         finally:
             for worker in self._running.values():
                 worker.end()
@@ -90,8 +100,14 @@ class Workers:
         host, port = self._settings.host, self._settings.metrics_port
         return export(self._merged.registry, healthy, self._merged.unready, host, port)
 
+    async def _try_models(self) -> None:
+        """Try the models once for all workers."""
+        async for file, digest, why in screen(self._settings, find_models(self._settings.models)):
+            self._changes.tried[file.name, file.version, digest] = why
+
     def _end(self) -> None:
         self._ending.set()
+        self._trying.cancel()
         for worker in self._running.values():
             worker.end()
 
@@ -113,7 +129,8 @@ class Workers:
                 return
             pause = min(2 * pause, _LONGEST_PAUSE)
             try:
-                worker = await self._start(place)
+                async with self._changes.one_at_a_time:
+                    worker = await self._start(place)
             except StartError as error:
                 _log.error("worker_not_started", worker=place, why=str(error))
 
@@ -129,12 +146,14 @@ class Workers:
             "recurra_server.worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=LONGEST_LINE,
             start_new_session=True,  # Ctrl-C is for us alone: a worker that is told twice hurries
         )
         self._running[place] = worker = _Worker(process, Ready())
         assert process.stdin is not None  # noqa: S101 - they are pipes
         assert process.stdout is not None  # noqa: S101
-        process.stdin.write(SETTINGS.dump_json(self._each) + b"\n")
+        begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.tried.items()))
+        process.stdin.write(BEGIN.dump_json(begin) + b"\n")
         line = await process.stdout.readline()
         worker.ready = READY.validate_json(line) if line else Ready(error="a worker ended before it served")
         if worker.ready.error:
@@ -143,11 +162,15 @@ class Workers:
             raise StartError(worker.ready.error)
         if worker.ready.metrics_port:
             self._merged.add(place, worker.ready.metrics_port)
+        peer = Peer(process.stdout, process.stdin.write)
+        self._changes.add(place, peer)
+        worker.listening = asyncio.ensure_future(peer.listen())
         return worker
 
     def _forget(self, place: int) -> None:
         self._running.pop(place, None)
         self._merged.remove(place)
+        self._changes.members.pop(place, None)
 
 
 def _reserve(host: str, port: int) -> socket.socket:

@@ -130,3 +130,17 @@ def running_server(models: Path, *options: str, ready: str = "metrics on ") -> I
         yield server
     finally:
         server.stop()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started from its first thread."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

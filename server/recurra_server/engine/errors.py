@@ -8,6 +8,11 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 64 else text[:63] + "…")
 
 
+def one_line(error: Exception) -> str:
+    """An exception for people: the first line of what it says, or what it is."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:500]
+
+
 class EngineError(Exception):
     """A failure that a caller can act on.
 

@@ -1,12 +1,11 @@
 """ModelsService: what is served and how to call it."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 from recurra.v1 import models_pb2, models_pb2_grpc
 
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import ModelRefusedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.signature import TensorSpec
 from recurra_server.rpc.status import guarded
@@ -16,6 +15,22 @@ from recurra_server.telemetry.metrics import EdgeCounts
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
+ModelKey = tuple[str, str, str]
+"""Name, version and digest."""
+
+
+class Unloaded(NamedTuple):
+    """Versions that are served to no new sessions any more, and the sessions that still are on them."""
+
+    keys: list[ModelKey]
+    sessions: int
+
+    @property
+    def versions(self) -> list[str]:
+        """Their versions."""
+        return [version for _, version, _ in self.keys]
+
+
 class Catalog(Protocol):
     """Loads and unloads models; see `recurra_server.catalog`."""
 
@@ -23,29 +38,15 @@ class Catalog(Protocol):
         """Load a version; tell whether that changed anything."""
         ...
 
-    async def unload(self, name: str, version: str) -> list[ServedModel]:
+    async def unload(self, name: str, version: str) -> Unloaded:
         """Unload a version, or all."""
         ...
 
 
-def changeable(catalog: Catalog | None) -> Catalog:
-    """A catalog, where calls may change it.
-
-    Raises:
-        ModelRefusedError: They may not.
-    """
-    if catalog is None:
-        raise ModelRefusedError(
-            "this server has several processes, and a call reaches one of them: change its model repository, and "
-            "run it with --watch"
-        )
-    return catalog
-
-
 class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
-    """Answers from the engine's list of models; without a catalog that list does not change by calls."""
+    """Answers from the engine's list of models, and has the catalog change it."""
 
-    def __init__(self, engine: Engine, edge: EdgeCounts, catalog: Catalog | None) -> None:
+    def __init__(self, engine: Engine, edge: EdgeCounts, catalog: Catalog) -> None:
         self.edge = edge
         self._engine = engine
         self._catalog = catalog
@@ -66,7 +67,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     @guarded
     async def LoadModel(self, request: models_pb2.LoadModelRequest, context: _Context) -> models_pb2.LoadModelResponse:
         """Load a version from the repository."""
-        model, changed = await changeable(self._catalog).load(request.name, request.version, request.digest)
+        model, changed = await self._catalog.load(request.name, request.version, request.digest)
         return models_pb2.LoadModelResponse(model=self._describe(model), changed=changed)
 
     @guarded
@@ -74,10 +75,8 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         self, request: models_pb2.UnloadModelRequest, context: _Context
     ) -> models_pb2.UnloadModelResponse:
         """Serve a version to no new sessions."""
-        models = await changeable(self._catalog).unload(request.name, request.version)
-        return models_pb2.UnloadModelResponse(
-            versions=[model.version for model in models], sessions=sum(model.sessions for model in models)
-        )
+        unloaded = await self._catalog.unload(request.name, request.version)
+        return models_pb2.UnloadModelResponse(versions=unloaded.versions, sessions=unloaded.sessions)
 
     def _describe(self, model: ServedModel) -> models_pb2.Model:
         signature = model.signature

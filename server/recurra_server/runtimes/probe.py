@@ -1,18 +1,13 @@
-"""Tries a model once before it is served: a signature that lies is found out here, not by a caller.
+"""Tries a model once before it is served: a signature that lies is found out here, not by a caller."""
 
-As a process of its own (`python -m recurra_server.runtimes.probe <model.onnx> <sessions>`) it also finds out one that
-crashes or does not come to an end.
-"""
-
-import sys
 import timeit
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra_server.engine.errors import one_line
 from recurra_server.engine.signature import Signature, SignatureError, StateSpec, TensorSpec
 from recurra_server.engine.specs import as_array
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -62,8 +57,9 @@ def _run(runtime: OnnxRuntime, batch: int, steps: int) -> None:
     try:
         results = runtime.run(_zeros(runtime.signature, batch, steps))
     except Exception as error:
-        detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise SignatureError(f"the model fails on zeros for {batch} sessions and {steps} steps: {detail}") from None
+        raise SignatureError(
+            f"the model fails on zeros for {batch} sessions and {steps} steps: {one_line(error)}"
+        ) from None
     _check(runtime.signature, results, batch, steps)
 
 
@@ -81,16 +77,3 @@ def _compare(spec: TensorSpec | StateSpec, name: str, tensor: NDArray[Any], shap
             f"output {name!r} came as {tensor.dtype} {list(tensor.shape)}; "
             f"the signature says {spec.dtype} {list(shape)}"
         )
-
-
-def main(path: str, sessions: str) -> None:
-    """Try a model; what is wrong with it goes to stderr, as one line."""
-    try:
-        runtime = OnnxRuntime(Path(path))
-        probe(runtime, int(sessions))
-    except Exception as error:
-        sys.exit((str(error).splitlines() or [type(error).__name__])[0][:500])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,6 +1,9 @@
 """Models that come, change and go while a server runs, by call and by what is in the folder."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +12,10 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError, RecurraError, connect
+from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError, connect
 
 from tests.support import foreign, models
-from tests.support.server import ServerProcess, running_server
+from tests.support.server import ServerProcess, alive, children, running_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -156,20 +159,69 @@ def test_a_bad_version_never_takes_down_the_good_one(client: BlockingClient, ser
 
 
 @pytest.mark.e2e
-def test_a_model_that_never_ends_is_refused_and_the_others_go_on(root: Path) -> None:
-    endless = foreign.CONTROL_FLOW
-    endless = foreign.Foreign(endless.graph.replace("times = {3}", f"times = {{{2**62}}}"), endless.description)
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("crashing", "the process that tried it died of signal 8"),
+        ("endless", "it took more than 3 s to be loaded and tried"),
+        ("huge", "Failed to allocate memory"),
+    ],
+)
+def test_a_model_that_would_take_the_server_down_is_refused_and_the_others_go_on(
+    root: Path, name: str, why: str
+) -> None:
     with running_server(root, "--load-seconds", "3") as server, connect(server.target) as client:
-        endless.publish(root, "endless")
+        foreign.HOSTILE[name].publish(root, "hostile")
         with client.session("sum") as session, ThreadPoolExecutor() as pool:
-            loading = pool.submit(client.load_model, "endless")
+            loading = pool.submit(client.load_model, "hostile")
             total = 0
             while not loading.done():
                 total += 1
                 assert session.step([1.0]) == [total]
-            with pytest.raises(ModelRefusedError, match="it took more than 3 s to be loaded and tried"):
+            with pytest.raises(ModelRefusedError, match=why):
                 loading.result()
             assert session.step([1.0]) == [total + 1]
+            assert health(server, "hostile/1") == health(server, "hostile") == NOT_SERVING
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_models_that_would_take_the_server_down_are_left_out_at_the_start(root: Path, workers: str) -> None:
+    """Those that come before them and behind them are served."""
+    for name, model in foreign.HOSTILE.items():
+        model.publish(root, name)
+    models.publish(root, "zulu", models.counter())
+    with (
+        running_server(root, "--load-seconds", "3", "--workers", workers, "--log-format", "json") as server,
+        connect(server.target) as client,
+    ):
+        assert [model.name for model in client.models()] == ["sum", "zulu"]
+        for name, why in (("crashing", "died of signal 8"), ("endless", "more than 3 s"), ("huge", "allocate memory")):
+            (told,) = [line for line in server.output.splitlines() if f'"model": "{name}"' in line]
+            assert why in told
+            assert health(server, name) == NOT_SERVING
+        with client.session("zulu") as session:
+            assert session.step([2.0]) == [2.0]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_is_ended_while_it_tries_a_model_leaves_nothing_behind(
+    root: Path, number: signal.Signals, workers: str
+) -> None:
+    foreign.ENDLESS.publish(root, "endless")
+    recurra = str(Path(sys.executable).with_name("recurra"))
+    command = [recurra, "serve", "--models", str(root), "--port", "0", "--metrics-port", "0", "--workers", workers]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        while not (trying := children(server.pid)):
+            assert server.poll() is None
+        server.send_signal(number)
+        _, said = server.communicate(timeout=30)
+    if number == signal.SIGTERM:
+        assert (server.returncode, said) == (1, "recurra: told to end before it served\n")
+    while any(alive(pid) for pid in trying):
+        pass
 
 
 @pytest.mark.e2e
@@ -209,22 +261,6 @@ def test_the_folder_is_watched(root: Path) -> None:
             pass
         assert session.step([4.0]) == [4.0]
         assert session.model.version == "1"
-
-
-@pytest.mark.e2e
-def test_several_processes_take_models_from_the_folder_only(root: Path) -> None:
-    with running_server(root, "--workers", "2", "--watch", "0.1") as server:
-        with connect(server.target) as client:
-            with pytest.raises(RecurraError, match="run it with --watch") as caught:
-                client.load_model("sum")
-            assert caught.value.reason == "MODEL_REFUSED"
-        publish(root, "2")
-        found: set[str] = set()
-        while len(found) < 1 or "1" in found:  # whichever process answers
-            found = set()
-            for _ in range(8):
-                with connect(server.target) as client:
-                    found.add(client.model("sum").version)
 
 
 @pytest.mark.e2e

@@ -1,5 +1,6 @@
 """Several server processes on one port."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,10 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
-from recurra.v1 import sessions_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from recurra.v1 import models_pb2, sessions_pb2
+from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError, connect
 
-from tests.support.server import ServerProcess, running_server
+from tests.support import models
+from tests.support.server import ServerProcess, alive, children, running_server
 from tests.support.wire import Stream, Stubs, tensor
 
 WORKERS = 3
@@ -81,6 +86,61 @@ def test_workers_do_not_outlive_the_one_that_keeps_them(repository: Path) -> Non
         until(lambda: not [pid for pid in members if alive(pid)], server)
 
 
+@contextlib.contextmanager
+def asking(server: ServerProcess, count: int = 16) -> Iterator[list[BlockingClient]]:
+    """So many connections that every worker has some; gRPC would share one among clients of equal options."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect(server.target, keepalive=30 + number)) for number in range(count)]
+
+
+def test_what_a_call_changes_is_changed_in_all_workers(tmp_path: Path) -> None:
+    models.publish(tmp_path, "sum", models.counter(), "1")
+    with running_server(tmp_path, "--workers", "2") as server, asking(server) as clients:
+        models.publish(tmp_path, "sum", models.counter(description="New."), "2")
+        assert clients[0].load_model("sum").version == "2"
+        assert {client.model("sum").version for client in clients} == {"2"}
+        assert {health(target, "sum/2") for target in [server.target] * 8} == {SERVING}
+        sessions = [client.session("sum").open() for client in clients]
+        steps = [session.step([3.0]).tolist() for session in sessions]
+        assert steps == [[3.0]] * len(clients)
+        assert all(0 < client.sessions.count("sum") < len(clients) for client in clients), "both workers have some"
+
+        broken = models.publish(tmp_path, "sum", models.counter(description="Broken."), "2")
+        broken.write_bytes(broken.read_bytes()[:99])
+        with pytest.raises(ModelRefusedError):
+            clients[1].load_model("sum", "2")
+        assert {client.model("sum").description for client in clients} == {"New."}, "in none of them"
+
+        stubs = Stubs(server.target)
+        done = stubs.models.UnloadModel(models_pb2.UnloadModelRequest(name="sum", version="2"))
+        assert (list(done.versions), done.sessions) == (["2"], len(clients)), "the sessions of all workers"
+        assert {client.model("sum").version for client in clients} == {"1"}
+        assert {health(target, "sum/2") for target in [server.target] * 8} == {NOT_SERVING}
+        for session in sessions:
+            assert session.step([1.0]) == [4.0]
+        with pytest.raises(ModelNotFoundError):
+            clients[2].unload_model("sum", "2")
+        with pytest.raises(ModelNotFoundError, match="the model repository has no 'nothing'"):
+            clients[3].load_model("nothing")
+
+
+def test_a_worker_that_begins_later_serves_what_the_others_do(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        models.publish(tmp_path, "sum", models.counter(description=version), version)
+    with running_server(tmp_path, "--workers", "2") as server:
+        with connect(server.target) as client:
+            client.unload_model("sum", "2")
+        victims = children(server.pid)
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        until(lambda: server.metrics().get("recurra_workers") == 2, server)
+        until(lambda: not set(victims) & set(children(server.pid)), server)
+        with asking(server) as clients:
+            assert {client.model("sum").version for client in clients} == {"1"}
+            assert clients[0].load_model("sum").version == "2"
+            assert {client.model("sum").version for client in clients} == {"2"}
+
+
 @pytest.mark.parametrize("what", ["port", "models"])
 def test_why_the_workers_cannot_start_is_said_in_one_line(repository: Path, tmp_path: Path, what: str) -> None:
     with socket.socket() as taken:
@@ -110,16 +170,16 @@ def begin(stubs: Stubs) -> Stream:
     return stream
 
 
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def health(target: str, service: str) -> int:
+    """What the worker says that a new connection is given to."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(target, options=options) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int(health_pb2_grpc.HealthStub(channel).Check(request).status)
 
 
 def until(happened: Callable[[], bool], server: ServerProcess) -> None:

@@ -12,7 +12,7 @@ from recurra.openinference import open_inference_pb2_grpc
 from recurra_server.driver import Driver
 from recurra_server.engine.errors import EngineError, ModelNotFoundError, UnsupportedError
 from recurra_server.engine.served_model import ServedModel
-from recurra_server.rpc.models import Catalog, changeable
+from recurra_server.rpc.models import Catalog
 from recurra_server.rpc.openinference import describe
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
@@ -35,7 +35,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         edge: EdgeCounts,
         streams: OpenStreams,
         metrics: ServerMetrics,
-        catalog: Catalog | None,
+        catalog: Catalog,
         *,
         stream_window: int,
     ) -> None:
@@ -144,7 +144,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Load the latest version in the repository, or load it anew where its files have changed."""
         if request.parameters:
             raise UnsupportedError("a model is loaded as its files are: without parameters")
-        await changeable(self._catalog).load(request.model_name, "", "")
+        await self._catalog.load(request.model_name, "", "")
         return pb.RepositoryModelLoadResponse()
 
     @guarded
@@ -152,7 +152,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: pb.RepositoryModelUnloadRequest, context: _Context
     ) -> pb.RepositoryModelUnloadResponse:
         """Begin no sequences any more on any version; those that have begun go on until they end."""
-        await changeable(self._catalog).unload(request.model_name, "")
+        await self._catalog.unload(request.model_name, "")
         return pb.RepositoryModelUnloadResponse()
 
     def _chosen(self, name: str, version: str) -> list[ServedModel]:

@@ -1,0 +1,87 @@
+"""Which versions of a model repository can be served: each is tried in another process before it is loaded here."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import structlog
+
+from recurra_server.engine.errors import ModelRefusedError, one_line
+from recurra_server.rpc.models import ModelKey
+from recurra_server.runtimes.rehearsal import rehearse
+from recurra_server.runtimes.repository import ModelFile
+from recurra_server.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+async def screen(
+    settings: Settings,
+    files: Sequence[ModelFile],
+    *,
+    but: Collection[ModelKey] = (),
+    tried: Mapping[ModelKey, str] = MappingProxyType({}),
+) -> AsyncGenerator[tuple[ModelFile, str, str]]:
+    """Try versions. While the caller is busy with one, the next is tried already.
+
+    Args:
+        settings: How to serve.
+        files: The versions.
+        but: Those that are passed over.
+        tried: Those that need not be tried any more, and why they cannot be used.
+
+    Yields:
+        Each version, its digest, and why it cannot be used; empty where it can. One that cannot be read is logged.
+    """
+    known = []
+    for file in files:
+        with log_if_refused(file):
+            known.append((file, digest_of(file)))
+    known = [(file, digest) for file, digest in known if (file.name, file.version, digest) not in but]
+    new = [file for file, digest in known if (file.name, file.version, digest) not in tried]
+    async with contextlib.aclosing(rehearse_all(settings, new)) as verdicts:
+        for file, digest in known:
+            key = (file.name, file.version, digest)
+            yield file, digest, tried[key] if key in tried else await anext(verdicts)
+
+
+def rehearse_all(settings: Settings, files: Sequence[ModelFile]) -> AsyncGenerator[str]:
+    """Try versions; see `rehearse`."""
+    paths = [file.path for file in files]
+    return rehearse(paths, sessions=settings.limits.max_batch_size, seconds=settings.load_seconds)
+
+
+def digest_of(file: ModelFile) -> str:
+    """See `ModelFile.digest`.
+
+    Raises:
+        ModelRefusedError: A file cannot be read.
+    """
+    try:
+        return file.digest()
+    except Exception as error:
+        raise refusal(f"its files cannot be read: {one_line(error)}", file) from None
+
+
+def refusal(why: str, file: ModelFile) -> ModelRefusedError:
+    """Why a version is not loaded, as its caller is told."""
+    return ModelRefusedError(why, model=file.name, version=file.version)
+
+
+def refuse_if(why: str, file: ModelFile) -> None:
+    """Refuse a version if there is a reason to.
+
+    Raises:
+        ModelRefusedError: There is.
+    """
+    if why:
+        raise refusal(why, file)
+
+
+@contextlib.contextmanager
+def log_if_refused(file: ModelFile) -> Iterator[None]:
+    """Log why a version is not loaded, and go on without it."""
+    try:
+        yield
+    except ModelRefusedError as error:
+        _log.error("model_not_loaded", model=file.name, version=file.version, why=error.message)
