@@ -16,7 +16,7 @@ from recurra_server.runtimes.guess import Axis, Guess, Node, guess
 from recurra_server.runtimes.metadata import DESCRIPTION, SIGNATURE_KEY, read_description
 from recurra_server.runtimes.onnx import TYPES, OnnxRuntime, open_session
 from recurra_server.runtimes.probe import probe
-from recurra_server.runtimes.trial import try_out
+from recurra_server.verification import advice, checks_of
 
 _TRIED_BATCH = 4
 
@@ -53,8 +53,9 @@ def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
         _refuse(out, error)
     where = DESCRIPTION if described is not None else "its metadata"
     out.print(f"[green]It loads[/], as {where} says; {_how(runtime)}.")
-    for wrong in _trial(runtime):
-        out.print(f"[yellow]![/] {wrong}")
+    for doubt in _doubts(runtime):
+        out.print("[yellow]![/]", end=" ")
+        out.print(doubt, markup=False)
 
 
 def _guess(out: Console, model: Path, session: InferenceSession) -> None:
@@ -69,7 +70,7 @@ def _guess(out: Console, model: Path, session: InferenceSession) -> None:
         try:
             runtime = OnnxRuntime(model, description=guessed.fields)
             probe(runtime, _TRIED_BATCH)
-            guessed.doubts += _trial(runtime)
+            guessed.doubts += _doubts(runtime)
             out.print(f"[green]Tried[/]: {_how(runtime)}.")
         except SignatureError as error:
             guessed.doubts.append(f"it was tried and does not run so: {error}")
@@ -95,9 +96,10 @@ def _flow(item: dict[str, Any]) -> str:
     return yaml.safe_dump(item, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()
 
 
-def _trial(runtime: OnnxRuntime) -> list[str]:
+def _doubts(runtime: OnnxRuntime) -> list[str]:
+    """What verification finds."""
     try:
-        return try_out(runtime)
+        return advice(checks_of(runtime))
     except Exception as error:
         return [f"it could not be tried on random numbers: {one_line(error)}"]
 

@@ -131,18 +131,8 @@ def export(
     )
 
 
-def verify(model: Path, *, checkpoint: Path | None = None, tolerance: _Tolerance = _TOLERANCE) -> None:
-    """Prove that a model answers alike step by step, in chunks and whole, alone and in a batch.
-
-    Parameters
-    ----------
-    model
-        The ONNX file.
-    checkpoint
-        The run folder or checkpoint that it was exported from, to compare with PyTorch as well.
-    tolerance
-        Largest difference that is allowed: absolute for values up to 1, relative for larger ones.
-    """
+def verify(model: Path, checkpoint: Path, *, tolerance: float) -> None:
+    """Prove also that a model is the network of a run folder or checkpoint."""
     console = _console()
     _commands(console).verify(console, model, checkpoint, tolerance=tolerance)
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from recurra_verification import Check
+from recurra_verification import table as as_table
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from recurra_training.cells import Cell
 from recurra_training.checkpoint import load_trained
@@ -21,7 +22,7 @@ from recurra_training.report.training import write_report
 from recurra_training.request import resolve
 from recurra_training.settings import Changes
 from recurra_training.source import TableSource
-from recurra_training.verify import Check, DifferenceError
+from recurra_training.verify import DifferenceError
 from recurra_training.verify import verify as verify_file
 
 
@@ -92,14 +93,12 @@ def export(
         console.print(f"\nPublished   {one.path}")
 
 
-def verify(console: Console, model: Path, checkpoint: Path | None, *, tolerance: float) -> None:
-    """Verify a model file."""
-    network: nn.Module | None = None
-    if checkpoint is not None:
-        trained = load_trained(checkpoint)
-        network = trained.network
-        if has_gates(read_model(model)):
-            network, _ = with_gates(network, trained.signature)
+def verify(console: Console, model: Path, checkpoint: Path, *, tolerance: float) -> None:
+    """Verify a model file, and that it is what a run has trained."""
+    trained = load_trained(checkpoint)
+    network = trained.network
+    if has_gates(read_model(model)):
+        network, _ = with_gates(network, trained.signature)
     try:
         checks = verify_file(model, network, tolerance=tolerance)
     except DifferenceError as error:
@@ -109,13 +108,8 @@ def verify(console: Console, model: Path, checkpoint: Path | None, *, tolerance:
 
 
 def _print_checks(console: Console, checks: Sequence[Check]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("Verified: whole sequences alone, against")
-    table.add_column("largest difference", justify="right")
-    for check in checks[1:] if checks[0].passed else checks:  # the first compares whole sequences with themselves
-        table.add_row(check.name, f"{check.difference:.1e}" + ("" if check.passed else " too much"))
     console.print()
-    console.print(table)
+    console.print(as_table(checks))
 
 
 def _print_summary(console: Console, task: Task) -> None:

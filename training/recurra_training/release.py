@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from recurra_verification import Array
 from torch import nn
 
 from recurra_training.checkpoint import Trained
@@ -12,7 +13,6 @@ from recurra_training.export import export_onnx
 from recurra_training.gates import with_gates
 from recurra_training.precision import Precision, reduce_precision
 from recurra_training.publish import publish
-from recurra_training.runner import Array
 from recurra_training.seq2seq import EncoderDecoder, halves
 from recurra_training.signature import Signature
 from recurra_training.verify import TOLERANCE, Check, verify

@@ -2,35 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
+from recurra_verification import Array, Call, Played
 
 from recurra_training.errors import VerificationError
 from recurra_training.signature import Signature, TensorSpec
 
-Array = NDArray[Any]
 _ERRORS_ONLY: Final = 3
-
-
-class Call(NamedTuple):
-    """One model call: the next `steps` steps of these rows."""
-
-    rows: list[int]
-    steps: int
-
-
-class Played(NamedTuple):
-    """The outputs of all rows by name, each `[R, T, *dims]`, and their states at the end, each `[R, *dims]`."""
-
-    outputs: dict[str, Array]
-    states: dict[str, Array]
-
-    def tensors(self) -> dict[str, Array]:
-        """Outputs and states together."""
-        return self.outputs | self.states
 
 
 class ModelRunner:
@@ -45,11 +26,7 @@ class ModelRunner:
         self._names = list(signature.output_shapes())
 
     def play(self, inputs: Mapping[str, Array], calls: Iterable[Call]) -> Played:
-        """Run rows of T steps by a plan of calls; each row's states are carried from one of its calls to its next.
-
-        Args:
-            inputs: By name, `[R, T, *dims]`.
-            calls: The plan. Together the calls should cover every step of every row; what they do not is left NaN.
+        """See `recurra_verification.Player`; steps that no call covers are left NaN.
 
         Raises:
             VerificationError: A call fails, or answers in a shape that the signature does not allow.

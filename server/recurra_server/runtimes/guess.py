@@ -1,6 +1,6 @@
 """Guesses the signature of a graph that says nothing about itself, and says what it is not sure of.
 
-Only names, types and shapes are looked at here; `trial` runs the model to see whether a guess holds.
+Only names, types and shapes are looked at here; `verification` runs the model to see whether a guess holds.
 """
 
 import difflib

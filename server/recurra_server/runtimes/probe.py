@@ -60,10 +60,15 @@ def _run(runtime: OnnxRuntime, batch: int, steps: int) -> None:
         raise SignatureError(
             f"the model fails on zeros for {batch} sessions and {steps} steps: {one_line(error)}"
         ) from None
-    _check(runtime.signature, results, batch, steps)
+    check_shapes(runtime.signature, results, batch, steps)
 
 
-def _check(signature: Signature, results: Sequence[NDArray[Any]], batch: int, steps: int) -> None:
+def check_shapes(signature: Signature, results: Sequence[NDArray[Any]], batch: int, steps: int) -> None:
+    """Hold what a call has answered against the signature.
+
+    Raises:
+        SignatureError: An output has another shape or dtype.
+    """
     outputs = results[: len(signature.outputs)]
     for spec, tensor in zip(signature.outputs, outputs, strict=True):
         _compare(spec, spec.name, tensor, spec.graph_shape(batch, steps))

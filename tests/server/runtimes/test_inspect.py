@@ -154,7 +154,7 @@ def test_states_that_are_swapped_are_found(tmp_path: Path, inspect: Inspect) -> 
     field.value = field.value.replace("h_out", "?").replace("c_out", "h_out").replace("?", "c_out")
     path = models.publish(tmp_path, "lstm", model)
     OnnxRuntime(path)  # every shape fits
-    assert "steps run at once are answered otherwise than one by one" in inspect(path)[1]
+    assert "they are paired wrongly" in inspect(path)[1]
 
 
 def test_what_cannot_be_served_is_said(tmp_path: Path, inspect: Inspect) -> None:

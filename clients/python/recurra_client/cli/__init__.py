@@ -34,7 +34,7 @@ class Command(NamedTuple):
 COMMANDS: Final[dict[str, Command]] = {
     "train": Command("Train a model on one of the tasks.", "training"),
     "export": Command("Export a trained model to ONNX, verify it and publish it.", "training"),
-    "verify": Command("Prove that a model answers alike step by step, in chunks and whole.", "training"),
+    "verify": Command("Prove that a model answers alike step by step, in chunks and whole.", "server"),
     "inspect": Command("Show what an ONNX file takes, answers and remembers, and a model.yaml for it.", "server"),
     "serve": Command("Serve the models of a repository over gRPC.", "server"),
     "models": Command("List the models of a server, or describe one."),
