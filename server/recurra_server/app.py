@@ -6,7 +6,7 @@ import signal
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -30,6 +30,7 @@ from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
 from recurra_server.peer import Peer
 from recurra_server.rpc import transport
+from recurra_server.rpc.decoding import Decoding
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import ModelKey, ModelsServicer
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
@@ -238,15 +239,16 @@ class App:
             ),
         )
         catalog = self._catalog if keeper is None else SharedCatalog(self._catalog, self.engine, keeper)
-        models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), server)
-        sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), server)
+        calls: Any = Decoding(server)
+        models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), calls)
+        sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), calls)
         inference = InferenceServicer(self.driver, edge, self._streams, stream_window=settings.stream_window)
         self.driver.on_forget += [self.metrics.timings.forget, inference.forget]
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, calls)
         open_inference = OpenInferenceServicer(
             self.driver, edge, self._streams, self.metrics, catalog, stream_window=settings.stream_window
         )
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, calls)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.channelz:
             channelz.add_channelz_servicer(server)

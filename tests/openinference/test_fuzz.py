@@ -7,19 +7,20 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from recurra.openinference import open_inference_pb2 as pb
 from recurra_server.rpc.status import CODES
 
 from benchmarks.processes import resident_bytes
+from tests.support.fuzzing import CASES
 from tests.support.openinference import InferStream, Service, error_of, request, service, values
 from tests.support.server import ServerProcess
 
 # INTERNAL would be a bug, whatever was sent.
 _REASONS = {error.reason for error in CODES} - {"INTERNAL"}
 _CODES = {code for error, code in CODES.items() if error.reason != "INTERNAL"}
-_fuzz = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_fuzz = settings(max_examples=CASES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 _int64 = st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1))
 _names = st.one_of(st.sampled_from(["x", "y", "token", ""]), st.text(max_size=40))
@@ -140,8 +141,11 @@ def test_any_request_of_a_stream(infer: Service, neighbour: Neighbour, message: 
     answer = stream.ask(message)
     assert answer.infer_response.id == message.id
     if answer.error_message:
-        assert answer.infer_response.parameters["reason"].string_param in _REASONS
+        reason = answer.infer_response.parameters["reason"].string_param
+        event(reason)
+        assert reason in _REASONS
     else:
+        event("answered")
         check(answer.infer_response)
     good = stream.ask(request([[5.0]], sequence="own", start=True))
     assert values(good.infer_response).item() == 5
@@ -154,6 +158,7 @@ def test_any_request_of_a_stream(infer: Service, neighbour: Neighbour, message: 
 @given(message=st.one_of(_requests, nearly_right()))
 def test_any_call(infer: Service, neighbour: Neighbour, message: pb.ModelInferRequest) -> None:
     error = error_of(lambda: check(infer.ModelInfer(message)))
+    event("answered" if error is None else error.code().name)
     if error is not None:
         assert error.code() in _CODES, error
         assert error.details()
@@ -188,6 +193,7 @@ def test_any_bytes(server: ServerProcess, infer: Service, neighbour: Neighbour, 
     with grpc.insecure_channel(server.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stream: Any = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         error = error_of(ask)
+    event("answered" if error is None else error.code().name)
     if error is not None:
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
     neighbour.steps()

@@ -45,6 +45,7 @@ class Step:
 
     # Most steps succeed at once, so what they seldom need is set only then.
     error: EngineError | None = None
+    number = 0
     outputs: tuple[bytes, ...] = ()
     last_number = 0
     replayed = False

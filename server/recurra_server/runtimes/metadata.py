@@ -1,6 +1,7 @@
 """Reads what a model file and the model.yaml beside it say about it (docs/model-format.md)."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -100,9 +101,8 @@ class _PlainLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str"]
         if len(keys) != len(node.value):
             raise yaml.YAMLError(f"it has a key that is no text{node.start_mark}")
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} stands twice{node.start_mark}")
+        if twice := next((key for key, times in Counter(keys).items() if times > 1), None):
+            raise yaml.YAMLError(f"{twice!r} stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
 

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_MODEL = "model.onnx"
+_DESCRIPTION = "model.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -21,9 +23,15 @@ class ModelFile:
 
         Else of a list of all files of its folder, each as a line of its own SHA-256, two blanks and its path, sorted
         by path: what `sha256sum` prints.
+
+        Raises:
+            OSError: A file cannot be read, or is a link to one elsewhere, other than model.onnx and model.yaml.
         """
         folder = self.path.parent
         files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in files:
+            if path.name not in (_MODEL, _DESCRIPTION) and not path.resolve().is_relative_to(folder.resolve()):
+                raise OSError(f"{path.name} is a link out of the model's folder; put the file there")
         digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
         if len(digests) == 1:
             return f"sha256:{digests[self.path.name]}"
@@ -40,6 +48,6 @@ def find_models(root: Path) -> list[ModelFile]:
     """List every version of every model below `root`; names that break the rules are left out."""
     return [
         ModelFile(path.parent.parent.name, path.parent.name, path)
-        for path in sorted(root.glob("*/*/model.onnx"))
+        for path in sorted(root.glob(f"*/*/{_MODEL}"))
         if _NAME.fullmatch(path.parent.parent.name) and _NAME.fullmatch(path.parent.name)
     ]

@@ -43,12 +43,14 @@ class Recorder:
         self.leases: set[ExitStack] = set()
         self.answers: list[tuple[int | str | None, Answer]] = []
 
-    def reply(self, inference: Inference) -> None:
+    def answered(self, step: Inference) -> None:
         """Note an answer."""
-        if inference.error is not None:
-            self.answers.append((inference.sequence, inference.error.reason))
+        if step.error is not None:
+            self.answers.append((step.sequence, step.error.reason))
         else:
-            self.answers.append((inference.sequence, float(np.frombuffer(inference.outputs[0], np.float32)[-1])))
+            self.answers.append((step.sequence, float(np.frombuffer(step.outputs[0], np.float32)[-1])))
+        if step.finish is not None:
+            step.finish(step)
 
     def go(self) -> None:
         """Wait no more."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from recurra_server.runtimes.probe import probe
 from recurra_server.runtimes.repository import find_models
 
 from tests.support import foreign, models
+from tests.support.fuzzing import CASES
 
 COUNTER = """format: 1
 inputs: [{name: x, dtype: float32, dims: [1]}]
@@ -67,7 +69,15 @@ def test_a_yaml_that_cannot_be_used_says_what_to_change(tmp_path: Path, text: st
         described(tmp_path, text)
 
 
-@settings(max_examples=300, deadline=None)
+def test_a_large_or_repetitive_yaml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SignatureError, match="larger than 1024 KiB"):
+        described(tmp_path, "x" * 1_100_000)
+    keys = "".join(f"k{number}: 0\n" for number in range(20_000))
+    with pytest.raises(SignatureError, match="'k7' stands twice"):
+        described(tmp_path, f"format: 1\n{keys}k7: 0\n")
+
+
+@settings(max_examples=CASES, deadline=None)
 @given(
     text=st.one_of(
         st.binary(max_size=200),
@@ -111,21 +121,76 @@ def test_a_state_that_is_not_what_it_is_said_to_be_is_found_when_it_is_tried(tmp
         probe(OnnxRuntime(path), 3)
 
 
-def test_external_data_is_taken_only_from_the_models_folder(tmp_path: Path) -> None:
-    model = models.lstm(16, 64)
-    folder = tmp_path / "lstm" / "1"
-    folder.mkdir(parents=True)
-    path = folder / "model.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=64)
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """An LSTM whose weights lie in a file of their own, which is good."""
+    path = tmp_path / "lstm" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(models.lstm(16, 64), path, save_as_external_data=True, location="weights.bin", size_threshold=64)
     probe(OnnxRuntime(path), 2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        *(("location", value) for value in ("../weights.bin", "sub/../../weights.bin", "/etc/passwd", "/dev/zero")),
+        *(("location", value) for value in ("file:///etc/passwd", "no.bin", "", ".", "a\0b", "x" * 5000, "pipe")),
+        *(("offset", value) for value in ("-8", str(2**62), str(2**64), "x")),
+        *(("length", value) for value in ("1", str(2**62), "-1")),
+    ],
+)
+def test_external_data_is_taken_only_from_the_models_folder(outside: Path, entry: str, value: str) -> None:
+    (outside.parents[1] / "weights.bin").write_bytes(outside.with_name("weights.bin").read_bytes())
+    os.mkfifo(outside.with_name("pipe"))
+    model = onnx.load(outside, load_external_data=False)
     for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "../weights.bin"
-    (folder / "weights.bin").rename(folder.parent / "weights.bin")
-    path.write_bytes(model.SerializeToString())
+        if tensor.external_data:
+            (found,) = [one for one in tensor.external_data if one.key == entry] or [
+                tensor.external_data.add(key=entry)
+            ]
+            found.value = value
+    outside.write_bytes(model.SerializeToString())
+    with pytest.raises(Exception, match=r"[Ee]xternal|RUNTIME_EXCEPTION|parse value"):
+        OnnxRuntime(outside)
+
+
+def test_a_link_out_of_the_models_folder_is_refused_and_one_inside_is_not(outside: Path, tmp_path: Path) -> None:
+    (file,) = find_models(tmp_path)
+    weights = outside.with_name("weights.bin")
+    weights.rename(outside.with_name("real.bin"))
+    weights.symlink_to("real.bin")
+    probe(OnnxRuntime(outside), 2)
+    file.digest()
+    weights.unlink()
+    outside.with_name("real.bin").rename(tmp_path / "real.bin")
+    weights.symlink_to(tmp_path / "real.bin")
     with pytest.raises(Exception, match="escapes model directory"):
-        OnnxRuntime(path)
+        OnnxRuntime(outside)
+    with pytest.raises(OSError, match=r"weights.bin is a link out of the model's folder"):
+        file.digest()
+
+
+def test_a_model_file_may_be_a_link(tmp_path: Path) -> None:
+    elsewhere = models.publish(tmp_path / "elsewhere", "counter", models.counter())
+    path = tmp_path / "models" / "counter" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(elsewhere)
+    (file,) = find_models(tmp_path / "models")
+    assert file.digest() == find_models(tmp_path / "elsewhere")[0].digest()
+    probe(OnnxRuntime(file.path), 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".hidden", "-flag", "a b", "a\nb", "ä", "x" * 65, "a;b", "$(id)", "%2e%2e", "a\\b", "~"]
+)
+def test_folders_with_other_names_are_passed_over(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "models"
+    models.publish(root, "good", models.counter())
+    for folder in (root / name / "1", root / "named" / name):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.joinpath("model.onnx").write_bytes(b"")
+    assert [(file.name, file.version) for file in find_models(root)] == [("good", "1")]
 
 
 def test_the_digest_is_that_of_the_file_or_of_all_files(tmp_path: Path) -> None:

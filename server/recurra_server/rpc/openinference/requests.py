@@ -15,7 +15,7 @@ from recurra_server.engine.errors import (
     SessionNotFoundError,
     shown,
 )
-from recurra_server.engine.steps import Buffer, Step
+from recurra_server.engine.steps import Step
 from recurra_server.rpc.openinference.codec import Codec, Lead
 from recurra_server.tracecontext import Trace
 
@@ -27,80 +27,54 @@ SequenceId = int | str
 
 
 class Caller(Protocol):
-    """Who is answered: a call or a stream."""
+    """Who waits for inferences: a call or a stream. It is the `Waiter` of their steps."""
 
     gone: bool
     trace: Trace | None
     leases: set[ExitStack]
     """Sessions whose first step is not answered: to be closed should nobody wait for it any more."""
 
-    def reply(self, inference: "Inference") -> None:
-        """Take an answer: `outputs` or `error` is set. Must not raise."""
+    def answered(self, step: Any) -> None:
+        """Take an inference: `outputs` or `error` is set. Must not raise, and call its `finish` if it has one."""
         ...
 
 
-class Inference:
-    """A request on its way. It is the `Waiter` of its own step.
+class Inference(Step):
+    """A request on its way, and the step that it asks for: `session`, `inputs` and `count` are set once they are known.
 
     Attributes:
-        caller: Who is answered.
+        waiter: Who is answered.
         id: The caller's name for the request.
         model_name, version: As asked for; the version may be empty.
         sequence: The caller's id of the sequence; None for one that begins and ends with this request.
         start, end: Whether the sequence begins, and ends, with this request.
-        arrived, deadline: When it came and when it is too late to run it, in seconds of the driver's clock.
         codec: What read its tensors, and will write its answer.
-        inputs, count, lead, chosen: What the codec made of its tensors.
-        outputs, error: Once it is answered, what the step gave, or why there is none.
-        finish: Called with the step after it was answered.
+        lead, chosen: What the codec made of its tensors.
+        finish: To be called after it was answered, with itself.
     """
 
     codec: Codec
-    inputs: tuple[Buffer, ...]
     chosen: tuple[int, ...]
     lead: Lead = ()
-    count = 1
+    start = end = False
     deadline = float("inf")
-    outputs: tuple[bytes, ...] = ()
-    error: EngineError | None = None
-    finish: Callable[[Step], None] | None = None
+    finish: "Callable[[Inference], None] | None" = None
+    waiter: Caller
 
     def __init__(
         self, caller: Caller, request: pb.ModelInferRequest, sequence: SequenceId | None, arrived: float
     ) -> None:
-        self.caller = caller
+        self.waiter = caller
         self.id = request.id
         self.model_name = request.model_name
         self.version = request.model_version
         self.sequence = sequence
-        self.start = self.end = False
         self.arrived = arrived
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody waits for the answer."""
-        return self.caller.gone
-
-    @property
-    def trace(self) -> Trace | None:
-        """What its call is part of."""
-        return self.caller.trace
-
-    def answered(self, step: Step) -> None:
-        """Called by the engine: the step is done."""
-        if step.error is None:
-            self.outputs = step.outputs
-        else:
-            self.error = self.explain(step.error)
-        self.caller.reply(self)
-        if self.finish is not None:
-            finish, self.finish = self.finish, None  # it refers to this
-            finish(step)
 
     def fail(self, error: EngineError) -> None:
         """Answer with an error."""
-        self.error = self.explain(error)
-        self.caller.reply(self)
+        self.error = error
+        self.waiter.answered(self)
 
     def explain(self, error: EngineError) -> EngineError:
         """Say of a session that is not there what that means for the sequence."""
@@ -160,8 +134,8 @@ def _read_others(parameters: Mapping[str, pb.InferParameter], inference: Inferen
 
 
 def _sequence(parameter: pb.InferParameter) -> SequenceId | None:
-    if parameter.HasField("int64_param"):
-        return parameter.int64_param or None
+    if (number := parameter.int64_param) or parameter.HasField("int64_param"):
+        return number or None
     if parameter.HasField("uint64_param"):
         return parameter.uint64_param or None
     if not parameter.HasField("string_param"):
@@ -175,9 +149,9 @@ def _sequence(parameter: pb.InferParameter) -> SequenceId | None:
 
 
 def _flag(parameter: pb.InferParameter, name: str) -> bool:
-    if not parameter.HasField("bool_param"):
+    if not (flag := parameter.bool_param) and not parameter.HasField("bool_param"):
         raise _kind(parameter, name, "bool_param")
-    return parameter.bool_param
+    return flag
 
 
 def _count(parameter: pb.InferParameter, name: str) -> int:

@@ -17,7 +17,6 @@ from recurra_server.engine.errors import (
 )
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
-from recurra_server.engine.steps import Step
 from recurra_server.rpc.openinference.codec import Codec
 from recurra_server.rpc.openinference.requests import Inference, session_id, shown_id
 from recurra_server.rpc.status import to_engine_error
@@ -133,7 +132,7 @@ class Sequences:
         self._end(before)
         while inferences:
             inference = inferences.popleft()
-            if inference.gone:
+            if inference.waiter.gone:
                 continue
             line = self._lines.get(name)
             try:
@@ -151,11 +150,11 @@ class Sequences:
 
         The lease ends the session: if the step is the last one, too, if it fails, or if nobody waits for it any more.
         """
-        leases, only = inference.caller.leases, inference.end
+        leases = inference.waiter.leases
 
-        def finish(step: Step) -> None:
+        def finish(inference: Inference) -> None:
             leases.discard(lease)
-            if only or step.error is not None:
+            if inference.end or inference.error is not None:
                 lease.close()
 
         leases.add(lease)
@@ -174,20 +173,12 @@ class Sequences:
         self._submit(inference, session)
 
     def _submit(self, inference: Inference, session: Session) -> None:
-        self._driver.submit(
-            Step(
-                session,
-                inference.inputs,
-                inference.count,
-                inference,
-                inference.arrived,
-                deadline=inference.deadline,
-            )
-        )
+        inference.session = session
+        self._driver.submit(inference)
 
-    def _end_after(self, step: Step) -> None:
-        if step.error is None:
-            self._end(step.session)
+    def _end_after(self, inference: Inference) -> None:
+        if inference.error is None:
+            self._end(inference.session)
 
     def _end(self, session: Session) -> None:
         if not session.closed:

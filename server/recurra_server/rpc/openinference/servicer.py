@@ -115,7 +115,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         finally:
             call.end()
         if inference.error is not None:
-            raise inference.error
+            raise inference.explain(inference.error)
         return inference.codec.write(inference.id, inference.outputs, inference.lead, inference.chosen)
 
     async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
@@ -172,10 +172,12 @@ class _Call:
         self.trace = TRACE.get()
         self.leases: set[ExitStack] = set()
 
-    def reply(self, _: Inference) -> None:
-        """Wake it, unless it has been cancelled and has not come to know yet."""
+    def answered(self, step: Inference) -> None:
+        """Called by the engine: wake it, unless it has been cancelled and has not come to know yet."""
         if not self.told.done():
             self.told.set_result(None)
+        if step.finish is not None:
+            step.finish(step)
 
     def end(self) -> None:
         """Wait no more."""

@@ -59,13 +59,15 @@ class InferStream(Stream):
         else:
             self._unanswered_steps += inference.count
 
-    def reply(self, inference: Inference) -> None:
-        """Answer a request that was accepted."""
-        self._writer.put(self._render, inference, inference.count)
+    def answered(self, step: Inference) -> None:
+        """Called by the engine: answer a request that was accepted."""
+        self._writer.put(self._render, step, step.count)
+        if step.finish is not None:
+            step.finish(step)
 
     def _render(self, inference: Inference) -> pb.ModelStreamInferResponse:
         if inference.error is not None:
-            return self._refusal((inference.id, inference.error))
+            return self._refusal((inference.id, inference.explain(inference.error)))
         return inference.codec.write_streamed(inference.id, inference.outputs, inference.lead, inference.chosen)
 
     def _refusal(self, about: tuple[str, EngineError]) -> pb.ModelStreamInferResponse:

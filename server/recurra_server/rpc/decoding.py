@@ -1,0 +1,54 @@
+"""Messages that cannot be read become errors of their calls.
+
+grpc.aio answers a unary request that its deserializer refuses with UNKNOWN and Python's own words, and logs a trace. So
+the deserializers here do not raise: they hand the error over in the place of the request, and `guarded` answers it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError
+
+
+class _Server(Protocol):
+    """What generated code registers a servicer with."""
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Register handlers that look up their methods."""
+        ...
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Register the methods of a service."""
+        ...
+
+
+class Decoding:
+    """Stands for a server where servicers are added to it."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Nothing: the methods themselves are registered, too, and asked first."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Register the methods of a service."""
+        self._server.add_registered_method_handlers(
+            service, {name: _reading(handler) for name, handler in handlers.items()}
+        )
+
+
+def _reading(handler: Any) -> Any:
+    if handler.request_streaming:  # streams see to it themselves
+        return handler
+    return handler._replace(request_deserializer=_handing_over(handler.request_deserializer))
+
+
+def _handing_over(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError as error:
+            return error
+
+    return decode
