@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run train lessons test unit clients lint format proto dashboards pictures bench docker clean
+.PHONY: help setup run train lessons test unit clients fuzz lint format proto dashboards pictures bench docker clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,11 @@ unit: $(INSTALLED) ## All tests, without the checks
 
 clients: $(INSTALLED) ## Tests with clients that are heavy to install: KServe's, perf_analyzer
 	$(BIN)/pytest -m heavy
+
+fuzz: $(INSTALLED) ## Throw hostile requests, YAML and ONNX at the edges, FUZZ=2000 of each kind, and count what becomes of them
+	FUZZ=$${FUZZ:-2000} $(BIN)/pytest --hypothesis-show-statistics -rP -k "any or hostile or damaged or bomb or huge" \
+		tests/openinference/test_fuzz.py tests/server/rpc/test_fuzz.py tests/server/rpc/test_foreign.py \
+		tests/server/runtimes/test_description.py tests/server/runtimes/test_hostile.py
 
 # Nothing here writes into the tree.
 lint: $(INSTALLED) ## Check style, types, imports, the protos and their stubs

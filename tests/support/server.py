@@ -26,6 +26,10 @@ class Samples:
         }
         self.names = {name for name, _ in self._values}
 
+    def labels(self) -> list[tuple[str, dict[str, str]]]:
+        """The name and labels of each sample."""
+        return [(name, dict(labels)) for name, labels in self._values]
+
     def get(self, name: str, **labels: str) -> float | None:
         """The value of a sample with exactly these labels, or None; of any digest if none is given."""
         wanted = labels.items()

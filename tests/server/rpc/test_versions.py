@@ -12,9 +12,12 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from recurra.openinference import open_inference_pb2 as pb
 from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError, connect
+from recurra_server.runtimes.repository import find_models
 
 from tests.support import foreign, models
+from tests.support.openinference import service
 from tests.support.server import ServerProcess, alive, children, running_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -54,6 +57,17 @@ def health(server: ServerProcess, service: str) -> int:
         return int(health_pb2_grpc.HealthStub(channel).Check(request).status)
 
 
+def ready(server: ServerProcess, name: str, version: str = "") -> bool:
+    """What the Open Inference Protocol says of it; its index must say the same."""
+    with grpc.insecure_channel(server.target) as channel:
+        infer = service(channel)
+        listed = infer.RepositoryIndex(pb.RepositoryIndexRequest()).models
+        found = any(model.name == name and version in ("", model.version) for model in listed)
+        answer = infer.ModelReady(pb.ModelReadyRequest(name=name, version=version)).ready
+    assert found == answer
+    return bool(answer)
+
+
 @pytest.mark.e2e
 def test_a_replaced_version_takes_new_sessions_and_keeps_the_old_ones(
     client: BlockingClient, server: ServerProcess, root: Path
@@ -77,6 +91,23 @@ def test_a_replaced_version_takes_new_sessions_and_keeps_the_old_ones(
                 assert steps == (2 if digest == before else 1)
             assert samples.get("recurra_model_info", model="sum", version="1", digest=before, latest="false") == 1
     assert client.load_model("sum", "1").digest == after.digest, "nothing has changed since"
+
+
+@pytest.mark.e2e
+def test_every_description_and_every_metric_of_a_model_names_its_digest(
+    client: BlockingClient, server: ServerProcess, root: Path
+) -> None:
+    (digest,) = [file.digest() for file in find_models(root)]
+    assert {model.digest for model in (*client.models(), client.model("sum"), client.load_model("sum"))} == {digest}
+    with client.session("sum") as session:
+        session.step([1.0])
+        assert [one.model_digest for one in client.sessions.list()] == [digest]
+        with grpc.insecure_channel(server.target) as channel:
+            config = service(channel).ModelConfig(pb.ModelConfigRequest(name="sum")).config
+        assert config.parameters["digest"].string_value == digest
+        of_models = [labels for _, labels in server.metrics().labels() if "model" in labels]
+        assert len(of_models) > 20
+        assert {labels.get("digest") for labels in of_models} == {digest}
 
 
 @pytest.mark.e2e
@@ -114,6 +145,7 @@ def test_an_unloaded_model_takes_no_sessions_and_ends_none(client: BlockingClien
         session.step([1.0])
         assert client.unload_model("sum") == ["1"]
         assert health(server, "sum") == health(server, "sum/1") == NOT_SERVING
+        assert not ready(server, "sum")
         with pytest.raises(ModelNotFoundError), client.session("sum"):
             pass
         with pytest.raises(ModelNotFoundError):
@@ -126,6 +158,7 @@ def test_an_unloaded_model_takes_no_sessions_and_ends_none(client: BlockingClien
         assert client.sessions.count("sum") == 1
     client.load_model("sum")
     assert health(server, "sum") == health(server, "sum/1") == SERVING
+    assert ready(server, "sum")
 
 
 @pytest.mark.e2e
@@ -154,6 +187,7 @@ def test_a_bad_version_never_takes_down_the_good_one(client: BlockingClient, ser
             client.load_model("sum", "1")
         assert (client.model("sum").version, client.model("sum").digest) == ("1", good)
         assert health(server, "sum") == health(server, "sum/1") == SERVING
+        assert (ready(server, "sum"), ready(server, "sum", "2")) == (True, False)
         with client.session("sum") as session:
             assert session.step([2.0]) == [2.0]
 
