@@ -74,6 +74,8 @@ class Catalog:
         self._seen = self._stamps(files)
         async for file, digest, why in screen(self._settings, files, but=but, tried=tried or {}):
             self._loads[file.name, file.version] = False  # until it is served
+            if why and (file.name, file.version, digest) in (tried or {}):
+                continue  # whoever tried it has said so
             with log_if_refused(file):
                 refuse_if(why, file)
                 self._serve(*self._make(file, digest))

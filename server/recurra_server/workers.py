@@ -18,7 +18,7 @@ import structlog
 from recurra_server.app import export
 from recurra_server.peer import LONGEST_LINE, Peer
 from recurra_server.runtimes.repository import find_models
-from recurra_server.screening import screen
+from recurra_server.screening import log_if_refused, refuse_if, screen
 from recurra_server.settings import Settings
 from recurra_server.shared_catalog import Changes
 from recurra_server.starting import StartError
@@ -104,6 +104,8 @@ class Workers:
         """Try the models once for all workers."""
         async for file, digest, why in screen(self._settings, find_models(self._settings.models)):
             self._changes.tried[file.name, file.version, digest] = why
+            with log_if_refused(file):
+                refuse_if(why, file)
 
     def _end(self) -> None:
         self._ending.set()
