@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run train lessons test unit clients fuzz lint format proto dashboards pictures bench docker clean
+.PHONY: help setup run train lessons test unit clients fuzz kills lint format proto dashboards pictures bench docker certificate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ fuzz: $(INSTALLED) ## Throw hostile requests, YAML and ONNX at the edges, FUZZ=2
 		tests/openinference/test_fuzz.py tests/server/rpc/test_fuzz.py tests/server/rpc/test_foreign.py \
 		tests/server/runtimes/test_description.py tests/server/runtimes/test_hostile.py
 
+kills: $(INSTALLED) ## Kill servers under 200 sessions, and roll them; KILLS='--sessions 50' chooses (five minutes)
+	$(BIN)/python -m tests.cluster $(KILLS)
+
 # Nothing here writes into the tree.
 lint: $(INSTALLED) ## Check style, types, imports, the protos and their stubs
 	$(BIN)/ruff check
@@ -88,6 +91,14 @@ bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only li
 
 docker: ## Build the server's image
 	docker build --file deploy/docker/Dockerfile --tag recurra .
+
+CERTIFICATES ?= certificates
+certificate: ## Make a certificate for localhost, for Envoy in docker-compose.yml
+	@mkdir -p $(CERTIFICATES)
+	@openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 365 -subj /CN=localhost \
+		-addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
+		-keyout $(CERTIFICATES)/tls.key -out $(CERTIFICATES)/tls.crt 2>/dev/null
+	@chmod 644 $(CERTIFICATES)/tls.key  # the container's user is another
 
 clean: ## Remove .venv and caches; models, runs and data stay
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

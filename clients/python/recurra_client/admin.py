@@ -1,12 +1,13 @@
 """Sessions by their id, without stepping them: what an operator or a gateway needs."""
 
+import secrets
 from collections.abc import AsyncIterator
 from typing import Final
 
 from recurra.v1 import sessions_pb2
 
 from recurra_client.connection import Connection
-from recurra_client.session import get_session
+from recurra_client.session import fork_session, get_session, once
 
 PAGE_SIZE: Final = 1000
 
@@ -74,12 +75,7 @@ class Sessions:
         Raises:
             SessionNotFoundError, SessionExpiredError, SessionExistsError, CapacityError, DrainingError
         """
-        request = sessions_pb2.ForkSessionRequest(session_id=session_id, fork_session_id=fork_session_id)
-        # Asked for twice, a copy without an id of its own would be made twice.
-        answer = await self._connection.call(
-            self._connection.sessions.ForkSession, request, repeatable=bool(fork_session_id)
-        )
-        return answer.session
+        return await fork_session(self._connection, session_id, fork_session_id)
 
     async def export(self, session_id: str) -> bytes:
         """Take a snapshot of a session, which is left as it is: for `import_` here or elsewhere, and for `rewind`.
@@ -103,13 +99,15 @@ class Sessions:
         Raises:
             SnapshotError, ModelNotFoundError, SessionExistsError, CapacityError, DrainingError
         """
-        request = sessions_pb2.ImportSessionRequest(snapshot=snapshot, session_id=session_id)
+        # An id that is made here, too: then the call may be repeated, and a proxy knows where later ones go.
+        request = sessions_pb2.ImportSessionRequest(snapshot=snapshot, session_id=session_id or secrets.token_hex(16))
         if idle_timeout is not None:
             request.idle_timeout.FromNanoseconds(round(idle_timeout * 1e9))
-        answer = await self._connection.call(
-            self._connection.sessions.ImportSession, request, repeatable=bool(session_id)
-        )
-        return answer.session
+
+        async def import_() -> sessions_pb2.Session:
+            return (await self._connection.call(self._connection.sessions.ImportSession, request)).session
+
+        return await once(self._connection, import_(), request.session_id, chosen=bool(session_id))
 
     async def rewind(self, session_id: str, snapshot: bytes) -> sessions_pb2.Session:
         """Put an open session back to where a snapshot was taken.

@@ -14,10 +14,10 @@ from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 
 from recurra_client.admin import Sessions
 from recurra_client.codec import Inputs
-from recurra_client.connection import Connection
-from recurra_client.errors import SessionExistsError, from_message, from_rpc
+from recurra_client.connection import Connection, route_by
+from recurra_client.errors import from_message, from_rpc
 from recurra_client.results import BatchResult, Generated
-from recurra_client.session import Session, get_session
+from recurra_client.session import Session, get_session, once
 from recurra_client.tensors import to_array
 
 _DURABILITIES: Final = {
@@ -104,13 +104,11 @@ class Client:
             if initial_states:
                 codec = await self._connection.codec(model, version)
                 request.initial_states.extend(codec.states(initial_states))
-            try:
+
+            async def opening() -> sessions_pb2.Session:
                 return (await self._connection.call(self._connection.sessions.OpenSession, request)).session
-            except SessionExistsError:
-                if session_id:
-                    raise
-                # Nobody else can have made this id: the answer to the first attempt was lost.
-                return await get_session(self._connection, request.session_id)
+
+            return await once(self._connection, opening(), request.session_id, chosen=bool(session_id))
 
         return Session(self._connection, begin, keep=keep)
 
@@ -312,7 +310,7 @@ class Client:
             async with start.exclusively() as codec:
                 request.session_id = start.id
                 request.inputs.extend(codec.sequence(x)[0])
-                async for generated in self._generate(request, named=isinstance(x, Mapping)):
+                async for generated in self._generate(request, named=isinstance(x, Mapping), route=start.route):
                     yield generated
         else:
             codec = await self._connection.codec(start, version)
@@ -321,8 +319,10 @@ class Client:
             async for generated in self._generate(request, named=isinstance(x, Mapping)):
                 yield generated
 
-    async def _generate(self, request: inference_pb2.GenerateRequest, *, named: bool) -> AsyncIterator[Generated]:
-        call = self._connection.inference.Generate(request, timeout=self._connection.timeout)
+    async def _generate(
+        self, request: inference_pb2.GenerateRequest, *, named: bool, route: str = ""
+    ) -> AsyncIterator[Generated]:
+        call = self._connection.inference.Generate(request, timeout=self._connection.timeout, metadata=route_by(route))
         try:
             async for answer in call:
                 outputs = {tensor.name: to_array(tensor) for tensor in answer.result.outputs}

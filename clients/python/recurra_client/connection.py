@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+ROUTE: Final = "recurra-session"
+"""Metadata key of what a proxy in front of several servers chooses one by: the same in all calls about a session."""
 
 
 def pauses(uniform: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
@@ -52,6 +54,11 @@ def channel_options(keepalive: float | None) -> list[tuple[str, int]]:
     if keepalive is not None:
         options += [("grpc.keepalive_time_ms", int(keepalive * 1000)), ("grpc.keepalive_timeout_ms", 10_000)]
     return options
+
+
+def route_by(key: str) -> tuple[tuple[str, str], ...]:
+    """Metadata for a proxy; none for a call that is about no session."""
+    return ((ROUTE, key),) if key else ()
 
 
 class Connection:
@@ -105,33 +112,42 @@ class Connection:
         request: Request,
         *,
         repeatable: bool = True,
+        route: str = "",
     ) -> Response:
-        """Make a unary call; one that may safely be `repeatable` is repeated if the connection breaks.
+        """Make a unary call, and make it again while it is sure that this does no harm.
+
+        Args:
+            method: What is called.
+            request: What is sent.
+            repeatable: Whether it may be repeated if the connection breaks. Where a server shuts down and
+                has not done what was asked, any call is repeated: another server may be there.
+            route: What a proxy chooses the server by; else the session that the request names.
 
         Raises:
             RecurraError: Or one of its subclasses.
         """
+        metadata = route_by(route or getattr(request, "session_id", ""))
 
         async def attempt() -> Response:
             try:
-                return await method(request, timeout=self.timeout)
+                return await method(request, timeout=self.timeout, metadata=metadata)
             except aio.AioRpcError as error:
                 raise from_rpc(error) from None
 
-        return await (self.in_time(self.persist(attempt)) if repeatable else attempt())
+        return await self.in_time(self.persist(attempt, UnavailableError if repeatable else DrainingError))
 
-    async def persist(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """Await `attempt()`, again and again with growing pauses while the server cannot be reached.
+    async def persist(
+        self, attempt: Callable[[], Awaitable[Result]], through: type[UnavailableError] = UnavailableError
+    ) -> Result:
+        """Await `attempt()`, again and again with growing pauses while it fails with `through`.
 
         Raises:
-            UnavailableError: It could not be reached for `reconnect` seconds.
+            UnavailableError: The server could not be reached for `reconnect` seconds.
             RecurraError: Whatever else `attempt` raised.
         """
         try:
             return await attempt()
-        except DrainingError:
-            raise
-        except UnavailableError as error:
+        except through as error:
             trouble = error
         began = time.monotonic()
         for pause in pauses():
@@ -140,14 +156,12 @@ class Connection:
             try:
                 await asyncio.sleep(pause)
                 return await attempt()
-            except DrainingError:
-                raise
-            except UnavailableError as error:
+            except through as error:
                 trouble = error
             except asyncio.CancelledError as cancelled:
                 cancelled.__cause__ = trouble  # what was waited for, if this is a timeout
                 raise
-        if isinstance(trouble, StoreUnavailableError):
+        if isinstance(trouble, (DrainingError, StoreUnavailableError)):
             raise trouble
         raise self._unreachable(trouble, time.monotonic() - began) from None
 

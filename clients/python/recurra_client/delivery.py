@@ -11,10 +11,9 @@ import grpc
 from grpc import aio
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 
-from recurra_client.connection import Connection
+from recurra_client.connection import Connection, route_by
 from recurra_client.errors import (
     CapacityError,
-    DrainingError,
     RecurraError,
     StepGapError,
     StepNotHeldError,
@@ -59,8 +58,11 @@ class Delivery:
     gap which step it expects, and gets the steps from there on again.
     """
 
-    def __init__(self, connection: Connection, session_id: str, applied: int, *, durable: bool = False) -> None:
+    def __init__(
+        self, connection: Connection, session_id: str, applied: int, *, route: str, durable: bool = False
+    ) -> None:
         self.session_id = session_id
+        self._route = route
         self._connection = connection
         self._applied: int | None = applied  # None: it must be asked for
         self._line: deque[_Step] = deque()
@@ -95,15 +97,24 @@ class Delivery:
     async def standstill(self, *, changes: bool = True) -> AsyncIterator[None]:
         """Have what stands in line applied, then hold the line during another call, which perhaps changes the session.
 
-        What it changes is durable when it is answered.
+        The call finds all steps applied, on whatever server. What it changes is durable when it is answered.
         """
         async with self._turn:
             await self._connection.in_time(self._answer_all())
+            await self._connection.in_time(self._bring())
             if changes:
                 self._applied = None
             yield
             if changes and self._replay is not None:
                 self._replay.clear()
+
+    async def bring(self) -> None:
+        """Bring the steps that are not durable yet to the server that a proxy sends other calls to.
+
+        It may be another than the one that the stream is at: a stream stays where it began when servers come and go.
+        """
+        async with self._turn:
+            await self._connection.in_time(self._bring())
 
     async def end(self) -> None:
         """End the stream; the session stays open on the server."""
@@ -152,10 +163,25 @@ class Delivery:
             step.outcome = error
         self._line.popleft()
 
+    async def _bring(self) -> None:
+        if not self._replay:
+            return
+        self._leave()
+        last = self._replay.last
+        with contextlib.suppress(StepNotHeldError):
+            await self._connection.persist(lambda: self._apply(last))
+
+    def _leave(self) -> None:
+        """Send the next message on a new stream."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()
+
     async def _next_number(self) -> int:
         if self._applied is None:
             request = sessions_pb2.GetSessionRequest(session_id=self.session_id)
-            self._applied = (await self._connection.call(self._connection.sessions.GetSession, request)).session.steps
+            method = self._connection.sessions.GetSession
+            self._applied = (await self._connection.call(method, request, route=self._route)).session.steps
         return self._applied + 1
 
     async def _apply(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
@@ -179,21 +205,24 @@ class Delivery:
 
     async def _exchange(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
         """Send one message on the session's stream, and wait for its answer."""
-        # A stream for each session, not one for all: no session waits for another's message, and
-        # a proxy can send each one to the server that owns it.
-        stream = self._stream or self._connection.inference.StreamSteps()
+        stream = self._stream or self._new_stream()
         self._stream = None  # put back once it has answered: a read that was cancelled ends it
+        moving = False
         try:
             await stream.write(request)
             while isinstance(reply := await stream.read(), inference_pb2.StreamStepsResponse):
-                # A notice that the server is `moving` needs nothing done: the step is still answered.
-                if not reply.HasField("moving"):
+                if reply.HasField("moving"):  # this step is still answered; the next one goes to another server
+                    moving = True
+                    continue
+                error = from_message(reply.error) if reply.HasField("error") else None
+                # A server that cannot do it is left, lest the next attempt meets it again.
+                if not moving and not isinstance(error, UnavailableError):
                     self._stream = stream
-                    if reply.HasField("error"):
-                        raise _go_on_elsewhere(from_message(reply.error))
-                    return reply.result
+                if error is not None:
+                    raise error
+                return reply.result
         except aio.AioRpcError as error:
-            raise _go_on_elsewhere(from_rpc(error)) from None
+            raise from_rpc(error) from None
         except asyncio.InvalidStateError:  # it ended since the step before
             pass
         finally:
@@ -201,9 +230,7 @@ class Delivery:
                 stream.cancel()
         raise UnavailableError("the server ended the stream", reason="UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE)
 
-
-def _go_on_elsewhere(error: RecurraError) -> RecurraError:
-    """A server that shuts down opens no sessions, but a step is to be sent again, to the one that comes after it."""
-    if isinstance(error, DrainingError):
-        return UnavailableError(error.message, reason=error.reason, code=error.code, retry_after=error.retry_after)
-    return error
+    def _new_stream(self) -> _Stream:
+        # A stream for each session, not one for all: no session waits for another's message, and
+        # a proxy can send each one to the server that owns it.
+        return self._connection.inference.StreamSteps(metadata=route_by(self._route))

@@ -1,6 +1,7 @@
 """A session: one sequence in progress on the server, stepped with asyncio."""
 
 import contextlib
+import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, overload
@@ -11,7 +12,7 @@ from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 from recurra_client.codec import Codec, Inputs
 from recurra_client.connection import Connection
 from recurra_client.delivery import Delivered, Delivery
-from recurra_client.errors import RecurraError, SessionNotFoundError
+from recurra_client.errors import RecurraError, SessionExistsError, SessionNotFoundError
 from recurra_client.feed import run_feed
 from recurra_client.results import StepInfo
 
@@ -29,11 +30,17 @@ class Session:
     """
 
     def __init__(
-        self, connection: Connection, begin: Callable[[], Awaitable[sessions_pb2.Session]], *, keep: bool
+        self,
+        connection: Connection,
+        begin: Callable[[], Awaitable[sessions_pb2.Session]],
+        *,
+        keep: bool,
+        route: str = "",
     ) -> None:
         self._connection = connection
         self._begin = begin
         self._keep = keep
+        self._route = route  # if not by its id
         self._info = sessions_pb2.Session()
         self._codec: Codec | None = None
         self._delivery: Delivery | None = None
@@ -43,6 +50,11 @@ class Session:
     def id(self) -> str:
         """The session's id: any client may go on with it, by `Client.resume`."""
         return self._info.session_id
+
+    @property
+    def route(self) -> str:
+        """What a proxy chooses the server by, in all calls about this session."""
+        return self._route or self.id
 
     @property
     def model(self) -> models_pb2.Model:
@@ -74,7 +86,7 @@ class Session:
             self._info = info = await self._begin()
             self._codec = await self._connection.codec(info.model, info.version, info.model_digest)
             durable = info.durability in (sessions_pb2.DURABILITY_ASYNC, sessions_pb2.DURABILITY_SYNC)
-            self._delivery = Delivery(self._connection, info.session_id, info.steps, durable=durable)
+            self._delivery = Delivery(self._connection, info.session_id, info.steps, route=self.route, durable=durable)
         return self
 
     async def close(self) -> None:
@@ -177,14 +189,15 @@ class Session:
                 raise error
 
     async def info(self) -> sessions_pb2.Session:
-        """How the session stands on the server; does not count as use."""
-        return await get_session(self._connection, self.id)
+        """How the session stands on the server, after the steps that were answered."""
+        await self._opened()[1].bring()
+        return await get_session(self._connection, self.id, route=self.route)
 
     async def reset(self) -> None:
         """Put the session back to its initial states and step number 0."""
         request = sessions_pb2.ResetSessionRequest(session_id=self.id)
         async with self._opened()[1].standstill():
-            await self._connection.call(self._connection.sessions.ResetSession, request)
+            await self._connection.call(self._connection.sessions.ResetSession, request, route=self.route)
 
     async def fork(self, session_id: str = "", *, keep: bool = False) -> "Session":
         """Open a new session that begins where this one stands; this one is left as it is.
@@ -197,15 +210,12 @@ class Session:
             The new session, open: use it with `async with`, or `close` it.
         """
         async with self._opened()[1].standstill(changes=False):
-            request = sessions_pb2.ForkSessionRequest(session_id=self.id, fork_session_id=session_id)
 
             async def begin() -> sessions_pb2.Session:
-                answer = await self._connection.call(
-                    self._connection.sessions.ForkSession, request, repeatable=bool(session_id)
-                )
-                return answer.session
+                return await fork_session(self._connection, self.id, session_id, route=self.route)
 
-            return await Session(self._connection, begin, keep=keep).open()
+            # Where this one is: an EPHEMERAL one is nowhere else.
+            return await Session(self._connection, begin, keep=keep, route=self.route).open()
 
     @contextlib.asynccontextmanager
     async def exclusively(self) -> AsyncIterator[Codec]:
@@ -226,10 +236,56 @@ class Session:
         await delivery.end()
         request = sessions_pb2.CloseSessionRequest(session_id=self.id)
         with contextlib.suppress(SessionNotFoundError):
-            await self._connection.call(self._connection.sessions.CloseSession, request, repeatable=repeatable)
+            await self._connection.call(
+                self._connection.sessions.CloseSession, request, repeatable=repeatable, route=self.route
+            )
 
 
-async def get_session(connection: Connection, session_id: str) -> sessions_pb2.Session:
+async def get_session(connection: Connection, session_id: str, *, route: str = "") -> sessions_pb2.Session:
     """How a session stands; SessionNotFoundError if it is gone."""
     request = sessions_pb2.GetSessionRequest(session_id=session_id)
-    return (await connection.call(connection.sessions.GetSession, request)).session
+    return (await connection.call(connection.sessions.GetSession, request, route=route)).session
+
+
+async def fork_session(
+    connection: Connection, session_id: str, fork_session_id: str, *, route: str = ""
+) -> sessions_pb2.Session:
+    """Open a copy of a session; an unguessable id is made if none is given."""
+    request = sessions_pb2.ForkSessionRequest(
+        session_id=session_id, fork_session_id=fork_session_id or secrets.token_hex(16)
+    )
+
+    async def fork() -> sessions_pb2.Session:
+        return (await connection.call(connection.sessions.ForkSession, request, route=route)).session
+
+    return await once(connection, fork(), request.fork_session_id, chosen=bool(fork_session_id), route=route)
+
+
+async def once(
+    connection: Connection,
+    opening: Awaitable[sessions_pb2.Session],
+    session_id: str,
+    *,
+    chosen: bool,
+    route: str = "",
+) -> sessions_pb2.Session:
+    """The session that a call opens, however often it had to be repeated.
+
+    Args:
+        connection: Where.
+        opening: The call.
+        session_id: The id it gives.
+        chosen: Whether somebody chose the id, so that somebody else's session may have it.
+        route: As in `Connection.call`.
+
+    Raises:
+        SessionExistsError: There is one of this id already.
+        RecurraError: Whatever else the call raised.
+    """
+    try:
+        return await opening
+    except SessionExistsError:
+        if chosen:
+            raise
+        # Nobody else can have made this id: the answer to the first attempt was lost.
+        return await get_session(connection, session_id, route=route)
