@@ -85,7 +85,7 @@ class Envoy:
             await asyncio.sleep(0.02)
 
     def _configuration(self, servers: Sequence[str], admin: str, folder: Path) -> dict[str, Any]:
-        text = CONFIGURATION.read_text().replace("/etc/envoy/tls", str(folder))
+        text = CONFIGURATION.read_text().replace("/etc/envoy-tls", str(folder))
         configuration: dict[str, Any] = yaml.safe_load(text)
         resources = configuration["static_resources"]
         for listener in resources["listeners"]:

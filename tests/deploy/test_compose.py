@@ -20,7 +20,7 @@ def test_services_have_no_rights_and_no_public_port(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -32,7 +32,7 @@ def test_images_are_pinned(name: str) -> None:
 def test_everything_mounted_is_there() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", ()):
-            # The models are made by training; compose says so if they are missing.
+            # Models are made by training, certificates by make; compose says so if they are missing.
             source = volume.split(":")[0] if isinstance(volume, str) else "."
             assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
 
@@ -51,9 +51,18 @@ def test_the_image_has_no_torch_and_no_root() -> None:
 
 def test_prometheus_scrapes_the_server() -> None:
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
-    (scrape,) = config["scrape_configs"]
-    assert scrape["static_configs"] == [{"targets": ["recurra:9464"]}]
+    servers, envoy = config["scrape_configs"]
+    assert servers["static_configs"] == [{"targets": ["recurra:9464"]}]
     assert "127.0.0.1:9464:9464" in SERVICES["recurra"]["ports"]
+    for scrape, name in ((servers, "recurra-servers"), (envoy, "envoy")):
+        assert [found["names"] for found in scrape["dns_sd_configs"]] == [[name]]
+        assert SERVICES[name]["profiles"] == ["cluster"]
+
+
+def test_the_servers_of_the_cluster_are_found_and_find_their_store() -> None:
+    assert "address: recurra-servers, port_value: 50051 " in (ROOT / "deploy" / "envoy" / "envoy.yaml").read_text()
+    assert SERVICES["recurra-servers"]["environment"]["RECURRA_STORE"] == "valkey://valkey:6379"
+    assert SERVICES["valkey"]["profiles"] == ["cluster"]
 
 
 def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:

@@ -238,6 +238,11 @@ class BlockingSession:
         return self._session.id
 
     @property
+    def route(self) -> str:
+        """What a proxy chooses the server by, in all calls about this session."""
+        return self._session.route
+
+    @property
     def model(self) -> models_pb2.Model:
         """See `Session.model`."""
         return self._session.model
