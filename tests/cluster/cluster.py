@@ -107,18 +107,25 @@ def address(target: str) -> dict[str, Any]:
 
 
 class Cluster:
-    """Servers behind Envoy, with one store. Each keeps its port for all of its lives."""
+    """Servers behind Envoy, with one store. Each keeps its port for all of its lives.
 
-    def __init__(self, models: Path, *options: str) -> None:
+    Attributes:
+        servers: In the order of their places.
+        envoy: What callers go to.
+        folder: Where the files are, Envoy's certificate among them.
+    """
+
+    def __init__(self, models: Path, folder: Path, *options: str) -> None:
         self.servers: list[ServerProcess] = []
         self.envoy: Envoy
+        self.folder = folder
         self._models = models
         self._options = options
 
-    async def start_all(self, count: int, folder: Path) -> None:
+    async def start_all(self, count: int) -> None:
         """Start servers, then Envoy; return when it sends calls to all of them."""
         self.servers = list(await asyncio.gather(*(self._start(0) for _ in range(count))))
-        self.envoy = Envoy([server.target for server in self.servers], folder)
+        self.envoy = Envoy([server.target for server in self.servers], self.folder)
         await self.envoy.sees(count)
 
     async def kill(self, place: int) -> None:
@@ -155,9 +162,9 @@ async def cluster(models: Path, folder: Path, *options: str, servers: int = 3) -
     """A cluster for the length of an `async with` block; its files go into `folder`, `options` to the servers."""
     valkey = EmbeddedValkey(folder / "valkey")
     await asyncio.to_thread(valkey.start)
-    them = Cluster(models, "--store", valkey.url, *options)
+    them = Cluster(models, folder, "--store", valkey.url, *options)
     try:
-        await them.start_all(servers, folder)
+        await them.start_all(servers)
         yield them
     finally:
         await them.stop_all()

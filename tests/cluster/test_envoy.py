@@ -1,0 +1,107 @@
+"""What Envoy does with calls: a session's meet its owner, over TLS and from browsers too."""
+
+import asyncio
+import http.client
+import struct
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+import pytest_asyncio
+from recurra.v1 import models_pb2
+from recurra_client import Client
+
+from tests.cluster.cluster import Cluster, cluster
+from tests.support import models
+
+SESSIONS = 24
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def them(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """Servers that write nothing by themselves, so that what is not durable stays so."""
+    folder = tmp_path_factory.mktemp("c")
+    models.publish(folder / "models", "counter", models.counter())
+    async with cluster(folder / "models", folder, "--checkpoint-interval", "60") as made:
+        yield made
+
+
+async def taken_over(them: Cluster) -> float:
+    """How many sessions were taken over, by all servers."""
+    scrapes = await asyncio.gather(*(asyncio.to_thread(server.metrics) for server in them.servers))
+    return sum(scrape.get("recurra_sessions_taken_over_total") or 0 for scrape in scrapes)
+
+
+@pytest.mark.parametrize("durability", ["ephemeral", "async"])
+async def test_all_calls_about_a_session_meet_its_owner(them: Cluster, durability: str) -> None:
+    before = await taken_over(them)
+    async with Client(them.envoy.target) as client:
+        sessions = [await client.session("counter", durability=durability).open() for _ in range(SESSIONS)]  # type: ignore[arg-type]
+        there = [
+            (await asyncio.to_thread(server.metrics)).get("recurra_sessions", model="counter", version="1")
+            for server in them.servers
+        ]
+        assert sum(there) == SESSIONS  # type: ignore[arg-type]
+        assert sum(count > 0 for count in there) > 1, "they are not spread"  # type: ignore[operator]
+        for session in sessions:
+            assert (await session.step([2])).tolist() == [2]
+            assert (await session.info()).steps == 1
+            assert (await client.sessions.get(session.id)).steps == 1
+            async with await session.fork() as fork, client.resume(session.id) as resumed:
+                assert (await fork.step([3])).tolist() == [5]
+                assert (await resumed.step([4])).tolist() == [6]
+            imported = await client.sessions.import_(await client.sessions.export(session.id))
+            assert (await client.sessions.close(imported.session_id)).steps == 2
+            await client.sessions.reset(session.id)
+            await session.close()
+    assert await taken_over(them) == before
+
+
+async def test_steps_that_are_not_durable_are_there_for_calls_that_are_sent_elsewhere(them: Cluster) -> None:
+    async with Client(them.envoy.target) as client, client.session("counter", durability="async") as session:
+        for k in range(1, 6):
+            assert (await session.step([1])).tolist() == [k]
+        owner = await find(them, session.id)
+        await them.kill(owner)
+        assert (await session.step([1])).tolist() == [6], "another server has it now"
+        assert await find(them, session.id) != owner
+        await them.envoy.sees(3)  # and other calls go to the first one again
+        assert session.last.durable_step == 0
+        async with await session.fork() as fork:
+            assert (await fork.step([10])).tolist() == [16]
+        assert (await session.info()).steps == 6
+        assert (await session.step([1])).tolist() == [7]
+
+
+async def find(them: Cluster, session_id: str) -> int:
+    """The place of the server that has a session, asked without Envoy."""
+    for place, server in enumerate(them.servers):
+        async with Client(server.target) as client:
+            async for session in client.sessions.list():
+                if session.session_id == session_id:
+                    return place
+    raise AssertionError("no server has it")
+
+
+async def test_the_edge_speaks_tls(them: Cluster) -> None:
+    credentials = grpc.ssl_channel_credentials(await asyncio.to_thread((them.folder / "tls.crt").read_bytes))
+    async with Client(them.envoy.edge, credentials=credentials) as client, client.session("counter") as session:
+        assert (await session.step([5])).tolist() == [5]
+
+
+async def test_browsers_may_call(them: Cluster) -> None:
+    """gRPC-Web over HTTP/1.1, from a page that may."""
+    body = models_pb2.ListModelsRequest().SerializeToString()
+    connection = http.client.HTTPConnection(them.envoy.target, timeout=10)
+    headers = {"Content-Type": "application/grpc-web+proto", "X-Grpc-Web": "1", "Origin": "http://localhost:5173"}
+    frame = struct.pack(">BI", 0, len(body)) + body
+    await asyncio.to_thread(connection.request, "POST", "/recurra.v1.ModelsService/ListModels", frame, headers)
+    answer = await asyncio.to_thread(connection.getresponse)
+    assert answer.getheader("access-control-allow-origin") == headers["Origin"]
+    content = await asyncio.to_thread(answer.read)
+    connection.close()
+    _, length = struct.unpack_from(">BI", content)
+    listed = models_pb2.ListModelsResponse.FromString(content[5 : 5 + length])
+    assert [model.name for model in listed.models] == ["counter"]
+    assert b"grpc-status:0" in content[5 + length :]
