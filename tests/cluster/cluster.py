@@ -21,7 +21,7 @@ from tests.support.server import Samples, ServerProcess
 CONFIGURATION = ROOT / "deploy" / "envoy" / "envoy.yaml"
 _START_SECONDS = 30.0
 # A drain that is longer than anybody waits: it ends because all streams have moved, or the test fails.
-_OPTIONS = ("--drain-seconds", "300", "--log-level", "warning")
+_OPTIONS = ("--drain-seconds", "300")
 
 
 def free_port() -> int:
@@ -136,11 +136,16 @@ class Cluster:
         """End one in order (SIGTERM), and start it again; return when it gets calls again.
 
         Raises:
-            subprocess.TimeoutExpired: Somebody's stream has not moved.
+            RuntimeError: It does not end: somebody's stream has not moved.
         """
         server = self.servers[place]
         server.terminate()
-        await self._replace(place, server.wait)
+        try:
+            await self._replace(place, server.wait)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(
+                f"a server does not end: {server.metrics().get('recurra_streams')} streams are left; it said:\n{server.output}"
+            ) from None
         await self.envoy.sees(len(self.servers))
 
     async def stop_all(self) -> None:
