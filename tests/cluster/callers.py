@@ -53,7 +53,7 @@ class Callers:
                     rest = await branch.steps(xs[half:])
                     np.testing.assert_allclose(np.concatenate([first, rest]), expected, atol=1e-5)
             assert (await session.info()).steps == STEPS
-            snapshot = await client.sessions.export(session.id)
+            snapshot = await session.export()
             copy = client.resume((await client.sessions.import_(snapshot)).session_id, keep=False)
             async with copy:
                 assert (await copy.info()).steps == STEPS

@@ -94,9 +94,8 @@ class Envoy:
         configuration["admin"]["address"] = address(admin)
         for cluster in resources["clusters"]:
             there = {"servers": servers, "admin": [admin]}[cluster["name"]]
-            cluster["load_assignment"]["endpoints"] = [
-                {"lb_endpoints": [{"endpoint": {"address": address(target)}} for target in there]}
-            ]
+            endpoints = [{"endpoint": {"address": address(target)}} for target in there]
+            cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
         return configuration
 
 
@@ -113,12 +112,14 @@ class Cluster:
         servers: In the order of their places.
         envoy: What callers go to.
         folder: Where the files are, Envoy's certificate among them.
+        starts: Seconds that each start took until the server served.
     """
 
     def __init__(self, models: Path, folder: Path, *options: str) -> None:
         self.servers: list[ServerProcess] = []
         self.envoy: Envoy
         self.folder = folder
+        self.starts: list[float] = []
         self._models = models
         self._options = options
 
@@ -130,7 +131,16 @@ class Cluster:
 
     async def kill(self, place: int) -> None:
         """Kill one without a word (SIGKILL), and start it again; return when it serves."""
-        await self._replace(place, self.servers[place].kill)
+        await self.crash(place)
+        await self.restart(place)
+
+    async def crash(self, place: int) -> None:
+        """Kill one without a word (SIGKILL)."""
+        await asyncio.to_thread(self.servers[place].kill)
+
+    async def restart(self, place: int) -> None:
+        """Start one that has ended, on the same port; return when it serves."""
+        self.servers[place] = await self._start(int(self.servers[place].target.rpartition(":")[2]))
 
     async def roll(self, place: int) -> None:
         """End one in order (SIGTERM), and start it again; return when it gets calls again.
@@ -141,11 +151,11 @@ class Cluster:
         server = self.servers[place]
         server.terminate()
         try:
-            await self._replace(place, server.wait)
+            await asyncio.to_thread(server.wait)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(
-                f"a server does not end: {server.metrics().get('recurra_streams')} streams are left; it said:\n{server.output}"
-            ) from None
+            streams = server.metrics().get("recurra_streams")
+            raise RuntimeError(f"a server does not end, {streams} streams are left:\n{server.output}") from None
+        await self.restart(place)
         await self.envoy.sees(len(self.servers))
 
     async def stop_all(self) -> None:
@@ -154,12 +164,11 @@ class Cluster:
             self.envoy.__exit__()
         await asyncio.gather(*(asyncio.to_thread(server.stop) for server in self.servers))
 
-    async def _replace(self, place: int, end: Any) -> None:
-        await asyncio.to_thread(end)
-        self.servers[place] = await self._start(int(self.servers[place].target.rpartition(":")[2]))
-
     async def _start(self, port: int) -> ServerProcess:
-        return await asyncio.to_thread(ServerProcess, self._models, *self._options, *_OPTIONS, port=port)
+        began = time.monotonic()
+        server = await asyncio.to_thread(ServerProcess, self._models, *self._options, *_OPTIONS, port=port)
+        self.starts.append(time.monotonic() - began)
+        return server
 
 
 @asynccontextmanager

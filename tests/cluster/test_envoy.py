@@ -1,6 +1,7 @@
 """What Envoy does with calls: a session's meet its owner, over TLS and from browsers too."""
 
 import asyncio
+import contextlib
 import http.client
 import struct
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from recurra.v1 import models_pb2
-from recurra_client import Client
+from recurra_client import Client, UnavailableError
 
 from tests.cluster.cluster import Cluster, cluster
 from tests.support import models
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 async def them(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Servers that write nothing by themselves, so that what is not durable stays so."""
     folder = tmp_path_factory.mktemp("c")
-    models.publish(folder / "models", "counter", models.counter())
+    models.publish(folder / "models", "counter", models.counter(feedback={"input": "x", "output": "y"}))
     async with cluster(folder / "models", folder, "--checkpoint-interval", "60") as made:
         yield made
 
@@ -58,28 +59,39 @@ async def test_all_calls_about_a_session_meet_its_owner(them: Cluster, durabilit
     assert await taken_over(them) == before
 
 
-async def test_steps_that_are_not_durable_are_there_for_calls_that_are_sent_elsewhere(them: Cluster) -> None:
+@pytest.mark.parametrize("call", ["fork", "export", "info", "generate"])
+async def test_steps_that_are_not_durable_are_there_for_calls_that_are_sent_elsewhere(them: Cluster, call: str) -> None:
     async with Client(them.envoy.target) as client, client.session("counter", durability="async") as session:
         for k in range(1, 6):
             assert (await session.step([1])).tolist() == [k]
         owner = await find(them, session.id)
-        await them.kill(owner)
+        await them.crash(owner)
         assert (await session.step([1])).tolist() == [6], "another server has it now"
         assert await find(them, session.id) != owner
+        await them.restart(owner)
         await them.envoy.sees(3)  # and other calls go to the first one again
         assert session.last.durable_step == 0
-        async with await session.fork() as fork:
-            assert (await fork.step([10])).tolist() == [16]
-        assert (await session.info()).steps == 6
+        match call:
+            case "fork":
+                async with await session.fork() as fork:
+                    assert (await fork.step([10])).tolist() == [16]
+            case "export":
+                imported = await client.sessions.import_(await session.export())
+                assert imported.steps == 6
+            case "info":
+                assert (await session.info()).steps == 6
+            case "generate":
+                assert [one.output.tolist() async for one in client.generate(session, [[10]], max_steps=1)] == [[16]]
+                return
         assert (await session.step([1])).tolist() == [7]
 
 
 async def find(them: Cluster, session_id: str) -> int:
     """The place of the server that has a session, asked without Envoy."""
     for place, server in enumerate(them.servers):
-        async with Client(server.target) as client:
-            async for session in client.sessions.list():
-                if session.session_id == session_id:
+        with contextlib.suppress(UnavailableError):  # it was killed
+            async with Client(server.target, reconnect=0) as client:
+                if session_id in [session.session_id async for session in client.sessions.list()]:
                     return place
     raise AssertionError("no server has it")
 

@@ -295,6 +295,10 @@ class BlockingSession:
             if error is not None:
                 raise error
 
+    def export(self) -> bytes:
+        """See `Session.export`."""
+        return _run(self._session.export())
+
     def info(self) -> sessions_pb2.Session:
         """See `Session.info`."""
         return _run(self._session.info())

@@ -15,7 +15,7 @@ from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 from recurra_client.admin import Sessions
 from recurra_client.codec import Inputs
 from recurra_client.connection import Connection, route_by
-from recurra_client.errors import from_message, from_rpc
+from recurra_client.errors import StepGapError, from_message, from_rpc
 from recurra_client.results import BatchResult, Generated
 from recurra_client.session import Session, get_session, once
 from recurra_client.tensors import to_array
@@ -307,11 +307,17 @@ class Client:
         if temperature is not None:
             request.sampling.CopyFrom(inference_pb2.Sampling(temperature=temperature, top_k=top_k, seed=seed))
         if isinstance(start, Session):
-            async with start.exclusively() as codec:
+            async with start.exclusively() as (codec, delivery, request.after_step):
                 request.session_id = start.id
                 request.inputs.extend(codec.sequence(x)[0])
-                async for generated in self._generate(request, named=isinstance(x, Mapping), route=start.route):
-                    yield generated
+                while True:
+                    try:
+                        async for generated in self._generate(request, named=isinstance(x, Mapping), route=start.route):
+                            yield generated
+                    except StepGapError as gap:  # before anything was generated
+                        await delivery.bring(gap)
+                    else:
+                        break
         else:
             codec = await self._connection.codec(start, version)
             request.model.CopyFrom(inference_pb2.ModelVersion(name=start, version=version))

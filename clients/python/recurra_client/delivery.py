@@ -94,27 +94,47 @@ class Delivery:
         return Delivered(cast("inference_pb2.StepResult", step.outcome), time.perf_counter() - began)
 
     @contextlib.asynccontextmanager
-    async def standstill(self, *, changes: bool = True) -> AsyncIterator[None]:
+    async def standstill(self, *, changes: bool = True) -> AsyncIterator[int]:
         """Have what stands in line applied, then hold the line during another call, which perhaps changes the session.
 
-        The call finds all steps applied, on whatever server. What it changes is durable when it is answered.
+        What it changes is durable when it is answered.
+
+        Yields:
+            How many steps are applied, for the call to say; 0 where it is not known, and all are durable. A server that
+            lacks some says so by a gap: see `bring`.
         """
         async with self._turn:
             await self._connection.in_time(self._answer_all())
-            await self._connection.in_time(self._bring())
+            applied = self._applied or 0
             if changes:
                 self._applied = None
-            yield
+            yield applied
             if changes and self._replay is not None:
                 self._replay.clear()
 
-    async def bring(self) -> None:
-        """Bring the steps that are not durable yet to the server that a proxy sends other calls to.
+    async def bring(self, gap: StepGapError) -> None:
+        """Bring steps to a server that lacks them, in a standstill.
 
-        It may be another than the one that the stream is at: a stream stays where it began when servers come and go.
+        A proxy may send a call to another server than the one that the stream is at, which stays where it began
+        when servers come and go. That one then takes the session over as it was saved last.
+
+        Raises:
+            SessionLostError: It lacks more than is kept.
         """
+        if self._replay is None:
+            raise gap
+        lacking = self._replay.since(gap)
+        self._leave()  # a new one goes where the call went
+        with contextlib.suppress(StepNotHeldError):
+            await self._connection.in_time(self._connection.persist(lambda: self._apply(lacking[-1])))
+
+    async def catch_up(self, session: sessions_pb2.Session) -> bool:
+        """Whether the server that answered lacked steps, which it has now."""
         async with self._turn:
-            await self._connection.in_time(self._bring())
+            lacks = self._applied is not None and session.steps < self._applied and bool(self._replay)
+            if lacks:
+                await self.bring(gap_at(session))
+            return lacks
 
     async def end(self) -> None:
         """End the stream; the session stays open on the server."""
@@ -162,14 +182,6 @@ class Delivery:
         except RecurraError as error:
             step.outcome = error
         self._line.popleft()
-
-    async def _bring(self) -> None:
-        if not self._replay:
-            return
-        self._leave()
-        last = self._replay.last
-        with contextlib.suppress(StepNotHeldError):
-            await self._connection.persist(lambda: self._apply(last))
 
     def _leave(self) -> None:
         """Send the next message on a new stream."""
@@ -234,3 +246,13 @@ class Delivery:
         # A stream for each session, not one for all: no session waits for another's message, and
         # a proxy can send each one to the server that owns it.
         return self._connection.inference.StreamSteps(metadata=route_by(self._route))
+
+
+def gap_at(session: sessions_pb2.Session) -> StepGapError:
+    """What a server says that has the session like this, when it is asked for more."""
+    return StepGapError(
+        f"the session is at step {session.steps}",
+        reason="STEP_GAP",
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+        metadata={"session_id": session.session_id, "expected_step": str(session.steps + 1)},
+    )

@@ -27,11 +27,6 @@ class Replay:
     def __len__(self) -> int:
         return len(self._kept)
 
-    @property
-    def last(self) -> _Request:
-        """The newest."""
-        return self._kept[-1][0]
-
     def add(self, request: _Request, size: int, durable_step: int) -> None:
         """A message of so many bytes was answered; drop what needs no keeping any more."""
         self._kept.append((request, size))

@@ -4,7 +4,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 from numpy.typing import ArrayLike, NDArray
 from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
@@ -12,9 +12,11 @@ from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 from recurra_client.codec import Codec, Inputs
 from recurra_client.connection import Connection
 from recurra_client.delivery import Delivered, Delivery
-from recurra_client.errors import RecurraError, SessionExistsError, SessionNotFoundError
+from recurra_client.errors import RecurraError, SessionExistsError, SessionNotFoundError, StepGapError
 from recurra_client.feed import run_feed
 from recurra_client.results import StepInfo
+
+_T = TypeVar("_T")
 
 
 class Session:
@@ -190,8 +192,11 @@ class Session:
 
     async def info(self) -> sessions_pb2.Session:
         """How the session stands on the server, after the steps that were answered."""
-        await self._opened()[1].bring()
-        return await get_session(self._connection, self.id, route=self.route)
+        delivery = self._opened()[1]
+        info = await get_session(self._connection, self.id, route=self.route)
+        while await delivery.catch_up(info):
+            info = await get_session(self._connection, self.id, route=self.route)
+        return info
 
     async def reset(self) -> None:
         """Put the session back to its initial states and step number 0."""
@@ -209,20 +214,42 @@ class Session:
         Returns:
             The new session, open: use it with `async with`, or `close` it.
         """
-        async with self._opened()[1].standstill(changes=False):
+        # Where this one is: an EPHEMERAL one is nowhere else.
+        begun = await self._with_all_steps(
+            lambda step: fork_session(self._connection, self.id, session_id, after_step=step, route=self.route)
+        )
+        return await Session(self._connection, lambda: _ready(begun), keep=keep, route=self.route).open()
 
-            async def begin() -> sessions_pb2.Session:
-                return await fork_session(self._connection, self.id, session_id, route=self.route)
+    async def export(self) -> bytes:
+        """Take a snapshot of the session with all steps that were called, for `Sessions.import_` and `rewind`."""
 
-            # Where this one is: an EPHEMERAL one is nowhere else.
-            return await Session(self._connection, begin, keep=keep, route=self.route).open()
+        async def export(step: int) -> bytes:
+            request = sessions_pb2.ExportSessionRequest(session_id=self.id, after_step=step)
+            method = self._connection.sessions.ExportSession
+            return (await self._connection.call(method, request, route=self.route)).snapshot
+
+        return await self._with_all_steps(export)
+
+    async def _with_all_steps(self, call: Callable[[int], Awaitable[_T]]) -> _T:
+        """Make a call that says which step must be applied; a server that lacks steps is given them before."""
+        delivery = self._opened()[1]
+        async with delivery.standstill(changes=False) as applied:
+            while True:
+                try:
+                    return await call(applied)
+                except StepGapError as gap:
+                    await delivery.bring(gap)
 
     @contextlib.asynccontextmanager
-    async def exclusively(self) -> AsyncIterator[Codec]:
-        """Hold the session while another call advances it on the server: `Client.generate`."""
+    async def exclusively(self) -> AsyncIterator[tuple[Codec, Delivery, int]]:
+        """Hold the session while another call advances it on the server: `Client.generate`.
+
+        Yields:
+            Its codec, and as `Delivery.standstill`.
+        """
         codec, delivery = self._opened()
-        async with delivery.standstill():
-            yield codec
+        async with delivery.standstill() as applied:
+            yield codec, delivery, applied
 
     def _opened(self) -> tuple[Codec, Delivery]:
         if self._codec is None or self._delivery is None:
@@ -241,6 +268,10 @@ class Session:
             )
 
 
+async def _ready(session: sessions_pb2.Session) -> sessions_pb2.Session:
+    return session
+
+
 async def get_session(connection: Connection, session_id: str, *, route: str = "") -> sessions_pb2.Session:
     """How a session stands; SessionNotFoundError if it is gone."""
     request = sessions_pb2.GetSessionRequest(session_id=session_id)
@@ -248,11 +279,11 @@ async def get_session(connection: Connection, session_id: str, *, route: str = "
 
 
 async def fork_session(
-    connection: Connection, session_id: str, fork_session_id: str, *, route: str = ""
+    connection: Connection, session_id: str, fork_session_id: str, *, after_step: int = 0, route: str = ""
 ) -> sessions_pb2.Session:
     """Open a copy of a session; an unguessable id is made if none is given."""
     request = sessions_pb2.ForkSessionRequest(
-        session_id=session_id, fork_session_id=fork_session_id or secrets.token_hex(16)
+        session_id=session_id, fork_session_id=fork_session_id or secrets.token_hex(16), after_step=after_step
     )
 
     async def fork() -> sessions_pb2.Session:

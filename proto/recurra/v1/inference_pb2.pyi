@@ -525,12 +525,15 @@ class GenerateRequest(_message.Message):
     MAX_STEPS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOP_CLASS_FIELD_NUMBER: _builtins.int
+    AFTER_STEP_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """A session, which goes on from where it stands and is advanced by what is generated."""
     max_steps: _builtins.int
     """The most steps to answer; from 1 to the server's bound on a chunk."""
     stop_class: _builtins.int
     """Stop after this class has been drawn, for a model whose feedback is sampled. Unset: go on to max_steps."""
+    after_step: _builtins.int
+    """As in ForkSessionRequest.after_step, where it begins at a session."""
     @_builtins.property
     def model(self) -> Global___ModelVersion:
         """A model, from its beginning, without a session."""
@@ -554,10 +557,11 @@ class GenerateRequest(_message.Message):
         max_steps: _builtins.int = ...,
         sampling: Global___Sampling | None = ...,
         stop_class: _builtins.int | None = ...,
+        after_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class", "model", b"model", "sampling", b"sampling", "session_id", b"session_id", "start", b"start", "stop_class", b"stop_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class", "inputs", b"inputs", "max_steps", b"max_steps", "model", b"model", "sampling", b"sampling", "session_id", b"session_id", "start", b"start", "stop_class", b"stop_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class", "after_step", b"after_step", "inputs", b"inputs", "max_steps", b"max_steps", "model", b"model", "sampling", b"sampling", "session_id", b"session_id", "start", b"start", "stop_class", b"stop_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_class: _TypeAlias = _typing.Literal["stop_class"]  # noqa: Y015
     _WhichOneofArgType__stop_class: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class"]  # noqa: Y015

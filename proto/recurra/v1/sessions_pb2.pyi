@@ -396,19 +396,25 @@ class ForkSessionRequest(_message.Message):
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     FORK_SESSION_ID_FIELD_NUMBER: _builtins.int
+    AFTER_STEP_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session to copy."""
     fork_session_id: _builtins.str
     """The id of the copy, as in OpenSessionRequest.session_id. Unset: the server makes one."""
+    after_step: _builtins.int
+    """How many steps the caller knows to be applied. A server that has fewer, because it took the session over, fails with
+    FAILED_PRECONDITION (STEP_GAP): it needs those from expected_step on first. Unset: whatever is applied.
+    """
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
         fork_session_id: _builtins.str = ...,
+        after_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fork_session_id", b"fork_session_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "fork_session_id", b"fork_session_id", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,16 +451,20 @@ class ExportSessionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    AFTER_STEP_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's id."""
+    after_step: _builtins.int
+    """As in ForkSessionRequest.after_step."""
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
+        after_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -132,7 +132,7 @@ class SessionsServiceServicer:
     def ForkSession(self, request, context):
         """ForkSession opens a new session with the states and step number of another,
         which is left as it is: for what-if questions and beam search. Steps that
-        wait are run first. Fails like GetSession and like OpenSession.
+        wait are run first. Fails like GetSession and like OpenSession, and with FAILED_PRECONDITION (STEP_GAP).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,7 +140,7 @@ class SessionsServiceServicer:
 
     def ExportSession(self, request, context):
         """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
-        kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+        kept or carried elsewhere. Steps that wait are run first. Fails like GetSession, and with FAILED_PRECONDITION (STEP_GAP).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

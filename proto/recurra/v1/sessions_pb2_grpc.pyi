@@ -57,11 +57,11 @@ class SessionsServiceStub:
     ForkSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ForkSessionRequest, _sessions_pb2.ForkSessionResponse]
     """ForkSession opens a new session with the states and step number of another,
     which is left as it is: for what-if questions and beam search. Steps that
-    wait are run first. Fails like GetSession and like OpenSession.
+    wait are run first. Fails like GetSession and like OpenSession, and with FAILED_PRECONDITION (STEP_GAP).
     """
     ExportSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ExportSessionRequest, _sessions_pb2.ExportSessionResponse]
     """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
-    kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+    kept or carried elsewhere. Steps that wait are run first. Fails like GetSession, and with FAILED_PRECONDITION (STEP_GAP).
     """
     ImportSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ImportSessionRequest, _sessions_pb2.ImportSessionResponse]
     """ImportSession opens a session that goes on where a snapshot was taken, on any server that serves the same model.
@@ -101,11 +101,11 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     ForkSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ForkSessionRequest, _sessions_pb2.ForkSessionResponse]  # type: ignore[assignment]
     """ForkSession opens a new session with the states and step number of another,
     which is left as it is: for what-if questions and beam search. Steps that
-    wait are run first. Fails like GetSession and like OpenSession.
+    wait are run first. Fails like GetSession and like OpenSession, and with FAILED_PRECONDITION (STEP_GAP).
     """
     ExportSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ExportSessionRequest, _sessions_pb2.ExportSessionResponse]  # type: ignore[assignment]
     """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
-    kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+    kept or carried elsewhere. Steps that wait are run first. Fails like GetSession, and with FAILED_PRECONDITION (STEP_GAP).
     """
     ImportSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ImportSessionRequest, _sessions_pb2.ImportSessionResponse]  # type: ignore[assignment]
     """ImportSession opens a session that goes on where a snapshot was taken, on any server that serves the same model.
@@ -178,7 +178,7 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sessions_pb2.ForkSessionResponse, _abc.Awaitable[_sessions_pb2.ForkSessionResponse]]:
         """ForkSession opens a new session with the states and step number of another,
         which is left as it is: for what-if questions and beam search. Steps that
-        wait are run first. Fails like GetSession and like OpenSession.
+        wait are run first. Fails like GetSession and like OpenSession, and with FAILED_PRECONDITION (STEP_GAP).
         """
 
     @_abc_1.abstractmethod
@@ -188,7 +188,7 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.ExportSessionResponse, _abc.Awaitable[_sessions_pb2.ExportSessionResponse]]:
         """ExportSession takes a snapshot of a session: its states, its step number and its last reply, as bytes to be
-        kept or carried elsewhere. Steps that wait are run first. Fails like GetSession.
+        kept or carried elsewhere. Steps that wait are run first. Fails like GetSession, and with FAILED_PRECONDITION (STEP_GAP).
         """
 
     @_abc_1.abstractmethod

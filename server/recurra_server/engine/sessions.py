@@ -63,6 +63,22 @@ class Session:
         self.durable: Durable | None = None
         self.closed = False
 
+    def check_applied(self, step: int) -> None:
+        """Before something is made of the session's states.
+
+        Raises:
+            StepGapError: This step, which somebody knows to be applied, is not: another server applied it, and was
+                gone before it was durable.
+        """
+        if self.applied < step:
+            expected = self.applied + 1
+            raise StepGapError(
+                f"step {step} is not applied here; send the steps from {expected} on again",
+                session_id=self.id,
+                step=step,
+                expected_step=expected,
+            )
+
     def admit(self, step: Step) -> bool:
         """Decide by its number what becomes of a step: True to apply it, False where the kept reply answers it.
 

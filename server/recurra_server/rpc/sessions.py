@@ -176,9 +176,10 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         session = await self._driver.find(request.session_id)
 
         if session.durable is not None:
-            return await self._fork_durable(session, session.durable, request.fork_session_id)
+            return await self._fork_durable(session, session.durable, request)
 
         def fork() -> sessions_pb2.Session:
+            session.check_applied(request.after_step)
             now = self._driver.clock()
             return describe(self._engine.fork(session, now, session_id=request.fork_session_id), now)
 
@@ -192,6 +193,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         session = await self._driver.find(request.session_id)
 
         def export() -> sessions_pb2.ExportSessionResponse:
+            session.check_applied(request.after_step)
             now = self._driver.clock()
             snapshot = snapshots.take(session, now)
             return sessions_pb2.ExportSessionResponse(snapshot=snapshot, session=describe(session, now))
@@ -235,13 +237,18 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         return sessions_pb2.RewindSessionResponse(session=then)
 
     async def _fork_durable(
-        self, session: Session, durable: Durable, fork_session_id: str
+        self, session: Session, durable: Durable, request: sessions_pb2.ForkSessionRequest
     ) -> sessions_pb2.ForkSessionResponse:
         assert self._driver.checkpoints is not None  # noqa: S101 - else no session is durable
-        snapshot = await self._driver.at_rest(session, lambda: snapshots.take(session, self._driver.clock()))
+
+        def take() -> bytes:
+            session.check_applied(request.after_step)
+            return snapshots.take(session, self._driver.clock())
+
+        snapshot = await self._driver.at_rest(session, take)
         copy = await self._driver.checkpoints.open(
             snapshot,
-            session_id=fork_session_id,
+            session_id=request.fork_session_id,
             idle_timeout=float(session.model.slots.idle_timeout[session.slot]),
             durability=durable.durability,
         )
