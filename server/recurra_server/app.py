@@ -3,7 +3,7 @@
 import asyncio
 import platform
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -172,9 +172,7 @@ class App:
     async def stop(self) -> None:
         """Stop listening, and end what is left."""
         await self._server.stop(grace=1.0)
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        await _end(self._chores)
         if self.driver.checkpoints is not None and self._store is not None:
             if not await self.driver.checkpoints.write():
                 _log.error("checkpoints_lost", sessions=len(self.engine.ledger.changed))
@@ -269,6 +267,14 @@ def export(registry: CollectorRegistry, healthy: Probe, ready: Probe, host: str,
         return Exporter(registry, healthy, ready, host, port)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose --metrics-port") from None
+
+
+async def _end(chores: Sequence[asyncio.Future[None]]) -> None:
+    """Cancel, and again: `asyncio.wait_for` of Python 3.11, which the store's client uses, can lose a cancellation."""
+    while pending := [chore for chore in chores if not chore.done()]:
+        for chore in pending:
+            chore.cancel()
+        await asyncio.wait(pending, timeout=0.2)
 
 
 def _build_info() -> dict[str, str]:

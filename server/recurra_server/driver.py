@@ -18,7 +18,7 @@ from recurra_server.checkpoints import Checkpoints
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.blocks import Block, BlockBatch
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundError
+from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundError, StepGapError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Buffer, Step
@@ -191,6 +191,21 @@ class Driver:
             if found is None:
                 raise
             return found
+
+    async def has_applied(self, session: Session, step: int) -> None:
+        """Make sure of a step that somebody knows to be applied, before something is made of a session's states.
+
+        Raises:
+            StepGapError: It is not applied here: another server applied it, and was gone before it was durable.
+            SessionMovedError: It is applied on another server, which has the session now.
+            Exception: As `at_rest` and `Checkpoints.saved`.
+        """
+        try:
+            await self.at_rest(session, lambda: session.check_applied(step))
+        except StepGapError as gap:
+            if session.durable is not None and session.durable.doubts(gap, self.clock()):
+                await self.saved(session)
+            raise
 
     async def saved(self, session: Session) -> None:
         """Wait until a session is in the store as it stands, if it is durable; see `Checkpoints.saved`."""

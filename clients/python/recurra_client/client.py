@@ -310,14 +310,19 @@ class Client:
             async with start.exclusively() as (codec, delivery, request.after_step):
                 request.session_id = start.id
                 request.inputs.extend(codec.sequence(x)[0])
-                while True:
-                    try:
-                        async for generated in self._generate(request, named=isinstance(x, Mapping), route=start.route):
-                            yield generated
-                    except StepGapError as gap:  # before anything was generated
-                        await delivery.bring(gap)
-                    else:
-                        break
+                named, step, ended = isinstance(x, Mapping), 0, False
+                try:
+                    while not ended:
+                        try:
+                            async for generated in self._generate(request, named=named, route=start.route):
+                                step = generated.step
+                                yield generated
+                            ended = True
+                        except StepGapError as gap:  # before anything was generated
+                            await delivery.bring(gap)
+                finally:
+                    if step:
+                        delivery.changed(step, surely=ended)
         else:
             codec = await self._connection.codec(start, version)
             request.model.CopyFrom(inference_pb2.ModelVersion(name=start, version=version))

@@ -44,7 +44,7 @@ class _Step:
 
     def __init__(self, request: inference_pb2.StreamStepsRequest) -> None:
         self.request = request
-        self.asked = False  # its number was asked for, not counted
+        self.asked = False  # its number was asked for or guessed, not counted
         self.outcome: inference_pb2.StepResult | RecurraError | None = None
 
 
@@ -65,10 +65,16 @@ class Delivery:
         self._route = route
         self._connection = connection
         self._applied: int | None = applied  # None: it must be asked for
+        self._sure = True  # that there are no more
         self._line: deque[_Step] = deque()
         self._turn = asyncio.Lock()
         self._stream: _Stream | None = None
         self._replay = Replay() if durable else None
+
+    @property
+    def applied(self) -> int:
+        """How many steps are known to be applied; 0 where another call is changing that."""
+        return self._applied or 0
 
     async def deliver(self, inputs: list[tensor_pb2.Tensor]) -> Delivered:
         """Apply one step or chunk, after all that stand in line before it.
@@ -94,23 +100,29 @@ class Delivery:
         return Delivered(cast("inference_pb2.StepResult", step.outcome), time.perf_counter() - began)
 
     @contextlib.asynccontextmanager
-    async def standstill(self, *, changes: bool = True) -> AsyncIterator[int]:
-        """Have what stands in line applied, then hold the line during another call, which perhaps changes the session.
+    async def standstill(self, *, after_all: bool = True, changes: bool = False) -> AsyncIterator[int]:
+        """Hold the line during another call.
 
-        What it changes is durable when it is answered.
+        Args:
+            after_all: Have what stands in line applied before.
+            changes: The call may change the session, durably when it is answered; `changed` then tells how.
 
         Yields:
-            How many steps are applied, for the call to say; 0 where it is not known, and all are durable. A server that
-            lacks some says so by a gap: see `bring`.
+            `applied`, for the call to say. A server that lacks steps says so by a gap: see `bring`.
         """
         async with self._turn:
-            await self._connection.in_time(self._answer_all())
-            applied = self._applied or 0
+            if after_all:
+                await self._connection.in_time(self._answer_all())
+            applied = self.applied
             if changes:
                 self._applied = None
             yield applied
-            if changes and self._replay is not None:
-                self._replay.clear()
+
+    def changed(self, applied: int, *, surely: bool = True) -> None:
+        """Another call has left the session with so many steps applied, or with a few more."""
+        self._applied, self._sure = applied, surely
+        if self._replay is not None:
+            self._replay.clear()
 
     async def bring(self, gap: StepGapError) -> None:
         """Bring steps to a server that lacks them, in a standstill.
@@ -127,14 +139,6 @@ class Delivery:
         self._leave()  # a new one goes where the call went
         with contextlib.suppress(StepNotHeldError):
             await self._connection.in_time(self._connection.persist(lambda: self._apply(lacking[-1])))
-
-    async def catch_up(self, session: sessions_pb2.Session) -> bool:
-        """Whether the server that answered lacked steps, which it has now."""
-        async with self._turn:
-            lacks = self._applied is not None and session.steps < self._applied and bool(self._replay)
-            if lacks:
-                await self.bring(gap_at(session))
-            return lacks
 
     async def end(self) -> None:
         """End the stream; the session stays open on the server."""
@@ -164,18 +168,18 @@ class Delivery:
         step = self._line[0]
         if not step.request.step:
             # Numbered only now: had one before it failed, it would have left a gap.
-            step.asked = self._applied is None
+            step.asked = self._applied is None or not self._sure
             step.request.step = await self._next_number()
         try:
             step.outcome = await self._connection.persist(lambda: self._apply(step.request))
-            self._applied = step.outcome.step
+            self._applied, self._sure = step.outcome.step, True
             if self._replay is not None:
                 self._replay.add(step.request, step.request.ByteSize(), step.outcome.durable_step)
         except UnavailableError:
             raise  # it stays the first in line, and keeps its number
         except StepNotHeldError as error:
             if step.asked:
-                # A generation that was left early had a step under way still: ask again.
+                # A generation that was left early had a step under way still: ask (again).
                 self._applied, step.request.step = None, 0
                 return
             step.outcome = error
@@ -246,13 +250,3 @@ class Delivery:
         # A stream for each session, not one for all: no session waits for another's message, and
         # a proxy can send each one to the server that owns it.
         return self._connection.inference.StreamSteps(metadata=route_by(self._route))
-
-
-def gap_at(session: sessions_pb2.Session) -> StepGapError:
-    """What a server says that has the session like this, when it is asked for more."""
-    return StepGapError(
-        f"the session is at step {session.steps}",
-        reason="STEP_GAP",
-        code=grpc.StatusCode.FAILED_PRECONDITION,
-        metadata={"session_id": session.session_id, "expected_step": str(session.steps + 1)},
-    )

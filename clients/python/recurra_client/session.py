@@ -191,18 +191,23 @@ class Session:
                 raise error
 
     async def info(self) -> sessions_pb2.Session:
-        """How the session stands on the server, after the steps that were answered."""
+        """How the session stands on the server; does not count as use."""
         delivery = self._opened()[1]
-        info = await get_session(self._connection, self.id, route=self.route)
-        while await delivery.catch_up(info):
-            info = await get_session(self._connection, self.id, route=self.route)
-        return info
+        while True:
+            step = delivery.applied  # it is not held up by what is on its way
+            try:
+                return await get_session(self._connection, self.id, after_step=step, route=self.route)
+            except StepGapError as gap:
+                async with delivery.standstill(after_all=False):
+                    await delivery.bring(gap)
 
     async def reset(self) -> None:
         """Put the session back to its initial states and step number 0."""
         request = sessions_pb2.ResetSessionRequest(session_id=self.id)
-        async with self._opened()[1].standstill():
+        delivery = self._opened()[1]
+        async with delivery.standstill(changes=True):
             await self._connection.call(self._connection.sessions.ResetSession, request, route=self.route)
+            delivery.changed(0)
 
     async def fork(self, session_id: str = "", *, keep: bool = False) -> "Session":
         """Open a new session that begins where this one stands; this one is left as it is.
@@ -233,7 +238,7 @@ class Session:
     async def _with_all_steps(self, call: Callable[[int], Awaitable[_T]]) -> _T:
         """Make a call that says which step must be applied; a server that lacks steps is given them before."""
         delivery = self._opened()[1]
-        async with delivery.standstill(changes=False) as applied:
+        async with delivery.standstill() as applied:
             while True:
                 try:
                     return await call(applied)
@@ -248,7 +253,7 @@ class Session:
             Its codec, and as `Delivery.standstill`.
         """
         codec, delivery = self._opened()
-        async with delivery.standstill() as applied:
+        async with delivery.standstill(changes=True) as applied:
             yield codec, delivery, applied
 
     def _opened(self) -> tuple[Codec, Delivery]:
@@ -272,9 +277,11 @@ async def _ready(session: sessions_pb2.Session) -> sessions_pb2.Session:
     return session
 
 
-async def get_session(connection: Connection, session_id: str, *, route: str = "") -> sessions_pb2.Session:
+async def get_session(
+    connection: Connection, session_id: str, *, after_step: int = 0, route: str = ""
+) -> sessions_pb2.Session:
     """How a session stands; SessionNotFoundError if it is gone."""
-    request = sessions_pb2.GetSessionRequest(session_id=session_id)
+    request = sessions_pb2.GetSessionRequest(session_id=session_id, after_step=after_step)
     return (await connection.call(connection.sessions.GetSession, request, route=route)).session
 
 

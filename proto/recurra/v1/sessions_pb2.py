@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from recurra.v1 import tensor_pb2 as recurra_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19recurra/v1/sessions.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17recurra/v1/tensor.proto\"\xfe\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x01(\x04\x12/\n\x0cidle_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04idle\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12*\n\ndurability\x18\x08 \x01(\x0e\x32\x16.recurra.v1.Durability\x12\x14\n\x0c\x64urable_step\x18\t \x01(\x04\"\xd1\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12/\n\x0cidle_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x0einitial_states\x18\x05 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12*\n\ndurability\x18\x06 \x01(\x0e\x32\x16.recurra.v1.Durability\";\n\x13OpenSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.recurra.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x04\")\n\x13ResetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"<\n\x14ResetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"<\n\x14\x43loseSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\"U\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66ork_session_id\x18\x02 \x01(\t\x12\x12\n\nafter_step\x18\x03 \x01(\x04\";\n\x13\x46orkSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\">\n\x14\x45xportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\"O\n\x15\x45xportSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.recurra.v1.Session\"\x99\x01\n\x14ImportSessionRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12/\n\x0cidle_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\ndurability\x18\x04 \x01(\x0e\x32\x16.recurra.v1.Durability\"=\n\x15ImportSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\"<\n\x14RewindSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\"=\n\x15RewindSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session*m\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_EPHEMERAL\x10\x01\x12\x14\n\x10\x44URABILITY_ASYNC\x10\x02\x12\x13\n\x0f\x44URABILITY_SYNC\x10\x03\x32\xf9\x05\n\x0fSessionsService\x12N\n\x0bOpenSession\x12\x1e.recurra.v1.OpenSessionRequest\x1a\x1f.recurra.v1.OpenSessionResponse\x12K\n\nGetSession\x12\x1d.recurra.v1.GetSessionRequest\x1a\x1e.recurra.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.recurra.v1.ListSessionsRequest\x1a .recurra.v1.ListSessionsResponse\x12Q\n\x0cResetSession\x12\x1f.recurra.v1.ResetSessionRequest\x1a .recurra.v1.ResetSessionResponse\x12Q\n\x0c\x43loseSession\x12\x1f.recurra.v1.CloseSessionRequest\x1a .recurra.v1.CloseSessionResponse\x12N\n\x0b\x46orkSession\x12\x1e.recurra.v1.ForkSessionRequest\x1a\x1f.recurra.v1.ForkSessionResponse\x12T\n\rExportSession\x12 .recurra.v1.ExportSessionRequest\x1a!.recurra.v1.ExportSessionResponse\x12T\n\rImportSession\x12 .recurra.v1.ImportSessionRequest\x1a!.recurra.v1.ImportSessionResponse\x12T\n\rRewindSession\x12 .recurra.v1.RewindSessionRequest\x1a!.recurra.v1.RewindSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19recurra/v1/sessions.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17recurra/v1/tensor.proto\"\xfe\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x01(\x04\x12/\n\x0cidle_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04idle\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12*\n\ndurability\x18\x08 \x01(\x0e\x32\x16.recurra.v1.Durability\x12\x14\n\x0c\x64urable_step\x18\t \x01(\x04\"\xd1\x01\n\x12OpenSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12/\n\x0cidle_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x0einitial_states\x18\x05 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12*\n\ndurability\x18\x06 \x01(\x0e\x32\x16.recurra.v1.Durability\";\n\x13OpenSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\";\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.recurra.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x04\")\n\x13ResetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"<\n\x14ResetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"<\n\x14\x43loseSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\"U\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66ork_session_id\x18\x02 \x01(\t\x12\x12\n\nafter_step\x18\x03 \x01(\x04\";\n\x13\x46orkSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\">\n\x14\x45xportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\"O\n\x15\x45xportSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12$\n\x07session\x18\x02 \x01(\x0b\x32\x13.recurra.v1.Session\"\x99\x01\n\x14ImportSessionRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12/\n\x0cidle_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\ndurability\x18\x04 \x01(\x0e\x32\x16.recurra.v1.Durability\"=\n\x15ImportSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session\"<\n\x14RewindSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\"=\n\x15RewindSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.recurra.v1.Session*m\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44URABILITY_EPHEMERAL\x10\x01\x12\x14\n\x10\x44URABILITY_ASYNC\x10\x02\x12\x13\n\x0f\x44URABILITY_SYNC\x10\x03\x32\xf9\x05\n\x0fSessionsService\x12N\n\x0bOpenSession\x12\x1e.recurra.v1.OpenSessionRequest\x1a\x1f.recurra.v1.OpenSessionResponse\x12K\n\nGetSession\x12\x1d.recurra.v1.GetSessionRequest\x1a\x1e.recurra.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.recurra.v1.ListSessionsRequest\x1a .recurra.v1.ListSessionsResponse\x12Q\n\x0cResetSession\x12\x1f.recurra.v1.ResetSessionRequest\x1a .recurra.v1.ResetSessionResponse\x12Q\n\x0c\x43loseSession\x12\x1f.recurra.v1.CloseSessionRequest\x1a .recurra.v1.CloseSessionResponse\x12N\n\x0b\x46orkSession\x12\x1e.recurra.v1.ForkSessionRequest\x1a\x1f.recurra.v1.ForkSessionResponse\x12T\n\rExportSession\x12 .recurra.v1.ExportSessionRequest\x1a!.recurra.v1.ExportSessionResponse\x12T\n\rImportSession\x12 .recurra.v1.ImportSessionRequest\x1a!.recurra.v1.ImportSessionResponse\x12T\n\rRewindSession\x12 .recurra.v1.RewindSessionRequest\x1a!.recurra.v1.RewindSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recurra.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DURABILITY']._serialized_start=1756
-  _globals['_DURABILITY']._serialized_end=1865
+  _globals['_DURABILITY']._serialized_start=1776
+  _globals['_DURABILITY']._serialized_end=1885
   _globals['_SESSION']._serialized_start=99
   _globals['_SESSION']._serialized_end=353
   _globals['_OPENSESSIONREQUEST']._serialized_start=356
@@ -42,37 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENSESSIONRESPONSE']._serialized_start=567
   _globals['_OPENSESSIONRESPONSE']._serialized_end=626
   _globals['_GETSESSIONREQUEST']._serialized_start=628
-  _globals['_GETSESSIONREQUEST']._serialized_end=667
-  _globals['_GETSESSIONRESPONSE']._serialized_start=669
-  _globals['_GETSESSIONRESPONSE']._serialized_end=727
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=729
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=804
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=806
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=907
-  _globals['_RESETSESSIONREQUEST']._serialized_start=909
-  _globals['_RESETSESSIONREQUEST']._serialized_end=950
-  _globals['_RESETSESSIONRESPONSE']._serialized_start=952
-  _globals['_RESETSESSIONRESPONSE']._serialized_end=1012
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1014
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1055
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1057
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1117
-  _globals['_FORKSESSIONREQUEST']._serialized_start=1119
-  _globals['_FORKSESSIONREQUEST']._serialized_end=1204
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=1206
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=1265
-  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1267
-  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1329
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1331
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1410
-  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1413
-  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1566
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1568
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1629
-  _globals['_REWINDSESSIONREQUEST']._serialized_start=1631
-  _globals['_REWINDSESSIONREQUEST']._serialized_end=1691
-  _globals['_REWINDSESSIONRESPONSE']._serialized_start=1693
-  _globals['_REWINDSESSIONRESPONSE']._serialized_end=1754
-  _globals['_SESSIONSSERVICE']._serialized_start=1868
-  _globals['_SESSIONSSERVICE']._serialized_end=2629
+  _globals['_GETSESSIONREQUEST']._serialized_end=687
+  _globals['_GETSESSIONRESPONSE']._serialized_start=689
+  _globals['_GETSESSIONRESPONSE']._serialized_end=747
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=749
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=824
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=826
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=927
+  _globals['_RESETSESSIONREQUEST']._serialized_start=929
+  _globals['_RESETSESSIONREQUEST']._serialized_end=970
+  _globals['_RESETSESSIONRESPONSE']._serialized_start=972
+  _globals['_RESETSESSIONRESPONSE']._serialized_end=1032
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1034
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1075
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1077
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1137
+  _globals['_FORKSESSIONREQUEST']._serialized_start=1139
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1224
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=1226
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=1285
+  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1287
+  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1349
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1351
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1430
+  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1433
+  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1586
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1588
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1649
+  _globals['_REWINDSESSIONREQUEST']._serialized_start=1651
+  _globals['_REWINDSESSIONREQUEST']._serialized_end=1711
+  _globals['_REWINDSESSIONRESPONSE']._serialized_start=1713
+  _globals['_REWINDSESSIONRESPONSE']._serialized_end=1774
+  _globals['_SESSIONSSERVICE']._serialized_start=1888
+  _globals['_SESSIONSSERVICE']._serialized_end=2649
 # @@protoc_insertion_point(module_scope)

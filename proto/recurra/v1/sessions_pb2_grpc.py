@@ -100,7 +100,7 @@ class SessionsServiceServicer:
 
     def GetSession(self, request, context):
         """GetSession tells how a session stands; it does not count as use. Fails with
-        NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED).
+        NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class SessionsServiceStub:
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]
     """GetSession tells how a session stands; it does not count as use. Fails with
-    NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED).
+    NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]
     """ListSessions lists the open sessions, page by page."""
@@ -86,7 +86,7 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]  # type: ignore[assignment]
     """GetSession tells how a session stands; it does not count as use. Fails with
-    NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED).
+    NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """ListSessions lists the open sessions, page by page."""
@@ -139,7 +139,7 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.GetSessionResponse, _abc.Awaitable[_sessions_pb2.GetSessionResponse]]:
         """GetSession tells how a session stands; it does not count as use. Fails with
-        NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED).
+        NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
         """
 
     @_abc_1.abstractmethod

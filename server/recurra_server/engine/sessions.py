@@ -64,11 +64,10 @@ class Session:
         self.closed = False
 
     def check_applied(self, step: int) -> None:
-        """Before something is made of the session's states.
+        """Make sure of a step that somebody knows to be applied.
 
         Raises:
-            StepGapError: This step, which somebody knows to be applied, is not: another server applied it, and was
-                gone before it was durable.
+            StepGapError: It is not.
         """
         if self.applied < step:
             expected = self.applied + 1

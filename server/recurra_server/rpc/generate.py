@@ -30,7 +30,8 @@ async def generate(
     start = request.WhichOneof("start")
     if start == "session_id":
         session = await driver.find(request.session_id)
-        await driver.at_rest(session, lambda: session.check_applied(request.after_step))
+        if request.after_step:
+            await driver.has_applied(session, request.after_step)
         async for response in _run(driver, request, session):
             yield response
         await driver.saved(session)  # its caller does not have the inputs to send them again

@@ -118,7 +118,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.GetSessionRequest, context: _Context
     ) -> sessions_pb2.GetSessionResponse:
         """Tell how a session stands."""
-        session = await self._driver.find(request.session_id)
+        session = await self._find(request)
         return sessions_pb2.GetSessionResponse(session=describe(session, self._driver.clock()))
 
     @guarded
@@ -173,13 +173,12 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ForkSessionRequest, context: _Context
     ) -> sessions_pb2.ForkSessionResponse:
         """Open a copy of a session."""
-        session = await self._driver.find(request.session_id)
+        session = await self._find(request)
 
         if session.durable is not None:
-            return await self._fork_durable(session, session.durable, request)
+            return await self._fork_durable(session, session.durable, request.fork_session_id)
 
         def fork() -> sessions_pb2.Session:
-            session.check_applied(request.after_step)
             now = self._driver.clock()
             return describe(self._engine.fork(session, now, session_id=request.fork_session_id), now)
 
@@ -190,10 +189,9 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ExportSessionRequest, context: _Context
     ) -> sessions_pb2.ExportSessionResponse:
         """Take a snapshot of a session."""
-        session = await self._driver.find(request.session_id)
+        session = await self._find(request)
 
         def export() -> sessions_pb2.ExportSessionResponse:
-            session.check_applied(request.after_step)
             now = self._driver.clock()
             snapshot = snapshots.take(session, now)
             return sessions_pb2.ExportSessionResponse(snapshot=snapshot, session=describe(session, now))
@@ -236,19 +234,24 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         then.durable_step = then.steps if session.durable is not None else 0
         return sessions_pb2.RewindSessionResponse(session=then)
 
+    async def _find(
+        self,
+        request: sessions_pb2.GetSessionRequest | sessions_pb2.ForkSessionRequest | sessions_pb2.ExportSessionRequest,
+    ) -> Session:
+        """A session with all steps that the caller knows of."""
+        session = await self._driver.find(request.session_id)
+        if request.after_step:
+            await self._driver.has_applied(session, request.after_step)
+        return session
+
     async def _fork_durable(
-        self, session: Session, durable: Durable, request: sessions_pb2.ForkSessionRequest
+        self, session: Session, durable: Durable, fork_session_id: str
     ) -> sessions_pb2.ForkSessionResponse:
         assert self._driver.checkpoints is not None  # noqa: S101 - else no session is durable
-
-        def take() -> bytes:
-            session.check_applied(request.after_step)
-            return snapshots.take(session, self._driver.clock())
-
-        snapshot = await self._driver.at_rest(session, take)
+        snapshot = await self._driver.at_rest(session, lambda: snapshots.take(session, self._driver.clock()))
         copy = await self._driver.checkpoints.open(
             snapshot,
-            session_id=request.fork_session_id,
+            session_id=fork_session_id,
             idle_timeout=float(session.model.slots.idle_timeout[session.slot]),
             durability=durable.durability,
         )
