@@ -59,7 +59,7 @@ async def test_all_calls_about_a_session_meet_its_owner(them: Cluster, durabilit
     assert await taken_over(them) == before
 
 
-@pytest.mark.parametrize("call", ["fork", "export", "info", "generate"])
+@pytest.mark.parametrize("call", ["fork", "export", "info", "generate", "reset"])
 async def test_steps_that_are_not_durable_are_there_for_calls_that_are_sent_elsewhere(them: Cluster, call: str) -> None:
     async with Client(them.envoy.target) as client, client.session("counter", durability="async") as session:
         for k in range(1, 6):
@@ -80,6 +80,10 @@ async def test_steps_that_are_not_durable_are_there_for_calls_that_are_sent_else
                 assert imported.steps == 6
             case "info":
                 assert (await session.info()).steps == 6
+            case "reset":
+                await session.reset()
+                assert (await session.step([3])).tolist() == [3]
+                return
             case "generate":
                 assert [one.output.tolist() async for one in client.generate(session, [[10]], max_steps=1)] == [[16]]
                 return

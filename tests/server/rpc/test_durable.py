@@ -1,6 +1,6 @@
 """Two servers with one store: what one has begun, the other goes on with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -251,3 +251,40 @@ def test_a_session_outlives_servers_that_are_killed_and_one_that_drains(reposito
             else:
                 server.terminate()
                 assert server.wait() == 0, "all checkpoints are written before it ends"
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "get": lambda stubs, **known: stubs.sessions.GetSession(GetSessionRequest(**known)),
+    "fork": lambda stubs, **known: stubs.sessions.ForkSession(ForkSessionRequest(**known)),
+    "export": lambda stubs, **known: stubs.sessions.ExportSession(ExportSessionRequest(**known)),
+    "generate": lambda stubs, **known: list(
+        stubs.inference.Generate(GenerateRequest(**known, inputs=[tensor([1.0])], max_steps=1))
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("durability", [DURABILITY_EPHEMERAL, DURABILITY_ASYNC])
+def test_a_call_that_must_come_after_a_step_is_refused_before_it(
+    here: Stubs, call: str, durability: sessions_pb2.Durability
+) -> None:
+    session_id = opened(here, model="echo", durability=durability)
+    step(here, session_id, number=1)
+    reason, metadata = reason_of(lambda: CALLS[call](here, session_id=session_id, after_step=2))
+    assert (reason, metadata["expected_step"]) == ("STEP_GAP", "2")
+    assert here.sessions.GetSession(GetSessionRequest(session_id=session_id)).session.steps == 1
+    CALLS[call](here, session_id=session_id, after_step=1)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_server_that_lost_a_session_does_not_tell_what_it_lacks(here: Stubs, there: Stubs, call: str) -> None:
+    """It has an old copy still, and would have steps sent that are applied elsewhere already."""
+    session_id = opened(here, model="echo")
+    step(here, session_id, number=1)
+    until_durable(here, session_id)
+    for number in (2, 3):
+        step(there, session_id, number=number)
+    until_durable(there, session_id)
+    reason, _ = reason_of(lambda: CALLS[call](here, session_id=session_id, after_step=3))
+    assert reason == "SESSION_MOVED"
+    CALLS[call](here, session_id=session_id, after_step=3)
