@@ -114,6 +114,7 @@ class Driver:
         """
         self.engine.add_model(model)
         self._lanes[model] = _Lane(model, executor, inline_work)
+        model.turns.on_ready = partial(self._wake, model)
 
     def submit(self, step: Step) -> None:
         """Hand a step to the engine; its waiter is told what became of it.

@@ -23,11 +23,13 @@ class Turns:
     Attributes:
         depth: Steps accepted and not yet answered.
         outcomes: Steps answered so far, by outcome: "ok", "replayed", "cancelled" or the error's reason.
+        on_ready: Called when a step has become ready that was neither submitted nor waited for a batch just now.
     """
 
     def __init__(self, limits: Limits, scheduler: Scheduler, slots: SlotTable[Session]) -> None:
         self.depth = 0
         self.outcomes: Counter[str] = Counter()
+        self.on_ready: Action = _nothing
         self._limits = limits
         self._scheduler = scheduler
         self._slots = slots
@@ -177,6 +179,8 @@ class Turns:
         def told(_: EngineError | None) -> None:
             if not session.closed:  # else it was answered then
                 self.over(step, durable.heard_at)
+                if session.current is not None:  # what waited behind it
+                    self.on_ready()
 
         durable.when_saved(told)
 
@@ -192,3 +196,7 @@ class Turns:
 
 def _too_many(what: str, bound: str, limit: int) -> CapacityError:
     return CapacityError(f"{limit} {what}", retry_after=0.1, bound=bound, limit=limit)
+
+
+def _nothing() -> None:
+    pass
