@@ -96,6 +96,8 @@ class App:
             self.driver.checkpoints = self.metrics.checkpoints = Checkpoints(
                 self.engine, self.metrics.store, interval=settings.checkpoint_interval, clock=self.driver.clock
             )
+        elif worker:
+            self.engine.elsewhere = ", or another of this server's workers has it (without --store they share nothing)"
         self._tracing = self._open_tracing() if settings.traces else None
         self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health, edge.loads)
         self._server = self._build_server(edge, keeper)
@@ -133,7 +135,10 @@ class App:
         ]
         if self.driver.checkpoints is not None:
             self.driver.checkpoints.on_store.append(self._tell_store)
-            self._chores.append(asyncio.ensure_future(self.driver.checkpoints.write_forever()))
+            self._chores += [
+                asyncio.ensure_future(self.driver.checkpoints.write_forever()),
+                asyncio.ensure_future(self.driver.checkpoints.watch_forever()),
+            ]
         if settings.watch:
             self._chores.append(asyncio.ensure_future(self._catalog.watch_forever(settings.watch)))
         await self._server.start()
@@ -162,12 +167,20 @@ class App:
         await self.stop()
         _log.info("stopped")
 
-    async def drain(self) -> None:
-        """Open nothing new, tell the streams, and wait until they have ended or their time is up."""
-        grace = self.settings.drain_seconds
+    async def drain(self, grace: float | None = None) -> tuple[int, int]:
+        """Open nothing new, tell the streams, wait until they have ended or their time is up; then let sessions go.
+
+        Args:
+            grace: That time in seconds; None for what is set.
+
+        Returns:
+            The number of sessions that can go on elsewhere, and of those that cannot.
+        """
         self.engine.draining = True
         await self._health.enter_graceful_shutdown()
-        await self._streams.drain(grace)
+        await self._streams.drain(self.settings.drain_seconds if grace is None else grace)
+        moved = await self.driver.checkpoints.hand_over() if self.driver.checkpoints is not None else 0
+        return moved, self.engine.sessions("", 0, 0)[1]
 
     async def stop(self) -> None:
         """Stop listening, and end what is left."""
@@ -239,7 +252,8 @@ class App:
         catalog = self._catalog if keeper is None else SharedCatalog(self._catalog, self.engine, keeper)
         calls: Any = Decoding(server)
         models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), calls)
-        sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge), calls)
+        drain = None if self._worker else self.drain
+        sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge, drain), calls)
         inference = InferenceServicer(self.driver, edge, self._streams, stream_window=settings.stream_window)
         self.driver.on_forget += [self.metrics.timings.forget, inference.forget]
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, calls)

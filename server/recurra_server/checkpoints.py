@@ -6,7 +6,7 @@ interval, and at once what somebody waits for; what changes meanwhile gathers fo
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -24,6 +24,7 @@ _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 _MOST_AT_ONCE = 256  # sessions in one round trip
 _PATIENCE = 5.0  # seconds that a call waits for a checkpoint
+_LOOK_SECONDS = 1.0  # between two looks at the store
 _PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure in a row
 
 
@@ -50,6 +51,7 @@ class Checkpoints:
         self._hurried = asyncio.Event()
         self._writing = asyncio.Lock()
         self._failures = 0
+        self._identity = ""  # of the store
         self._busy: dict[str, asyncio.Future[None]] = {}  # ids that are being opened or taken over
         engine.ledger.on_hurry = self._hurried.set
 
@@ -70,39 +72,61 @@ class Checkpoints:
                 await asyncio.sleep(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
                 self._hurried.set()  # whoever was put back waits still
 
+    async def watch_forever(self) -> None:
+        """Look after the store: whether it can be used even where nothing is written, and whether it is the same."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Ask the store who it is. One that may have lost what it kept gets all sessions that are here again."""
+        try:
+            identity = await self._store.identity()
+        except StoreError as error:
+            self._heard(error)
+            return
+        if self._identity not in ("", identity):
+            durables = self._engine.durable_sessions()
+            for durable in durables:
+                durable.changed(self._clock())
+            _log.warning("store_is_another", sessions_saved_again=len(durables))
+        self._identity = identity
+        if not self._engine.ledger.changed:  # else what is written will tell
+            self._heard(None)
+
     async def write(self, *, everything: bool = True) -> bool:
-        """Write all that has changed, or only what somebody waits for.
+        """Write all that has changed by now, or of that only what somebody waits for.
+
+        What changes meanwhile is for the next time: else there would be no end to it.
 
         Returns:
             Whether the store took it.
         """
         async with self._writing:
-            ledger, went_well = self._engine.ledger, True
+            ledger, until, went_well = self._engine.ledger, self._clock(), True
             while went_well:
-                batch = ledger.next_batch(handover.encode, _MOST_AT_ONCE, hurried_only=not everything)
+                batch = ledger.next_batch(handover.encode, _MOST_AT_ONCE, until, hurried_only=not everything)
                 if not batch and not ledger.deletions:
                     break
                 went_well = await self._write(batch)
             return went_well
 
     async def _write(self, batch: list[Save]) -> bool:
-        ledger = self._engine.ledger
+        ledger, owned = self._engine.ledger, None
         deletions, ledger.deletions = ledger.deletions, {}
         try:
             await self._store.delete([(session_id, *place) for session_id, place in deletions.items()])
             owned = await self._store.save([save.checkpoint for save in batch])
-        except (StoreError, asyncio.CancelledError) as error:
-            ledger.deletions = {**deletions, **ledger.deletions}
-            self._settle(batch, [None] * len(batch))
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            self._heard(None)
+        except StoreError as error:
             self._heard(error)
-            return False
-        self._heard(None)
-        self._settle(batch, owned)
-        return True
+        finally:  # whatever happens: what was begun is saved again, unless it is known to be there
+            if owned is None:
+                ledger.deletions = {**deletions, **ledger.deletions}
+            self._settle(batch, owned or [None] * len(batch))
+        return owned is not None
 
-    def _settle(self, batch: list[Save], owned: "list[bool] | list[None]") -> None:
+    def _settle(self, batch: list[Save], owned: Sequence[bool | None]) -> None:
         """Tell the sessions what became of their checkpoints: None where that is not known."""
         now = self._clock()
         for save, still_owned in zip(batch, owned, strict=True):
@@ -195,9 +219,21 @@ class Checkpoints:
             async with asyncio.timeout(_PATIENCE):
                 error = await told
         except TimeoutError:
-            error = away()
+            error = away(self._engine.ledger.trouble)
         if error is not None:
             raise error
+
+    async def hand_over(self) -> int:
+        """Let go of all sessions that are in the store as they stand: whoever is asked next goes on with them.
+
+        Returns:
+            How many.
+        """
+        await self.write()
+        saved = [durable.session for durable in self._engine.durable_sessions() if durable.is_saved]
+        for session in saved:
+            self._engine.let_go(session, DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
+        return len(saved)
 
     # --- inside --------------------------------------------------------------------------
 
@@ -220,17 +256,17 @@ class Checkpoints:
             return await answer
         except StoreError as error:
             self._heard(error)
-            raise away() from None
+            raise away(error.plain) from None
 
     def _heard(self, trouble: StoreError | None) -> None:
         """The store has answered, or not."""
-        ledger, up = self._engine.ledger, trouble is None
-        self._failures = 0 if up else self._failures + 1
-        if up != ledger.store_up:
-            ledger.store_up = up
-            if up:
-                _log.info("store_is_back")
-            else:
-                _log.error("store_is_away", why=str(trouble))
+        ledger, before = self._engine.ledger, self._engine.ledger.trouble
+        self._failures = 0 if trouble is None else self._failures + 1
+        ledger.trouble = "" if trouble is None else trouble.plain
+        if trouble is not None and ledger.trouble != before:
+            _log.error("store_is_away", why=str(trouble))
+        elif trouble is None and before:
+            _log.info("store_is_back")
+        if bool(before) != bool(trouble):
             for tell in self.on_store:
-                tell(up)
+                tell(trouble is None)

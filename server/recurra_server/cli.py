@@ -11,6 +11,10 @@ from recurra_server.worker import Begin, Ready, run
 from recurra_server.workers import Workers
 
 _DEFAULTS = Settings()
+_WITH_STORE = "each of which goes on with any durable session"
+_WITHOUT_STORE = (
+    "each with sessions of its own: a session is known only over connections to its worker; --store changes that"
+)
 
 
 def serve(*, settings: Settings = _DEFAULTS) -> None:
@@ -27,6 +31,8 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
     def ready(server: Ready) -> None:
         for model in server.models:
             print(model)
+        if settings.workers > 1:
+            print(f"{settings.workers} workers, {_WITH_STORE if settings.store else _WITHOUT_STORE}")
         print(f"gRPC on {settings.host}:{server.port}", flush=True)
         if settings.metrics:
             print(f"metrics on http://{settings.host}:{server.metrics_port}/metrics", flush=True)

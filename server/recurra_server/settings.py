@@ -35,7 +35,8 @@ class Settings:
     metrics_port: _Port = 9464
     """Port for Prometheus metrics over HTTP; 0 takes a free one."""
     workers: _Positive = 1
-    """Processes that share the port; a session lives in the one that its connection was given to."""
+    """Processes that share the port. With a store, each goes on with any durable session; without, a session is known
+    only over the connections that were given to its process."""
     threads: _Count = 0
     """Threads inside one model call; 0: one, and in long calls one for each processor, shared out among the
     workers, if the model gets faster by them."""

@@ -1,7 +1,7 @@
 """Several server processes on one port, and the one that keeps them: it starts them anew should they die.
 
-The kernel gives each new connection to one of them (SO_REUSEPORT). Each has its own sessions and bounds. They serve the
-same models: what a call changes in one is changed in all (`shared_catalog`).
+The kernel gives each new connection to one of them (SO_REUSEPORT). Each has its own sessions and bounds; they share the
+store, if there is one. They serve the same models: what a call changes in one is changed in all (`shared_catalog`).
 """
 
 import asyncio

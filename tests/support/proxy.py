@@ -15,6 +15,7 @@ class TcpProxy:
         target: "host:port" to connect to.
         cuts: How often connections were cut.
         hold_replies: Swallow what comes from upstream.
+        delay: Seconds that each block of bytes takes on its way, in either direction.
         cut_after: Cut a connection once so many bytes have come from upstream on it; None: never.
     """
 
@@ -23,6 +24,7 @@ class TcpProxy:
         self.target = ""
         self.cuts = 0
         self.hold_replies = False
+        self.delay = 0.0
         self.cut_after: int | None = None
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -77,6 +79,8 @@ class TcpProxy:
                 if from_upstream and self.hold_replies:
                     self._held.set()
                     continue
+                if self.delay:
+                    await asyncio.sleep(self.delay)
                 passed += len(data)
                 if from_upstream and self.cut_after is not None and passed > self.cut_after:
                     self.cut()

@@ -82,6 +82,11 @@ class SessionsServiceStub:
                 request_serializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionRequest.SerializeToString,
                 response_deserializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionResponse.FromString,
                 _registered_method=True)
+        self.DrainSessions = channel.unary_unary(
+                '/recurra.v1.SessionsService/DrainSessions',
+                request_serializer=recurra_dot_v1_dot_sessions__pb2.DrainSessionsRequest.SerializeToString,
+                response_deserializer=recurra_dot_v1_dot_sessions__pb2.DrainSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class SessionsServiceServicer:
@@ -162,6 +167,16 @@ class SessionsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainSessions(self, request, context):
+        """DrainSessions empties the server before it is ended, as SIGTERM does, but leaves it running: it opens no more
+        sessions and takes none over, tells its streams to move, and lets the durable sessions go once they are saved, for
+        other servers to go on with. It answers when that is done; called again, it tells what is left. Not to be undone. Fails with INVALID_ARGUMENT where the server
+        has several processes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -209,6 +224,11 @@ def add_SessionsServiceServicer_to_server(servicer, server):
                     servicer.RewindSession,
                     request_deserializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionRequest.FromString,
                     response_serializer=recurra_dot_v1_dot_sessions__pb2.RewindSessionResponse.SerializeToString,
+            ),
+            'DrainSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainSessions,
+                    request_deserializer=recurra_dot_v1_dot_sessions__pb2.DrainSessionsRequest.FromString,
+                    response_serializer=recurra_dot_v1_dot_sessions__pb2.DrainSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -457,6 +477,33 @@ class SessionsService:
             '/recurra.v1.SessionsService/RewindSession',
             recurra_dot_v1_dot_sessions__pb2.RewindSessionRequest.SerializeToString,
             recurra_dot_v1_dot_sessions__pb2.RewindSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recurra.v1.SessionsService/DrainSessions',
+            recurra_dot_v1_dot_sessions__pb2.DrainSessionsRequest.SerializeToString,
+            recurra_dot_v1_dot_sessions__pb2.DrainSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

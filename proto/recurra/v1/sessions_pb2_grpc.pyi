@@ -71,6 +71,12 @@ class SessionsServiceStub:
     """RewindSession puts an open session back to where a snapshot was taken. Steps that wait are run first. Fails
     like ImportSession and like GetSession; the session is then as it was.
     """
+    DrainSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DrainSessionsRequest, _sessions_pb2.DrainSessionsResponse]
+    """DrainSessions empties the server before it is ended, as SIGTERM does, but leaves it running: it opens no more
+    sessions and takes none over, tells its streams to move, and lets the durable sessions go once they are saved, for
+    other servers to go on with. It answers when that is done; called again, it tells what is left. Not to be undone. Fails with INVALID_ARGUMENT where the server
+    has several processes.
+    """
 
 @_typing.type_check_only
 class SessionsServiceAsyncStub(SessionsServiceStub):
@@ -114,6 +120,12 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     RewindSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RewindSessionRequest, _sessions_pb2.RewindSessionResponse]  # type: ignore[assignment]
     """RewindSession puts an open session back to where a snapshot was taken. Steps that wait are run first. Fails
     like ImportSession and like GetSession; the session is then as it was.
+    """
+    DrainSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DrainSessionsRequest, _sessions_pb2.DrainSessionsResponse]  # type: ignore[assignment]
+    """DrainSessions empties the server before it is ended, as SIGTERM does, but leaves it running: it opens no more
+    sessions and takes none over, tells its streams to move, and lets the durable sessions go once they are saved, for
+    other servers to go on with. It answers when that is done; called again, it tells what is left. Not to be undone. Fails with INVALID_ARGUMENT where the server
+    has several processes.
     """
 
 class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -209,6 +221,18 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sessions_pb2.RewindSessionResponse, _abc.Awaitable[_sessions_pb2.RewindSessionResponse]]:
         """RewindSession puts an open session back to where a snapshot was taken. Steps that wait are run first. Fails
         like ImportSession and like GetSession; the session is then as it was.
+        """
+
+    @_abc_1.abstractmethod
+    def DrainSessions(
+        self,
+        request: _sessions_pb2.DrainSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.DrainSessionsResponse, _abc.Awaitable[_sessions_pb2.DrainSessionsResponse]]:
+        """DrainSessions empties the server before it is ended, as SIGTERM does, but leaves it running: it opens no more
+        sessions and takes none over, tells its streams to move, and lets the durable sessions go once they are saved, for
+        other servers to go on with. It answers when that is done; called again, it tells what is left. Not to be undone. Fails with INVALID_ARGUMENT where the server
+        has several processes.
         """
 
 def add_SessionsServiceServicer_to_server(servicer: SessionsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from recurra_server.engine.errors import (
@@ -80,6 +81,11 @@ class Durable:
         """Whether a step is answered only when it is durable."""
         return self.durability is Durability.SYNC
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether the session is in the store as it stands."""
+        return self.changed_at is None and self.saving is None
+
     def changed(self, now: float) -> None:
         """The session is not as in its last checkpoint any more."""
         if self.changed_at is None:
@@ -111,8 +117,8 @@ class Durable:
         """
         if self.is_sync and not self._ledger.store_up:
             raise StoreUnavailableError(
-                "the store of checkpoints cannot be reached, and a SYNC session has to wait for it; "
-                "the step was not applied",
+                f"the store of checkpoints {self._ledger.trouble}, and a SYNC session has to wait for it; "
+                "the step was not applied: send it again",
                 retry_after=1.0,
                 session_id=self.session.id,
             )
@@ -171,7 +177,7 @@ class Durable:
             self._told = save.told + self._told  # they wait for as long as it takes
         else:
             for told in save.told:
-                told(away())
+                told(away(self._ledger.trouble))
         if self.changed_at is None:
             self._ledger.changed[self] = None
         self.changed_at = save.changed_at
@@ -204,16 +210,21 @@ class Ledger:
     Attributes:
         changed: What has changed, the longest ago first.
         deletions: Epoch and idle timeout in seconds of each session that was closed, by its id.
-        store_up: Whether the store took what was sent last.
+        trouble: How it is with the store, "the store ..."; empty while it takes what is sent.
         on_hurry: Called when somebody begins to wait for a checkpoint, or a session was closed.
     """
 
     def __init__(self) -> None:
         self.changed: dict[Durable, None] = {}
         self.deletions: dict[str, tuple[int, float]] = {}
-        self.store_up = True
+        self.trouble = ""
         self.on_hurry: Callable[[], object] = lambda: None
         self._hurried: dict[Durable, None] = {}
+
+    @property
+    def store_up(self) -> bool:
+        """Whether the store took what was sent last."""
+        return not self.trouble
 
     def hurry(self, durable: Durable) -> None:
         """Somebody waits for this one."""
@@ -235,23 +246,23 @@ class Ledger:
         oldest = next(iter(self.changed), None)
         return 0.0 if oldest is None or oldest.changed_at is None else max(0.0, now - oldest.changed_at)
 
-    def next_batch(self, encode: Callable[[Session], bytes], most: int, *, hurried_only: bool) -> list[Save]:
-        """Begin to save what has changed, at most so many sessions; one that is on its way already waits."""
-        source = self._hurried if hurried_only else self.changed
+    def next_batch(
+        self, encode: Callable[[Session], bytes], most: int, until: float, *, hurried_only: bool
+    ) -> list[Save]:
+        """Begin to save what has changed `until` then, at most so many sessions: first what somebody waits for."""
+        source = chain(self._hurried, () if hurried_only else self.changed)
+        due = (durable for durable in source if durable.saving is None and (durable.changed_at or 0.0) <= until)
         batch: list[Save] = []
-        for durable in list(source):
-            if len(batch) == most:
-                break
-            if durable.saving is None:
-                self.forget(durable)
-                batch.append(durable.take(encode(durable.session)))
+        for durable in dict.fromkeys(islice(due, most)):
+            self.forget(durable)
+            batch.append(durable.take(encode(durable.session)))
         return batch
 
 
-def away() -> StoreUnavailableError:
-    """The error for what needs the store while it cannot be reached."""
+def away(trouble: str) -> StoreUnavailableError:
+    """The error for what needs the store while it is in trouble: "the store ..."."""
     return StoreUnavailableError(
-        "the store of checkpoints cannot be reached; try again when it can, or use an EPHEMERAL session",
+        f"the store of checkpoints {trouble or 'does not answer'}; try again later, or use an EPHEMERAL session",
         retry_after=1.0,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
-from recurra_server.engine.durability import Ledger, moved
+from recurra_server.engine.durability import Durable, Ledger, moved
 from recurra_server.engine.errors import (
     CapacityError,
     DrainingError,
@@ -48,11 +48,13 @@ class Engine:
         ended: Sessions ended so far, by (model name, version, digest, "closed", "expired" or "moved").
         ledger: The sessions whose checkpoints are to be saved.
         opened: Sessions opened so far, by (model name, version, digest).
+        elsewhere: What whoever asks for a session that is not here should know besides.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.draining = False
+        self.elsewhere = ""
         self.opened: Counter[tuple[str, str, str]] = Counter()
         self.refused: Counter[tuple[str, str, str, str]] = Counter()
         self.ended: Counter[tuple[str, str, str, str]] = Counter()
@@ -213,10 +215,14 @@ class Engine:
             self.ledger.delete(session.durable, float(idle_timeout))
         self._end(session, "closed")
 
-    def let_go(self, session: Session) -> None:
-        """Another server has taken a session over: what it is here is of no more use, and steps that wait fail."""
+    def let_go(self, session: Session, error: EngineError | None = None) -> None:
+        """Another server goes on with a session: what it is here is of no more use, and steps that wait fail."""
         if not session.closed:
-            self._end(session, "moved", moved(session.id))
+            self._end(session, "moved", error or moved(session.id))
+
+    def durable_sessions(self) -> list[Durable]:
+        """All that are not ephemeral."""
+        return [session.durable for session in self._sessions.values() if session.durable is not None]
 
     def reset(self, session: Session, now: float) -> None:
         """Put a session at rest back to its beginning.
@@ -345,7 +351,7 @@ class Engine:
     def _missing(self, session_id: str, now: float) -> Exception:
         tombstone = self._tombstones.get(session_id)
         if tombstone is None or now - tombstone.expired_at > self.limits.tombstone_seconds:
-            return not_found(session_id)
+            return not_found(session_id, self.elsewhere)
         ago = now - tombstone.expired_at
         return SessionExpiredError(
             f"session {session_id!r} expired {ago:.1f} s ago, after {tombstone.idle_timeout:g} s without a step; "

@@ -49,7 +49,16 @@ class Checkpoint:
 
 
 class StoreError(Exception):
-    """The store cannot be reached, or cannot do what it is asked; whether it has done it is not known."""
+    """The store cannot be reached, or cannot do what it is asked; whether it has done it is not known.
+
+    Args:
+        message: What has happened, for the log.
+        plain: How it is with the store, for a caller: "the store ...".
+    """
+
+    def __init__(self, message: str, plain: str = "cannot be reached") -> None:
+        super().__init__(message)
+        self.plain = plain
 
 
 class SessionStore(Protocol):
@@ -79,7 +88,7 @@ class SessionStore(Protocol):
         ...
 
     async def take_over(self, session_id: str) -> Checkpoint | None:
-        """Raise a session's epoch by one, at once with reading it.
+        """Raise a session's epoch, above any that there was, at once with reading it.
 
         Returns:
             Its last checkpoint, with the new epoch; None where there is no such session.
@@ -92,6 +101,13 @@ class SessionStore(Protocol):
         Args:
             sessions: Of each its id, its epoch (if it has been raised, nothing is done), and for how many seconds
                 nobody who owned it so far can save it.
+        """
+        ...
+
+    async def identity(self) -> str:
+        """Who the store is: another one where it may have lost what it kept, as when it was started anew.
+
+        Raises also where it would keep nothing.
         """
         ...
 

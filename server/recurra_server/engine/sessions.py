@@ -109,10 +109,10 @@ class Session:
         )
 
 
-def not_found(session_id: str | None) -> SessionNotFoundError:
-    """The error for a session that is not there."""
+def not_found(session_id: str | None, elsewhere: str = "") -> SessionNotFoundError:
+    """The error for a session that is not there, nor perhaps `elsewhere`."""
     return SessionNotFoundError(
-        f"there is no session {shown(session_id or '')}; it was closed or never opened: open one first",
+        f"there is no session {shown(session_id or '')}; it was closed or never opened{elsewhere}: open one first",
         session_id=session_id,
     )
 

@@ -1,6 +1,7 @@
 """SessionsService: opening, looking at and ending sessions."""
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ _DURABILITIES = {
     Durability.ASYNC: sessions_pb2.DURABILITY_ASYNC,
     Durability.SYNC: sessions_pb2.DURABILITY_SYNC,
 }
+Drain = Callable[[float | None], Awaitable[tuple[int, int]]]
 _PAGE_TOKEN = re.compile(r"[0-9]{0,12}")
 
 
@@ -98,10 +100,18 @@ def _idle_timeout(request: sessions_pb2.OpenSessionRequest | sessions_pb2.Import
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
-    """Sessions, one call each."""
+    """Sessions, one call each.
 
-    def __init__(self, driver: Driver, edge: EdgeCounts) -> None:
+    Args:
+        driver: Runs them.
+        edge: Counts calls that fail.
+        drain: Empties the server, in so many seconds: the numbers of sessions that can go on elsewhere, and of others.
+            None where a call reaches only a part of it.
+    """
+
+    def __init__(self, driver: Driver, edge: EdgeCounts, drain: Drain | None) -> None:
         self.edge = edge
+        self._drain = drain
         self._driver = driver
         self._engine = driver.engine
 
@@ -233,6 +243,21 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         await self._driver.saved(session)  # else a take-over could undo it
         then.durable_step = then.steps if session.durable is not None else 0
         return sessions_pb2.RewindSessionResponse(session=then)
+
+    @guarded
+    async def DrainSessions(
+        self, request: sessions_pb2.DrainSessionsRequest, context: _Context
+    ) -> sessions_pb2.DrainSessionsResponse:
+        """Empty the server before it is ended."""
+        grace = request.grace.ToNanoseconds() / 1e9 if request.HasField("grace") else None
+        if grace is not None and grace < 0:
+            raise InvalidRequestError(f"grace must not be negative, as {grace:g} s is", field="grace")
+        if self._drain is None:
+            raise InvalidRequestError(
+                "this server has several processes, and a call reaches one of them: SIGTERM drains all and ends them"
+            )
+        moved, left = await self._drain(grace)
+        return sessions_pb2.DrainSessionsResponse(moved=moved, left=left)
 
     async def _find(
         self,

@@ -32,9 +32,8 @@ class MemoryStore:
         before = self._find(checkpoint.session_id)
         if before is not None and before.snapshot:
             return None
-        epoch = max(math.floor(self._clock() * 1000), 0 if before is None else before.epoch + 1)
-        self._keep(replace(checkpoint, epoch=epoch))
-        return epoch
+        self._keep(first := replace(checkpoint, epoch=self._next_epoch(before)))
+        return first.epoch
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keep newer checkpoints."""
@@ -45,7 +44,7 @@ class MemoryStore:
         found = self._find(session_id)
         if found is None or not found.snapshot:
             return None
-        taken = replace(found, epoch=found.epoch + 1)
+        taken = replace(found, epoch=self._next_epoch(found))
         self._keep(taken)
         return taken
 
@@ -56,8 +55,15 @@ class MemoryStore:
             if found is None or found.epoch <= epoch:
                 self._keep(Checkpoint(session_id, epoch + 1, 0, 0, remember, b""))
 
+    async def identity(self) -> str:
+        """Always the same."""
+        return "memory"
+
     async def close(self) -> None:
         """Nothing is held open."""
+
+    def _next_epoch(self, before: Checkpoint | None) -> int:
+        return max(math.floor(self._clock() * 1000), 0 if before is None else before.epoch + 1)
 
     def _save(self, checkpoint: Checkpoint) -> bool:
         found = self._find(checkpoint.session_id)

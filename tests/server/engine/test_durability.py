@@ -39,7 +39,7 @@ class Owner(Harness):
 
     def take(self, *, hurried_only: bool = False, most: int = 100) -> list[Save]:
         """What would be sent to the store."""
-        return self.engine.ledger.next_batch(handover.encode, most, hurried_only=hurried_only)
+        return self.engine.ledger.next_batch(handover.encode, most, self.now, hurried_only=hurried_only)
 
     def save(self) -> list[Checkpoint]:
         """Save all there is; return it."""
@@ -192,7 +192,7 @@ def test_a_sync_step_is_answered_when_it_is_saved(owner: Owner) -> None:
 
 def test_a_sync_step_is_refused_while_the_store_is_away(owner: Owner) -> None:
     session, other = owner.begin(Durability.SYNC), owner.begin(session_id="b")
-    owner.engine.ledger.store_up = False
+    owner.engine.ledger.trouble = "is away"
     with pytest.raises(StoreUnavailableError):
         owner.ask(session, ONE, number=1)
     assert session.applied == 0
@@ -221,7 +221,7 @@ def test_a_gap_is_told_only_by_the_owner(owner: Owner) -> None:
     gap = owner.submit(session, ONE, number=5)
     owner.engine.let_go(session)
     assert isinstance(gap.error, SessionMovedError)
-    owner.engine.ledger.store_up = False
+    owner.engine.ledger.trouble = "is away"
     gap = owner.submit(owner.begin(session_id="b"), ONE, number=5)
     assert isinstance(gap.error, StepGapError), "nobody to ask"
 

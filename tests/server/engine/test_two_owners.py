@@ -20,6 +20,7 @@ from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.stores.embedded import EmbeddedValkey
 from recurra_server.stores.valkey import ValkeyStore
+from valkey import Valkey
 
 from tests.server.engine.test_durability import Owner
 
@@ -42,12 +43,14 @@ class TwoOwners:
         self,
         runtimes: dict[str, OnnxRuntime],
         store: ValkeyStore,
+        raw: Valkey,
         runner: asyncio.Runner,
         session_id: str,
         durability: Durability,
     ) -> None:
         self.runtimes = runtimes
         self.store = store
+        self.raw = raw
         self.runner = runner
         self.id = session_id
         self.servers = [self._new(), self._new()]
@@ -135,7 +138,8 @@ class TwoOwners:
 
     def the_store_never_goes_back(self) -> None:
         """Neither to an older epoch nor to an older checkpoint of one."""
-        header = self.runner.run(self.store._client.getrange(f"recurra:session:{self.id}", 0, 15))
+        header = self.raw.getrange(f"recurra:session:{self.id}", 0, 15)
+        assert isinstance(header, bytes)
         place = int.from_bytes(header[:8], "big"), int.from_bytes(header[8:], "big")
         assert place >= self.highest
         self.highest = place
@@ -193,10 +197,10 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.parametrize("durability", [Durability.ASYNC, Durability.SYNC])
 def test_a_caller_notices_nothing(runtimes: dict[str, OnnxRuntime], valkey: str, durability: Durability) -> None:
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, Valkey.from_url(valkey) as raw:
         store = ValkeyStore(valkey)
         for seed in range(WALKS):
-            them = TwoOwners(runtimes, store, runner, f"{durability.name}-{seed}", durability)
+            them = TwoOwners(runtimes, store, raw, runner, f"{durability.name}-{seed}", durability)
             chosen = random.Random(seed)
             mostly = chosen.random() ** 3  # how often the second server is met: mostly seldom
             happen = [them.checkpoint, them.arrive, them.give_up, them.arrive_late, them.crash, them.take_over]

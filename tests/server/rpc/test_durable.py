@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from recurra.v1 import sessions_pb2
 from recurra.v1.inference_pb2 import GenerateRequest, StepBatchRequest, StepRequest, StepResult
 from recurra.v1.sessions_pb2 import (
@@ -15,6 +16,7 @@ from recurra.v1.sessions_pb2 import (
     DURABILITY_EPHEMERAL,
     DURABILITY_SYNC,
     CloseSessionRequest,
+    DrainSessionsRequest,
     ExportSessionRequest,
     ForkSessionRequest,
     GetSessionRequest,
@@ -127,6 +129,16 @@ def test_sync_steps_are_durable_when_they_are_answered(here: Stubs, there: Stubs
         assert step(here, session_id, number=number).durable_step == number
     assert value_of(step(there, session_id, number=4)) == 4.0
     assert step(there, session_id, number=4).replayed, "the last reply goes along"
+
+
+def test_sync_steps_that_were_sent_ahead_are_answered_one_after_the_other(here: Stubs) -> None:
+    session_id = opened(here, durability=DURABILITY_SYNC)
+    stream = Stream(here)
+    for number in range(1, 61):
+        stream.send(session_id=session_id, step=number, inputs=[tensor([1.0])])
+    results = [stream.read().result for _ in range(60)]
+    assert [(result.step, result.durable_step) for result in results] == [(n, n) for n in range(1, 61)]
+    stream.end()
 
 
 def _by_unary(stubs: Stubs, session_id: str) -> float:
@@ -288,3 +300,32 @@ def test_a_server_that_lost_a_session_does_not_tell_what_it_lacks(here: Stubs, t
     reason, _ = reason_of(lambda: CALLS[call](here, session_id=session_id, after_step=3))
     assert reason == "SESSION_MOVED"
     CALLS[call](here, session_id=session_id, after_step=3)
+
+
+def test_a_drained_server_lets_go_of_what_others_can_go_on_with(repository: Path, tmp_path: Path) -> None:
+    store = ("--store", f"embedded:{tmp_path}")
+    with running_server(repository, *store) as old, running_server(repository, *store) as new:
+        here, there = Stubs(old.target), Stubs(new.target)
+        opened(here, session_id="moves")
+        opened(here, session_id="ends", durability=DURABILITY_EPHEMERAL)
+        stream = Stream(here)
+        assert stream.ask(session_id="moves", step=1, inputs=[tensor([1.0])]).result.step == 1
+        with ThreadPoolExecutor(1) as pool:
+            draining = pool.submit(here.sessions.DrainSessions, DrainSessionsRequest())
+            assert stream.read().HasField("moving")
+            assert value_of(stream.ask(session_id="moves", step=2, inputs=[tensor([1.0])]).result) == 2.0
+            assert not draining.done(), "it waits for the stream"
+            stream.end()
+            assert (draining.result().moved, draining.result().left) == (1, 1)
+        health = health_pb2_grpc.HealthStub(here.channel).Check(health_pb2.HealthCheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for number in (2, 3):
+            assert reason_of(step, here, "moves", 1.0, number)[0] == "DRAINING"
+            assert value_of(step(there, "moves", 1.0, number)) == number
+        assert reason_of(lambda: opened(here))[0] == "DRAINING"
+        assert value_of(step(here, "ends", 1.0, 1)) == 1.0, "it still answers"
+        again = here.sessions.DrainSessions(DrainSessionsRequest())
+        assert (again.moved, again.left) == (0, 1)
+        negative = DrainSessionsRequest()
+        negative.grace.FromSeconds(-1)
+        assert reason_of(here.sessions.DrainSessions, negative)[0] == "INVALID_REQUEST"

@@ -17,8 +17,9 @@ from recurra.v1 import models_pb2, sessions_pb2
 from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError, connect
 
 from tests.support import models
+from tests.support.raw_stubs import SteppedOnce
 from tests.support.server import ServerProcess, alive, children, running_server
-from tests.support.wire import Stream, Stubs, tensor
+from tests.support.wire import Stream, Stubs, array_of, tensor
 
 WORKERS = 3
 COUNTER = {"model": "counter", "version": "1"}
@@ -139,6 +140,42 @@ def test_a_worker_that_begins_later_serves_what_the_others_do(tmp_path: Path) ->
             assert {client.model("sum").version for client in clients} == {"1"}
             assert clients[0].load_model("sum").version == "2"
             assert {client.model("sum").version for client in clients} == {"2"}
+
+
+@pytest.mark.parametrize("durability", [sessions_pb2.DURABILITY_ASYNC, sessions_pb2.DURABILITY_SYNC])
+def test_with_a_store_any_worker_goes_on_with_a_session(
+    repository: Path, tmp_path: Path, durability: sessions_pb2.Durability.ValueType
+) -> None:
+    with running_server(repository, "--workers", "2", "--store", f"embedded:{tmp_path}") as server:
+        assert "2 workers, each of which goes on with any durable session" in server.output
+        connections = [Stubs(server.target) for _ in range(12)]
+        session = SteppedOnce(connections[0].channel, "counter", durability)
+        for number in range(1, 37):
+            session.inference = connections[number % len(connections)].inference
+            result = session.step([tensor([1.0])])
+            assert (result.step, array_of(result.outputs[0]).item()) == (number, number)
+        assert (server.metrics().get("recurra_sessions_taken_over_total") or 0) > 3, "not all go to one"
+        os.kill(children(server.pid)[0], signal.SIGKILL)
+        os.kill(children(server.pid)[-1], signal.SIGKILL)
+        assert session.step([tensor([1.0])]).step == 37
+
+
+def test_without_a_store_whoever_meets_the_wrong_worker_is_told_why(workers: ServerProcess) -> None:
+    assert f"{WORKERS} workers, each with sessions of its own" in workers.output
+    session = Stubs(workers.target).sessions.OpenSession(sessions_pb2.OpenSessionRequest(model="counter")).session
+    told = []
+    for _ in range(24):
+        try:
+            Stubs(workers.target).sessions.GetSession(sessions_pb2.GetSessionRequest(session_id=session.session_id))
+        except grpc.RpcError as error:
+            told.append(error.details() or "")
+    assert told, "some were given to another worker"
+    assert all("another of this server's workers has it (without --store they share nothing)" in text for text in told)
+
+
+def test_a_call_cannot_drain_one_of_many(workers: ServerProcess) -> None:
+    with pytest.raises(grpc.RpcError, match="SIGTERM drains all"):
+        Stubs(workers.target).sessions.DrainSessions(sessions_pb2.DrainSessionsRequest())
 
 
 @pytest.mark.parametrize("what", ["port", "models"])

@@ -30,7 +30,9 @@ async def test_what_was_saved_is_taken_over_with_the_next_epoch(store: SessionSt
     saved = Checkpoint(first.session_id, first.epoch, 5, 3, 12.25, bytes(range(256)) * 20)
     assert await store.save([saved]) == [True]
     taken = await store.take_over(first.session_id)
-    assert taken == Checkpoint(first.session_id, first.epoch + 1, 5, 3, 12.25, bytes(range(256)) * 20)
+    assert taken is not None
+    assert taken.epoch > first.epoch
+    assert taken == Checkpoint(first.session_id, taken.epoch, 5, 3, 12.25, bytes(range(256)) * 20)
 
 
 async def test_a_new_session_is_there_at_once_and_only_once(store: SessionStore) -> None:
@@ -66,9 +68,11 @@ async def test_of_many_who_take_over_each_gets_another_epoch(store: SessionStore
     first = await begin(store)
     taken = await asyncio.gather(*(store.take_over(first.session_id) for _ in range(8)))
     owners = [each for each in taken if each is not None]
-    assert sorted(owner.epoch for owner in owners) == [first.epoch + 1 + i for i in range(8)]
+    epochs = {owner.epoch for owner in owners}
+    assert len(epochs) == 8
+    assert min(epochs) > first.epoch
     kept = await store.save([next_of(owner) for owner in owners])
-    assert [owner.epoch for owner, held in zip(owners, kept, strict=True) if held] == [first.epoch + 8]
+    assert [owner.epoch for owner, held in zip(owners, kept, strict=True) if held] == [max(epochs)]
 
 
 async def test_an_older_checkpoint_that_comes_late_changes_nothing(store: SessionStore) -> None:
@@ -132,4 +136,9 @@ async def test_a_store_that_lost_all_gets_it_again_from_the_owners(store: Sessio
     assert await store.save([unknown]) == [True]
     taken = await store.take_over(unknown.session_id)
     assert taken is not None
-    assert (taken.epoch, taken.revision) == (unknown.epoch + 1, 7)
+    assert taken.epoch > int(time.time() * 1000) - 1000, "above any that it may have given before"
+    assert taken.revision == 7
+
+
+async def test_it_stays_the_same(store: SessionStore) -> None:
+    assert await store.identity() == await store.identity() != ""

@@ -1,0 +1,136 @@
+"""When checkpoints are written, whatever the store does."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from recurra_server.checkpoints import Checkpoints
+from recurra_server.engine import handover
+from recurra_server.engine.durability import Durability
+from recurra_server.engine.ports import Checkpoint, StoreError
+from recurra_server.engine.sessions import Session
+from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.stores.memory import MemoryStore
+
+from tests.server.engine.test_durability import Owner
+
+ONE = np.ones((1, 1))
+
+
+class Store(MemoryStore):
+    """Does something when it is to save, and can be another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saves: list[list[str]] = []
+        self.on_save: Callable[[], object] = lambda: None
+        self.on_identity: Callable[[], object] = lambda: None
+        self.name = "one"
+
+    async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        """Save them."""
+        self.on_save()
+        self.saves.append([checkpoint.session_id for checkpoint in checkpoints])
+        return await super().save(checkpoints)
+
+    async def identity(self) -> str:
+        """Its name."""
+        self.on_identity()
+        return self.name
+
+
+class Writer:
+    """A server whose checkpoints are written when the test says so."""
+
+    def __init__(self, runtimes: dict[str, OnnxRuntime]) -> None:
+        self.owner = Owner(runtimes)
+        self.store = Store()
+        self.checkpoints = Checkpoints(self.owner.engine, self.store, interval=0.1, clock=lambda: self.owner.now)
+
+    async def open(self, session_id: str, durability: Durability = Durability.ASYNC) -> Session:
+        """Open one."""
+        engine = self.owner.engine
+        beginning = handover.beginning(engine, engine.model("counter"), self.owner.now, None)
+        return await self.checkpoints.open(beginning, session_id=session_id, idle_timeout=None, durability=durability)
+
+    def step(self, session: Session) -> None:
+        """Step it, a moment later."""
+        self.owner.now += 0.001
+        self.owner.submit(session, ONE)
+        self.owner.run()
+
+
+@pytest.fixture
+def writer(runtimes: dict[str, OnnxRuntime]) -> Writer:
+    return Writer(runtimes)
+
+
+def fail_with(error: Exception) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+async def test_what_changes_while_it_is_written_is_for_the_next_time(writer: Writer) -> None:
+    session = await writer.open("a")
+    writer.step(session)
+    writer.store.on_save = lambda: writer.step(session) if len(writer.store.saves) < 10 else None
+    for _ in range(3):
+        writer.store.saves.clear()
+        assert await writer.checkpoints.write()
+        assert writer.store.saves == [["a"]]
+
+
+@pytest.mark.parametrize("error", [StoreError("away"), RuntimeError("a bug")])
+async def test_what_was_not_saved_is_saved_again_whatever_was_raised(writer: Writer, error: Exception) -> None:
+    session, closed = await writer.open("a"), await writer.open("b")
+    writer.step(session)
+    writer.owner.engine.close(closed)
+    writer.store.on_save = fail_with(error)
+    if isinstance(error, StoreError):
+        assert not await writer.checkpoints.write()
+        assert not writer.owner.engine.ledger.store_up
+    else:
+        with pytest.raises(RuntimeError):
+            await writer.checkpoints.write()
+    writer.store.on_save = lambda: None
+    assert await writer.checkpoints.write()
+    assert writer.owner.engine.ledger.store_up
+    assert session.durable is not None
+    assert session.durable.step == 1
+    assert await writer.store.take_over("b") is None
+
+
+async def test_a_store_that_is_another_gets_what_does_not_change_too(writer: Writer) -> None:
+    for session_id in ("a", "b"):
+        await writer.open(session_id)
+    await writer.checkpoints.look()
+    await writer.checkpoints.write()
+    assert writer.store.saves == []
+    writer.store.name = "another"
+    await writer.checkpoints.look()
+    await writer.checkpoints.write()
+    assert writer.store.saves == [["a", "b"]]
+
+
+async def test_whether_the_store_is_there_is_known_when_nothing_is_written(writer: Writer) -> None:
+    told: list[bool] = []
+    writer.checkpoints.on_store.append(told.append)
+    writer.store.on_identity = fail_with(StoreError("no", "is full"))
+    for _ in range(2):
+        await writer.checkpoints.look()
+    assert writer.owner.engine.ledger.trouble == "is full"
+    writer.store.on_identity = lambda: None
+    await writer.checkpoints.look()
+    assert told == [False, True]
+
+
+async def test_only_what_is_saved_is_handed_over(writer: Writer) -> None:
+    saved, changing = await writer.open("a"), await writer.open("b")
+    ephemeral = writer.owner.open("counter")
+    writer.step(saved)
+    writer.step(changing)
+    writer.store.on_save = lambda: writer.step(changing) if len(writer.store.saves) < 10 else None
+    assert await writer.checkpoints.hand_over() == 1
+    assert (saved.closed, changing.closed, ephemeral.closed) == (True, False, False)
