@@ -96,7 +96,7 @@ class App:
             self.driver.checkpoints = self.metrics.checkpoints = Checkpoints(
                 self.engine, self.metrics.store, interval=settings.checkpoint_interval, clock=self.driver.clock
             )
-        elif worker:
+        elif self._worker:
             self.engine.elsewhere = ", or another of this server's workers has it (without --store they share nothing)"
         self._tracing = self._open_tracing() if settings.traces else None
         self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health, edge.loads)

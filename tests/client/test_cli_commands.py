@@ -295,6 +295,42 @@ def full(models_folder: Path) -> Iterator[ServerProcess]:
         yield process
 
 
+def test_durability_is_chosen_where_sessions_are_opened(
+    recurra: Run, models_folder: Path, tmp_path: Path, readings: Path
+) -> None:
+    with running_server(models_folder, "--store", f"embedded:{tmp_path / 'v'}") as process:
+        at = ("--server", process.target)
+        for durability in ("ephemeral", "async", "sync"):
+            chosen = ("--durability", durability)
+            assert recurra("sessions", "open", "counter", "--id", durability, *chosen, *at)[0] == 0
+            file = tmp_path / durability
+            assert recurra("sessions", "export", durability, str(file), *at)[0] == 0
+            _, out, _ = recurra("sessions", "import", str(file), "--id", f"{durability}-2", *chosen, "--json", *at)
+            assert json.loads(out)["durability"] == f"DURABILITY_{durability.upper()}"
+            assert recurra("stream", "watch", str(readings), *chosen, *at)[0] == 0
+            assert recurra("bench", "counter", "--sessions", "2", "--seconds", "0.1", *chosen, *at)[0] == 0
+        _, out, _ = recurra("sessions", "list", *at)
+        column = [re.split(r"  +", line)[4] for line in out.splitlines()]
+        assert column == ["DURABLE", "no", "no", "async 0", "async 0", "sync 0", "sync 0"]
+        samples = process.metrics()
+        assert (samples.get("recurra_checkpoints_total", outcome="saved") or 0) > 40, "of the SYNC stream alone"
+        assert recurra("sessions", "drain", "--grace", "0", *at)[:2] == (
+            0,
+            f"{process.target} is drained: 4 sessions can go on elsewhere, 2 end with it\n",
+        )
+        code, _, err = recurra("sessions", "open", "counter", *at)
+        assert (code, "shuts down" in err) == (1, True)
+
+
+def test_a_durability_that_the_server_cannot_give_is_told_in_one_line(recurra: Run, server: ServerProcess) -> None:
+    code, _, err = recurra("sessions", "open", "counter", "--durability", "sync", "--server", server.target)
+    assert code == 1
+    assert err == (
+        "recurra: durability SYNC needs a store, and the server has none: start it with --store, or leave "
+        "durability unset\n"
+    )
+
+
 def test_bench_shares_the_sessions_out_among_processes(recurra: Run, server: ServerProcess) -> None:
     arguments = ["--sessions", "3", "--seconds", "0.3", "--processes", "2", "--server", server.target]
     code, out, err = recurra("bench", "counter", *arguments)

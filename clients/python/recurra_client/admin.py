@@ -7,6 +7,7 @@ from typing import Final
 from recurra.v1 import sessions_pb2
 
 from recurra_client.connection import Connection
+from recurra_client.durability import DURABILITIES, Durability
 from recurra_client.session import fork_session, get_session, once
 
 PAGE_SIZE: Final = 1000
@@ -87,7 +88,12 @@ class Sessions:
         return (await self._connection.call(self._connection.sessions.ExportSession, request)).snapshot
 
     async def import_(
-        self, snapshot: bytes, session_id: str = "", *, idle_timeout: float | None = None
+        self,
+        snapshot: bytes,
+        session_id: str = "",
+        *,
+        idle_timeout: float | None = None,
+        durability: Durability = "",
     ) -> sessions_pb2.Session:
         """Open a session that goes on where a snapshot was taken, on any server that has the same model.
 
@@ -95,12 +101,17 @@ class Sessions:
             snapshot: What `export` gave.
             session_id: Its id; an unguessable one is made if none is given.
             idle_timeout: Seconds it may go unused before it expires; None for the server's default.
+            durability: As in `Client.session`.
 
         Raises:
             SnapshotError, ModelNotFoundError, SessionExistsError, CapacityError, DrainingError
         """
-        # An id that is made here, too: then the call may be repeated, and a proxy knows where later ones go.
-        request = sessions_pb2.ImportSessionRequest(snapshot=snapshot, session_id=session_id or secrets.token_hex(16))
+        request = sessions_pb2.ImportSessionRequest(
+            snapshot=snapshot,
+            # An id that is made here, too: then the call may be repeated, and a proxy knows where later ones go.
+            session_id=session_id or secrets.token_hex(16),
+            durability=DURABILITIES[durability],
+        )
         if idle_timeout is not None:
             request.idle_timeout.FromNanoseconds(round(idle_timeout * 1e9))
 
@@ -117,3 +128,14 @@ class Sessions:
         """
         request = sessions_pb2.RewindSessionRequest(session_id=session_id, snapshot=snapshot)
         return (await self._connection.call(self._connection.sessions.RewindSession, request)).session
+
+    async def drain(self, *, grace: float | None = None) -> sessions_pb2.DrainSessionsResponse:
+        """Empty the server before it is ended: durable sessions go on elsewhere, others end with it.
+
+        Args:
+            grace: Seconds that open streams may go on; None for as long as the server gives them on SIGTERM.
+        """
+        request = sessions_pb2.DrainSessionsRequest()
+        if grace is not None:
+            request.grace.FromNanoseconds(round(grace * 1e9))
+        return await self._connection.call(self._connection.sessions.DrainSessions, request, repeatable=False)

@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from recurra.v1 import models_pb2, sessions_pb2
 from recurra_client.admin import Sessions
 from recurra_client.client import Client
 from recurra_client.codec import Inputs
+from recurra_client.durability import Durability
 from recurra_client.feed import chunks, run_together
 from recurra_client.results import BatchResult, Generated, StepInfo
 from recurra_client.session import Session
@@ -103,7 +104,7 @@ class BlockingClient:
         session_id: str = "",
         idle_timeout: float | datetime.timedelta | None = None,
         initial_states: Mapping[str, ArrayLike] | None = None,
-        durability: Literal["", "ephemeral", "async", "sync"] = "",
+        durability: Durability = "",
         keep: bool = False,
     ) -> "BlockingSession":
         """See `Client.session`."""
@@ -347,10 +348,19 @@ class BlockingSessions:
         return _run(self._sessions.export(session_id))
 
     def import_(
-        self, snapshot: bytes, session_id: str = "", *, idle_timeout: float | None = None
+        self,
+        snapshot: bytes,
+        session_id: str = "",
+        *,
+        idle_timeout: float | None = None,
+        durability: Durability = "",
     ) -> sessions_pb2.Session:
         """See `Sessions.import_`."""
-        return _run(self._sessions.import_(snapshot, session_id, idle_timeout=idle_timeout))
+        return _run(self._sessions.import_(snapshot, session_id, idle_timeout=idle_timeout, durability=durability))
+
+    def drain(self, *, grace: float | None = None) -> sessions_pb2.DrainSessionsResponse:
+        """See `Sessions.drain`."""
+        return _run(self._sessions.drain(grace=grace))
 
     def rewind(self, session_id: str, snapshot: bytes) -> sessions_pb2.Session:
         """See `Sessions.rewind`."""

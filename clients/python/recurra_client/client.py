@@ -4,7 +4,7 @@ import datetime
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Self, overload
+from typing import Any, Self, overload
 
 import grpc
 from google.protobuf import duration_pb2
@@ -15,17 +15,11 @@ from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 from recurra_client.admin import Sessions
 from recurra_client.codec import Inputs
 from recurra_client.connection import Connection, route_by
+from recurra_client.durability import DURABILITIES, Durability
 from recurra_client.errors import StepGapError, from_message, from_rpc
 from recurra_client.results import BatchResult, Generated
 from recurra_client.session import Session, get_session, once
 from recurra_client.tensors import to_array
-
-_DURABILITIES: Final = {
-    "": sessions_pb2.DURABILITY_UNSPECIFIED,
-    "ephemeral": sessions_pb2.DURABILITY_EPHEMERAL,
-    "async": sessions_pb2.DURABILITY_ASYNC,
-    "sync": sessions_pb2.DURABILITY_SYNC,
-}
 
 
 class Client:
@@ -75,7 +69,7 @@ class Client:
         session_id: str = "",
         idle_timeout: float | datetime.timedelta | None = None,
         initial_states: Mapping[str, ArrayLike] | None = None,
-        durability: Literal["", "ephemeral", "async", "sync"] = "",
+        durability: Durability = "",
         keep: bool = False,
     ) -> Session:
         """A new session; `async with` (or `open`) opens it on the server, and closes it there.
@@ -95,7 +89,7 @@ class Client:
             model=model,
             version=version,
             session_id=session_id or secrets.token_hex(16),
-            durability=_DURABILITIES[durability],
+            durability=DURABILITIES[durability],
         )
         if idle_timeout is not None:
             request.idle_timeout.CopyFrom(_duration(idle_timeout))
@@ -272,6 +266,7 @@ class Client:
             steps=list(answer.steps),
             errors={row.row: from_message(row.error) for row in answer.errors},
             replayed=frozenset(answer.replayed_rows),
+            durable_steps=list(answer.durable_steps) or [0] * len(session_ids),
         )
 
     async def generate(

@@ -43,6 +43,8 @@ class BatchResult(Generic[Out]):
     """The rows that failed, and why."""
     replayed: frozenset[int]
     """The rows whose reply was kept from before."""
+    durable_steps: Sequence[int]
+    """Each row's last step that outlives the server; 0 where nothing does."""
 
 
 class Generated(NamedTuple):

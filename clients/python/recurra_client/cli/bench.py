@@ -16,9 +16,10 @@ from rich import box
 from rich.live import Live
 from rich.table import Table
 
-from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Server, console, milliseconds
+from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Durability, Server, console, milliseconds
 from recurra_client.cli.usererror import UserError
 from recurra_client.client import Client
+from recurra_client.durability import DURABILITIES
 from recurra_client.load.outcome import Api, Outcome, Plan
 from recurra_client.load.processes import LoadError, run_in_processes
 
@@ -76,6 +77,7 @@ def bench(  # noqa: D417 - the others are described by their types
     processes: _Positive = 1,
     connections: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     version: str = "",
+    durability: Durability = None,
     server: Server = DEFAULT_SERVER,
     json: AsJson = False,
 ) -> None:
@@ -125,6 +127,7 @@ def bench(  # noqa: D417 - the others are described by their types
                 chunk=chunk,
                 connections=connections,
                 in_flight=in_flight,
+                durability=DURABILITIES[durability or ""],
             )
             if api == "batch" and count % in_flight:
                 raise UserError(f"{count} sessions cannot be shared out among {in_flight} messages")

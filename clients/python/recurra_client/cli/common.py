@@ -8,7 +8,7 @@ import datetime
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 from google.protobuf.duration_pb2 import Duration
@@ -19,6 +19,14 @@ from rich.console import Console
 
 Server = Annotated[str, Parameter(name="--server", help="Address of the server, HOST:PORT.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+
+Durability = Annotated[
+    Literal["ephemeral", "async", "sync"] | None,
+    Parameter(
+        help="What outlives the server: nothing, all but the last moments, or every step that was answered. "
+        "Unset: as the server has it."
+    ),
+]
 
 DEFAULT_SERVER: Final = "localhost:50051"
 

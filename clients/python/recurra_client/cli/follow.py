@@ -17,6 +17,7 @@ from recurra_client.cli.predictions import PredictionsWriter
 from recurra_client.cli.track import Reading, Track
 from recurra_client.cli.view import live_view, parallel_view, print_line, summary_table
 from recurra_client.client import Client
+from recurra_client.durability import Durability
 from recurra_client.feed import stack
 
 FRAMES_A_SECOND = 8
@@ -48,6 +49,7 @@ class Follower:
     writer: PredictionsWriter | None = None
     gate_units: int = 0
     """Units whose gates are followed; 0: none are."""
+    durability: Durability = ""
     gates: list[GateTrack] = field(init=False)
     tracks: list[Track] = field(init=False)
     _current: int = 0
@@ -88,7 +90,9 @@ class Follower:
 
     async def _run_one(self, index: int) -> None:
         track = self.tracks[index]
-        async with self.client.session(self.model.name, version=self.model.version) as session:
+        async with self.client.session(
+            self.model.name, version=self.model.version, durability=self.durability
+        ) as session:
             due = time.monotonic()
             async for rows in _chunks(self.feeds[index].rows, self.pace):
                 if self.pace.period:

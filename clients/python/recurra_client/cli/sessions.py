@@ -1,6 +1,7 @@
 """The commands `recurra sessions …`."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,12 @@ from cyclopts import App, Parameter
 from recurra.v1 import sessions_pb2
 from rich.table import Table
 
-from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Server, console, print_json, seconds, span
+from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Durability, Server, console, print_json, seconds, span
 from recurra_client.client import Client
 
-app = App(name="sessions", help="List, open, reset, close, fork, export and import the sessions of a server.")
+app = App(
+    name="sessions", help="List, open, reset, close, fork, export and import the sessions of a server, or drain it."
+)
 
 _PIPE = Path("-")
 SessionId = Annotated[str, Parameter(help="The session's id.")]
@@ -61,6 +64,7 @@ async def open_(  # noqa: D417 - the others are described by their types
     version: str = "",
     id: str = "",  # noqa: A002 - the flag's name
     idle_timeout: float | None = None,
+    durability: Durability = None,
     server: Server = DEFAULT_SERVER,
     json: AsJson = False,
 ) -> None:
@@ -79,7 +83,14 @@ async def open_(  # noqa: D417 - the others are described by their types
     """
     async with (
         Client(server, reconnect=0) as client,
-        client.session(model, version=version, session_id=id, idle_timeout=idle_timeout, keep=True) as session,
+        client.session(
+            model,
+            version=version,
+            session_id=id,
+            idle_timeout=idle_timeout,
+            durability=durability or "",
+            keep=True,
+        ) as session,
     ):
         _answer(await session.info(), json=json)
 
@@ -148,6 +159,7 @@ async def import_(  # noqa: D417 - the others are described by their types
     *,
     id: str = "",  # noqa: A002 - the flag's name
     idle_timeout: float | None = None,
+    durability: Durability = None,
     server: Server = DEFAULT_SERVER,
     json: AsJson = False,
 ) -> None:
@@ -164,7 +176,8 @@ async def import_(  # noqa: D417 - the others are described by their types
     """
     snapshot = _read(file)
     async with Client(server, reconnect=0) as client:
-        _answer(await client.sessions.import_(snapshot, id, idle_timeout=idle_timeout), json=json)
+        session = await client.sessions.import_(snapshot, id, idle_timeout=idle_timeout, durability=durability or "")
+        _answer(session, json=json)
 
 
 @app.command
@@ -181,6 +194,29 @@ async def rewind(  # noqa: D417 - the others are described by their types
     snapshot = _read(file)
     async with Client(server, reconnect=0) as client:
         _answer(await client.sessions.rewind(session_id, snapshot), json=json)
+
+
+@app.command
+async def drain(  # noqa: D417 - the others are described by their types
+    *, grace: float | None = None, server: Server = DEFAULT_SERVER, json: AsJson = False
+) -> None:
+    """Empty a server before it is ended: it opens no more sessions, and others go on with those that are durable.
+
+    Parameters
+    ----------
+    grace
+        Seconds that open streams may go on. Unset: as long as the server gives them on SIGTERM.
+    """
+    out = console(stderr=True)
+    async with Client(server, reconnect=0, timeout=None) as client:
+        with out.status(f"draining {server} ...") if out.is_terminal else nullcontext():
+            drained = await client.sessions.drain(grace=grace)
+    if json:
+        print_json(drained)
+    else:
+        console().print(
+            f"{server} is drained: {drained.moved:,} sessions can go on elsewhere, {drained.left:,} end with it"
+        )
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -200,8 +236,8 @@ def _answer(session: sessions_pb2.Session, *, json: bool) -> None:
 
 def _print(sessions: list[sessions_pb2.Session]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("SESSION", "MODEL", "VERSION", "STEPS", "IDLE", "EXPIRES IN"):
-        table.add_column(column, justify="right" if column in ("STEPS", "IDLE", "EXPIRES IN") else "left", no_wrap=True)
+    for column in ("SESSION", "MODEL", "VERSION", "STEPS", "DURABLE", "IDLE", "EXPIRES IN"):
+        table.add_column(column, justify="left" if column in ("SESSION", "MODEL", "VERSION") else "right", no_wrap=True)
     for session in sessions:
         idle, timeout = seconds(session.idle), seconds(session.idle_timeout)
         table.add_row(
@@ -209,7 +245,14 @@ def _print(sessions: list[sessions_pb2.Session]) -> None:
             session.model,
             session.version,
             f"{session.steps:,}",
+            _durable(session),
             span(idle),
             span(max(0.0, timeout - idle)),
         )
     console().print(table)
+
+
+def _durable(session: sessions_pb2.Session) -> str:
+    """Such as "async 1,234": how, and up to which step."""
+    name = sessions_pb2.Durability.Name(session.durability).removeprefix("DURABILITY_").lower()
+    return "no" if session.durability == sessions_pb2.DURABILITY_EPHEMERAL else f"{name} {session.durable_step:,}"

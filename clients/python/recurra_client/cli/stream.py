@@ -9,7 +9,7 @@ from cyclopts import Parameter, validators
 from cyclopts.exceptions import CycloptsError
 from recurra.v1 import models_pb2
 
-from recurra_client.cli.common import DEFAULT_SERVER, Server, console, seconds
+from recurra_client.cli.common import DEFAULT_SERVER, Durability, Server, console, seconds
 from recurra_client.cli.feeds import open_feed
 from recurra_client.cli.follow import Follower, Pace
 from recurra_client.cli.gates import units_of
@@ -23,7 +23,7 @@ from recurra_client.client import Client
 _Positive = validators.Number(gte=1)
 
 
-async def stream(  # noqa: D417 - `server` is described by its type
+async def stream(  # noqa: D417 - `durability` and `server` are described by their types
     model: str,
     /,
     *files: Annotated[str, Parameter(allow_leading_hyphen=True)],
@@ -36,6 +36,7 @@ async def stream(  # noqa: D417 - `server` is described by its type
     plot: Path | None = None,
     gates: Annotated[bool, Parameter(negative="")] = False,
     version: str = "",
+    durability: Durability = None,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Feed steps through a model, each file a session, and watch what it predicts.
@@ -87,7 +88,7 @@ async def stream(  # noqa: D417 - `server` is described by its type
     with _open_output(output) as file:
         writer = PredictionsWriter(file, Reading(described)) if file else None
         async with Client(server) as client:
-            follower = Follower(client, described, feeds, pace, out, writer, gate_units)
+            follower = Follower(client, described, feeds, pace, out, writer, gate_units, durability or "")
             await follower.run()
     if plot is not None:
         save_plot(plot, f"{described.name} version {described.version}", follower.tracks)

@@ -136,7 +136,11 @@ def _opening(plan: Plan, session_id: str) -> sessions_pb2.OpenSessionRequest:
     # Should this process be killed, they do not stay for long.
     timeout = duration_pb2.Duration(seconds=30 + int(coming + plan.warmup + plan.seconds + 10 * plan.pace))
     return sessions_pb2.OpenSessionRequest(
-        model=plan.model.name, version=plan.model.version, session_id=session_id, idle_timeout=timeout
+        model=plan.model.name,
+        version=plan.model.version,
+        session_id=session_id,
+        idle_timeout=timeout,
+        durability=plan.durability,
     )
 
 

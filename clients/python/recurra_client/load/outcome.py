@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recurra.v1 import models_pb2
+from recurra.v1 import models_pb2, sessions_pb2
 
 Api = Literal["stream", "unary", "batch"]
 
@@ -31,6 +31,8 @@ class Plan:
     """Steps in one message of a session."""
     connections: int = 0
     """TCP connections that the sessions share; 0: one each."""
+    durability: sessions_pb2.Durability.ValueType = sessions_pb2.DURABILITY_UNSPECIFIED
+    """Of the sessions; unspecified: as the server has it."""
     in_flight: int = 1
     """In a closed loop: messages sent and not yet answered, of each session; or in all, if they are batches."""
 
