@@ -13,7 +13,7 @@ from cyclopts import App, Parameter, validators
 
 from benchmarks import machine, plots, report
 from benchmarks.client import ClientProcess
-from benchmarks.parts import messages, options, paced, scale, sequences, steps
+from benchmarks.parts import durability, messages, options, paced, scale, sequences, steps
 from benchmarks.parts.bench import Bench, Part
 from benchmarks.runs import Effort, Findings
 
@@ -25,6 +25,7 @@ PARTS: Final[dict[str, Part]] = {
     "workers": options.workers,
     "paced": paced.paced,
     "scale": scale.scale,
+    "durability": durability.durability,
     "openinference": sequences.against_triton,
     "peers": steps.against_peers,
 }
@@ -45,8 +46,8 @@ def main(
     Parameters
     ----------
     only
-        Parts to measure, with commas: limit, bulk, chunks, telemetry, workers, paced, scale, openinference, peers.
-        Empty: all.
+        Parts to measure, with commas: limit, bulk, chunks, telemetry, workers, paced, scale, durability, openinference,
+        peers. Empty: all.
     quick
         One short round, to see that everything works.
     rounds

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from benchmarks.contenders import OPEN_INFERENCE
-from benchmarks.parts import messages, options, paced, scale, sequences, steps
+from benchmarks.parts import durability, messages, options, paced, scale, sequences, steps
 from benchmarks.peers.registry import TRITON
 from benchmarks.runs import Findings, Spread
 
@@ -52,6 +52,8 @@ COLUMNS: Final[dict[str, tuple[str, _Format]]] = {
     "close_seconds_each": ("close us", _us),
     "close_cpu_each": ("close CPU us", _us),
     "expire_cpu_each": ("expire CPU us", _us),
+    "state_bytes": ("bytes of state", _count),
+    "checkpoint_bytes": ("bytes in the store", _count),
 }
 _TITLES: Final = {
     steps.LIMIT: "Single steps, one session a stream, beside a bare grpc.aio echo",
@@ -66,6 +68,10 @@ _TITLES: Final = {
     paced.MISHAPS: "What missed the deadline once, and kept it when tried again: left out above",
     paced.KNEE: "The knee: the most sessions whose p99 stays within 32 ms",
     paced.AROUND: "A step every 32 ms and session, below the knee and beyond it",
+    durability.COST: "Durable sessions in a closed loop, beside ephemeral ones; the case is the number of sessions",
+    durability.TRIP: "Saving checkpoints with nothing round it; the case is how many at once",
+    durability.SIZE: "A checkpoint of LSTM-128",
+    durability.TAKE_OVER: "The first call for a session that only the store has; the case is how many others it holds",
     options.TELEMETRY: "Metrics and logging, on and off",
     options.WORKERS: "Workers, LSTM-512x2",
 }
@@ -80,6 +86,7 @@ _RATIOS: Final[dict[str, list[tuple[str, str | None]]]] = {
     sequences.LEAN: [(OPEN_INFERENCE, None)],
     messages.BULK: _ALONE,
     messages.CHUNKS: _ALONE,
+    durability.COST: [("ASYNC", "EPHEMERAL"), ("SYNC", "EPHEMERAL")],
     options.TELEMETRY: [("recurra", "recurra, off")],
     options.WORKERS: [("2 workers", "1 workers")],
 }
@@ -99,6 +106,10 @@ def markdown(findings: Findings, machine: Mapping[str, str], how: str) -> str:
                 lines += [*(line for pair in _RATIOS[part] for line in _ratios(findings, part, *pair)), ""]
             if part == steps.LIMIT:
                 lines += [*_p50_above(findings, part, "recurra", "grpc.aio echo"), ""]
+            if part == durability.TRIP:
+                lines += [*_in_round_trips(findings), ""]
+            if part == durability.TAKE_OVER:
+                lines += [*_beside_many(figures), ""]
             if part == scale.PART:
                 lines += [*_scaled(figures), ""]
     if findings.unavailable:
@@ -151,6 +162,28 @@ def _p50_above(findings: Findings, part: str, ours: str, base: str) -> list[str]
             text = f"{spread.median:+.0f} us ({spread.low:+.0f} to {spread.high:+.0f})"
             lines.append(f"* p50 of {ours} - {base}, {case}: {text}")
     return lines
+
+
+def _in_round_trips(findings: Findings) -> list[str]:
+    """What a SYNC step waits longer than an ephemeral one, in bare round trips of as many checkpoints."""
+    trips = {(s.case, s.round): s.values["p50"] for s in findings.samples if s.part == durability.TRIP}
+    p50 = {(s.case, s.name, s.round): s.values["p50"] for s in findings.samples if s.part == durability.COST}
+    lines = []
+    for case in dict.fromkeys(case for case, _ in trips):
+        turns = [turn for of, turn in trips if of == case]
+        spread = Spread.of(
+            [(p50[case, "SYNC", turn] - p50[case, "EPHEMERAL", turn]) / trips[case, turn] for turn in turns]
+        )
+        text = f"{spread.median:.1f} ({spread.low:.1f} to {spread.high:.1f}) bare store round trips"
+        lines.append(f"* p50 of SYNC - EPHEMERAL, {case}: {text}")
+    return lines
+
+
+def _beside_many(figures: Mapping[tuple[str, str], Mapping[str, Spread]]) -> list[str]:
+    """A take-over beside most others, held against one beside the fewest."""
+    p50 = sorted((int(case), values["p50"].median) for (_, case), values in figures.items())
+    (few, base), (many, slow) = p50[0], p50[-1]
+    return [f"* beside {many:,} / beside {few:,}: {slow / base:.2f} of the p50 (medians)"] if many > few else []
 
 
 def _scaled(figures: Mapping[tuple[str, str], Mapping[str, Spread]]) -> list[str]:

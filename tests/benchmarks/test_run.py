@@ -16,7 +16,7 @@ from benchmarks.check import check_answers
 from benchmarks.client import ClientProcess
 from benchmarks.dialects import Array, Recurra
 from benchmarks.models import LocalModel, publish
-from benchmarks.parts import paced, steps
+from benchmarks.parts import durability, paced, steps
 from benchmarks.peers.dialects import Mosec, OpenInference, TorchServe
 from benchmarks.peers.protobuf import field, fields
 from benchmarks.processes import cpu_seconds, family, free_port, resident_bytes, running
@@ -157,6 +157,21 @@ def test_below_and_beyond_the_knee_are_told_and_drawn(tmp_path: Path) -> None:
     assert "| lstm-128 | the knee | 100 |" in page
     assert f"| lstm-128 | {paced.CASES[2]} | 130 | 33 | 0 |" in page
     assert [path.name for path in plots.draw(findings, tmp_path)] == ["paced.png"]
+
+
+def test_what_durability_costs_is_told_in_round_trips() -> None:
+    findings = Findings()
+    for kind, ms in (("EPHEMERAL", 1.0), ("ASYNC", 1.1), ("SYNC", 1.5)):
+        findings.add(durability.COST, kind, 64, 0, {"steps_per_second": 1e3 / ms, "p50": ms / 1e3})
+    findings.add(durability.TRIP, "a bare store round trip", 64, 0, {"p50": 0.2e-3})
+    findings.add(durability.SIZE, "LSTM-128", "a session", 0, {"state_bytes": 1024, "checkpoint_bytes": 1204})
+    for others, ms in ((10, 2), (100_000, 3)):
+        findings.add(durability.TAKE_OVER, "recurra", others, 0, {"p50": ms / 1e3})
+    page = report.markdown(findings, {}, "how")
+    assert "* ASYNC / EPHEMERAL, 64: 0.91 (0.91-0.91) of the steps a second" in page
+    assert "* p50 of SYNC - EPHEMERAL, 64: 2.5 (2.5 to 2.5) bare store round trips" in page
+    assert "| LSTM-128 | a session | 1,024 | 1,204 |" in page
+    assert "* beside 100,000 / beside 10: 1.50 of the p50 (medians)" in page
 
 
 def test_at_a_glance_all_servers_are_ranked(tmp_path: Path) -> None:
