@@ -51,6 +51,10 @@ class ObservedStore:
         if sessions:
             await self._timed("delete", len(sessions), self._store.delete(sessions))
 
+    async def identity(self) -> str:
+        """Who the store is; not timed, as nobody waits for it."""
+        return await self._store.identity()
+
     async def close(self) -> None:
         """End the connections."""
         await self._store.close()
