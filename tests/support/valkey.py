@@ -96,14 +96,16 @@ def running_valkey(folder: Path, options: Mapping[str, str] | None = None) -> It
 @contextmanager
 def running_cluster(folder: Path, size: int = 3) -> Iterator[list[ValkeyProcess]]:
     """Primaries that share the slots."""
-    nodes = [ValkeyProcess(folder, {"cluster-enabled": "yes", "cluster-node-timeout": "2000"}) for _ in range(size)]
+    buses = [str(free_port()) for _ in range(size)]  # by default it is another 10,000 up, which can be too high
+    options = {"cluster-enabled": "yes", "cluster-node-timeout": "2000"}
+    nodes = [ValkeyProcess(folder, {**options, "cluster-port": bus}) for bus in buses]
     try:
         share = -(-_SLOTS // size)
         for number, node in enumerate(nodes):
             first, last = number * share, min((number + 1) * share, _SLOTS) - 1
             node.client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
             node.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+            node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, buses[0])
         while not all(node.client.cluster("info")["cluster_state"] == "ok" for node in nodes):
             pass
         yield nodes

@@ -132,12 +132,23 @@ async def test_what_is_not_used_is_forgotten(store: SessionStore) -> None:
 
 
 async def test_a_store_that_lost_all_gets_it_again_from_the_owners(store: SessionStore) -> None:
-    unknown = checkpoint(epoch=int(time.time() * 1000) - 1000, revision=7)
+    unknown = checkpoint(epoch=int(time.time() * 1000) - 100_000, revision=7)
     assert await store.save([unknown]) == [True]
     taken = await store.take_over(unknown.session_id)
     assert taken is not None
-    assert taken.epoch > int(time.time() * 1000) - 1000, "above any that it may have given before"
+    assert taken.epoch > unknown.epoch + 50_000, "above any that it may have given before"
     assert taken.revision == 7
+
+
+async def test_a_store_that_lost_all_never_has_two_owners_of_one_epoch(store: SessionStore) -> None:
+    began = int(time.time() * 1000) - 100_000
+    first = checkpoint(epoch=began)  # its owner until a second took it over, of which it does not know
+    second = checkpoint(first.session_id, epoch=began + 1, revision=9)
+    assert await store.save([first]) == [True], "it is quicker than the second"
+    third = await store.take_over(first.session_id)
+    assert third is not None
+    assert await store.save([second]) == [False]
+    assert await store.save([next_of(third)]) == [True]
 
 
 async def test_it_stays_the_same(store: SessionStore) -> None:
