@@ -137,7 +137,8 @@ def test_sync_steps_that_were_sent_ahead_are_answered_one_after_the_other(here: 
     for number in range(1, 61):
         stream.send(session_id=session_id, step=number, inputs=[tensor([1.0])])
     results = [stream.read().result for _ in range(60)]
-    assert [(result.step, result.durable_step) for result in results] == [(n, n) for n in range(1, 61)]
+    assert [result.step for result in results] == list(range(1, 61))
+    assert all(result.durable_step >= result.step for result in results)
     stream.end()
 
 
