@@ -81,11 +81,23 @@ class ValkeyStore:
         return answers
 
     async def _call(self, call: Any, *arguments: Any) -> Any:
+        cancelled = _times_cancelled()
+        answer, failure = None, None
         try:
             async with self._calls, asyncio.timeout(self._timeout):
-                return await call(*arguments)
+                answer = await call(*arguments)
         except (ValkeyError, ValkeyClusterException, OSError) as error:
-            raise StoreError(str(error) or type(error).__name__, _plain(error)) from error
+            failure = StoreError(str(error) or type(error).__name__, _plain(error))
+        if _times_cancelled() > cancelled:  # the library swallows a cancellation now and then
+            raise asyncio.CancelledError
+        if failure is not None:
+            raise failure
+        return answer
+
+
+def _times_cancelled() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _record(checkpoint: Checkpoint) -> bytes:

@@ -1,5 +1,6 @@
 """What only a real Valkey can show."""
 
+import asyncio
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from recurra_server.stores.connect import ClusterClient, SingleClient
 from recurra_server.stores.embedded import EmbeddedError, EmbeddedValkey
 from recurra_server.stores.valkey import ValkeyStore
 
-from tests.server.stores.test_contract import begin, next_of
+from tests.server.stores.test_contract import begin, checkpoint, next_of
 from tests.support.valkey import running_cluster, running_sentinel, running_valkey
 
 
@@ -98,6 +99,23 @@ async def test_of_a_cluster_every_node_is_used_and_a_script_that_it_forgot_is_se
         assert "next" not in str(caught.value), "sessions are nothing for a log"
         await store.close()
         assert before
+
+
+async def test_a_cancellation_that_the_library_swallows_is_one_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = ValkeyStore("valkey://localhost"), asyncio.Event()
+
+    async def run(*_: object) -> list[int]:
+        asked.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return [1]
+
+    monkeypatch.setattr(store._client, "run", run)
+    save = asyncio.create_task(store.save([checkpoint()]))
+    await asked.wait()
+    save.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await save
 
 
 async def test_sentinel_leads_to_the_replica_when_the_primary_dies(tmp_path: Path) -> None:
