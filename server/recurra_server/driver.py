@@ -19,6 +19,7 @@ from recurra_server.engine.batch import Batch
 from recurra_server.engine.blocks import Block, BlockBatch
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundError, StepGapError
+from recurra_server.engine.outputs import Choice
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Buffer, Step
@@ -139,6 +140,7 @@ class Driver:
         *,
         number: int = 0,
         deadline: float = float("inf"),
+        choice: Choice | None = None,
     ) -> Step:
         """Apply a step and wait for it; a caller who stops waiting cancels it.
 
@@ -146,7 +148,7 @@ class Driver:
             EngineError: It was not applied.
         """
         waiter = _Caller()
-        step = Step(session, inputs, count, waiter, self.clock(), number=number, deadline=deadline)
+        step = Step(session, inputs, count, waiter, self.clock(), number=number, deadline=deadline, choice=choice)
         self.submit(step)
         try:
             await waiter.told

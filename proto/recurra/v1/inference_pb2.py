@@ -28,7 +28,7 @@ from recurra.v1 import sessions_pb2 as recurra_dot_v1_dot_sessions__pb2
 from recurra.v1 import tensor_pb2 as recurra_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arecurra/v1/inference.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16recurra/v1/error.proto\x1a\x19recurra/v1/sessions.proto\x1a\x17recurra/v1/tensor.proto\"F\n\nStepTiming\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\ncompute_us\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\"\x8f\x01\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.recurra.v1.StepTiming\x12\x10\n\x08replayed\x18\x04 \x01(\x08\x12\x14\n\x0c\x64urable_step\x18\x05 \x01(\x04\"S\n\x0bStepRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\"6\n\x0cStepResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\"\x97\x01\n\x12StreamStepsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12,\n\x04open\x18\x04 \x01(\x0b\x32\x1e.recurra.v1.OpenSessionRequest\x12\r\n\x05\x63lose\x18\x05 \x01(\x08\"\xf2\x01\n\x13StreamStepsResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepResultH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.recurra.v1.ErrorH\x00\x12$\n\x06moving\x18\x04 \x01(\x0b\x32\x12.recurra.v1.MovingH\x00\x12#\n\x06opened\x18\x05 \x01(\x0b\x32\x13.recurra.v1.Session\x12#\n\x06\x63losed\x18\x06 \x01(\x0b\x32\x13.recurra.v1.SessionB\t\n\x07outcome\"2\n\x06Moving\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x10StepBatchRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\r\n\x05steps\x18\x02 \x03(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\"\xc3\x01\n\x11StepBatchResponse\x12\r\n\x05steps\x18\x01 \x03(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12$\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x14.recurra.v1.RowError\x12\x15\n\rreplayed_rows\x18\x04 \x03(\r\x12&\n\x06timing\x18\x05 \x01(\x0b\x32\x16.recurra.v1.StepTiming\x12\x15\n\rdurable_steps\x18\x06 \x03(\x04\"9\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.recurra.v1.Error\"\x93\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12*\n\x0einitial_states\x18\x04 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tlast_only\x18\x05 \x01(\x08\"^\n\x0fPredictResponse\x12#\n\x07outputs\x18\x01 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepTiming\"J\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xf6\x01\n\x0fGenerateRequest\x12\x14\n\nsession_id\x18\x01 \x01(\tH\x00\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x18.recurra.v1.ModelVersionH\x00\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.recurra.v1.Sampling\x12\x17\n\nstop_class\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\nafter_step\x18\x07 \x01(\x04\x42\x07\n\x05startB\r\n\x0b_stop_class\"-\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"b\n\x10GenerateResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\x12&\n\nnext_input\x18\x02 \x01(\x0b\x32\x12.recurra.v1.Tensor2\xf8\x02\n\x10InferenceService\x12\x39\n\x04Step\x12\x17.recurra.v1.StepRequest\x1a\x18.recurra.v1.StepResponse\x12R\n\x0bStreamSteps\x12\x1e.recurra.v1.StreamStepsRequest\x1a\x1f.recurra.v1.StreamStepsResponse(\x01\x30\x01\x12H\n\tStepBatch\x12\x1c.recurra.v1.StepBatchRequest\x1a\x1d.recurra.v1.StepBatchResponse\x12\x42\n\x07Predict\x12\x1a.recurra.v1.PredictRequest\x1a\x1b.recurra.v1.PredictResponse\x12G\n\x08Generate\x12\x1b.recurra.v1.GenerateRequest\x1a\x1c.recurra.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arecurra/v1/inference.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16recurra/v1/error.proto\x1a\x19recurra/v1/sessions.proto\x1a\x17recurra/v1/tensor.proto\"F\n\nStepTiming\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\ncompute_us\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\"\x8f\x01\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x03 \x01(\x0b\x32\x16.recurra.v1.StepTiming\x12\x10\n\x08replayed\x18\x04 \x01(\x08\x12\x14\n\x0c\x64urable_step\x18\x05 \x01(\x04\"d\n\x0bStepRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x0f\n\x07outputs\x18\x04 \x03(\t\"6\n\x0cStepResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\"\xa8\x01\n\x12StreamStepsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12,\n\x04open\x18\x04 \x01(\x0b\x32\x1e.recurra.v1.OpenSessionRequest\x12\r\n\x05\x63lose\x18\x05 \x01(\x08\x12\x0f\n\x07outputs\x18\x06 \x03(\t\"\xf2\x01\n\x13StreamStepsResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepResultH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.recurra.v1.ErrorH\x00\x12$\n\x06moving\x18\x04 \x01(\x0b\x32\x12.recurra.v1.MovingH\x00\x12#\n\x06opened\x18\x05 \x01(\x0b\x32\x13.recurra.v1.Session\x12#\n\x06\x63losed\x18\x06 \x01(\x0b\x32\x13.recurra.v1.SessionB\t\n\x07outcome\"2\n\x06Moving\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"k\n\x10StepBatchRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\r\n\x05steps\x18\x02 \x03(\x04\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x0f\n\x07outputs\x18\x04 \x03(\t\"\xc3\x01\n\x11StepBatchResponse\x12\r\n\x05steps\x18\x01 \x03(\x04\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12$\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x14.recurra.v1.RowError\x12\x15\n\rreplayed_rows\x18\x04 \x03(\r\x12&\n\x06timing\x18\x05 \x01(\x0b\x32\x16.recurra.v1.StepTiming\x12\x15\n\rdurable_steps\x18\x06 \x03(\x04\"9\n\x08RowError\x12\x0b\n\x03row\x18\x01 \x01(\r\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.recurra.v1.Error\"\xa4\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12*\n\x0einitial_states\x18\x04 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tlast_only\x18\x05 \x01(\x08\x12\x0f\n\x07outputs\x18\x06 \x03(\t\"^\n\x0fPredictResponse\x12#\n\x07outputs\x18\x01 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12&\n\x06timing\x18\x02 \x01(\x0b\x32\x16.recurra.v1.StepTiming\"J\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\x87\x02\n\x0fGenerateRequest\x12\x14\n\nsession_id\x18\x01 \x01(\tH\x00\x12)\n\x05model\x18\x02 \x01(\x0b\x32\x18.recurra.v1.ModelVersionH\x00\x12\"\n\x06inputs\x18\x03 \x03(\x0b\x32\x12.recurra.v1.Tensor\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.recurra.v1.Sampling\x12\x17\n\nstop_class\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\nafter_step\x18\x07 \x01(\x04\x12\x0f\n\x07outputs\x18\x08 \x03(\tB\x07\n\x05startB\r\n\x0b_stop_class\"-\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"b\n\x10GenerateResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.recurra.v1.StepResult\x12&\n\nnext_input\x18\x02 \x01(\x0b\x32\x12.recurra.v1.Tensor2\xf8\x02\n\x10InferenceService\x12\x39\n\x04Step\x12\x17.recurra.v1.StepRequest\x1a\x18.recurra.v1.StepResponse\x12R\n\x0bStreamSteps\x12\x1e.recurra.v1.StreamStepsRequest\x1a\x1f.recurra.v1.StreamStepsResponse(\x01\x30\x01\x12H\n\tStepBatch\x12\x1c.recurra.v1.StepBatchRequest\x1a\x1d.recurra.v1.StepBatchResponse\x12\x42\n\x07Predict\x12\x1a.recurra.v1.PredictRequest\x1a\x1b.recurra.v1.PredictResponse\x12G\n\x08Generate\x12\x1b.recurra.v1.GenerateRequest\x1a\x1c.recurra.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,33 +40,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEPRESULT']._serialized_start=223
   _globals['_STEPRESULT']._serialized_end=366
   _globals['_STEPREQUEST']._serialized_start=368
-  _globals['_STEPREQUEST']._serialized_end=451
-  _globals['_STEPRESPONSE']._serialized_start=453
-  _globals['_STEPRESPONSE']._serialized_end=507
-  _globals['_STREAMSTEPSREQUEST']._serialized_start=510
-  _globals['_STREAMSTEPSREQUEST']._serialized_end=661
-  _globals['_STREAMSTEPSRESPONSE']._serialized_start=664
-  _globals['_STREAMSTEPSRESPONSE']._serialized_end=906
-  _globals['_MOVING']._serialized_start=908
-  _globals['_MOVING']._serialized_end=958
-  _globals['_STEPBATCHREQUEST']._serialized_start=960
-  _globals['_STEPBATCHREQUEST']._serialized_end=1050
-  _globals['_STEPBATCHRESPONSE']._serialized_start=1053
-  _globals['_STEPBATCHRESPONSE']._serialized_end=1248
-  _globals['_ROWERROR']._serialized_start=1250
-  _globals['_ROWERROR']._serialized_end=1307
-  _globals['_PREDICTREQUEST']._serialized_start=1310
-  _globals['_PREDICTREQUEST']._serialized_end=1457
-  _globals['_PREDICTRESPONSE']._serialized_start=1459
-  _globals['_PREDICTRESPONSE']._serialized_end=1553
-  _globals['_SAMPLING']._serialized_start=1555
-  _globals['_SAMPLING']._serialized_end=1629
-  _globals['_GENERATEREQUEST']._serialized_start=1632
-  _globals['_GENERATEREQUEST']._serialized_end=1878
-  _globals['_MODELVERSION']._serialized_start=1880
-  _globals['_MODELVERSION']._serialized_end=1925
-  _globals['_GENERATERESPONSE']._serialized_start=1927
-  _globals['_GENERATERESPONSE']._serialized_end=2025
-  _globals['_INFERENCESERVICE']._serialized_start=2028
-  _globals['_INFERENCESERVICE']._serialized_end=2404
+  _globals['_STEPREQUEST']._serialized_end=468
+  _globals['_STEPRESPONSE']._serialized_start=470
+  _globals['_STEPRESPONSE']._serialized_end=524
+  _globals['_STREAMSTEPSREQUEST']._serialized_start=527
+  _globals['_STREAMSTEPSREQUEST']._serialized_end=695
+  _globals['_STREAMSTEPSRESPONSE']._serialized_start=698
+  _globals['_STREAMSTEPSRESPONSE']._serialized_end=940
+  _globals['_MOVING']._serialized_start=942
+  _globals['_MOVING']._serialized_end=992
+  _globals['_STEPBATCHREQUEST']._serialized_start=994
+  _globals['_STEPBATCHREQUEST']._serialized_end=1101
+  _globals['_STEPBATCHRESPONSE']._serialized_start=1104
+  _globals['_STEPBATCHRESPONSE']._serialized_end=1299
+  _globals['_ROWERROR']._serialized_start=1301
+  _globals['_ROWERROR']._serialized_end=1358
+  _globals['_PREDICTREQUEST']._serialized_start=1361
+  _globals['_PREDICTREQUEST']._serialized_end=1525
+  _globals['_PREDICTRESPONSE']._serialized_start=1527
+  _globals['_PREDICTRESPONSE']._serialized_end=1621
+  _globals['_SAMPLING']._serialized_start=1623
+  _globals['_SAMPLING']._serialized_end=1697
+  _globals['_GENERATEREQUEST']._serialized_start=1700
+  _globals['_GENERATEREQUEST']._serialized_end=1963
+  _globals['_MODELVERSION']._serialized_start=1965
+  _globals['_MODELVERSION']._serialized_end=2010
+  _globals['_GENERATERESPONSE']._serialized_start=2012
+  _globals['_GENERATERESPONSE']._serialized_end=2110
+  _globals['_INFERENCESERVICE']._serialized_start=2113
+  _globals['_INFERENCESERVICE']._serialized_end=2489
 # @@protoc_insertion_point(module_scope)

@@ -109,6 +109,7 @@ class StepRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's id."""
     step: _builtins.int
@@ -120,16 +121,23 @@ class StepRequest(_message.Message):
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """The inputs, each of shape [dims] for a step or [T, dims] for a chunk."""
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the outputs to answer, in this order. Empty: all that are not TensorSpec.optional. A name that the
+        model does not have is refused with INVALID_ARGUMENT (INVALID_REQUEST). A retry must name the same ones.
+        """
+
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
         step: _builtins.int = ...,
         inputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "session_id", b"session_id", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "outputs", b"outputs", "session_id", b"session_id", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,6 +180,7 @@ class StreamStepsRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's id. Unset: the session of the message before on this stream,
     which must not have failed to name or open one.
@@ -188,6 +197,10 @@ class StreamStepsRequest(_message.Message):
     def open(self) -> _sessions_pb2.OpenSessionRequest:
         """Open this session first; `session_id` above must then be unset."""
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in StepRequest.outputs: of this step only."""
+
     def __init__(
         self,
         *,
@@ -196,10 +209,11 @@ class StreamStepsRequest(_message.Message):
         inputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         open: _sessions_pb2.OpenSessionRequest | None = ...,
         close: _builtins.bool = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "inputs", b"inputs", "open", b"open", "session_id", b"session_id", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "inputs", b"inputs", "open", b"open", "outputs", b"outputs", "session_id", b"session_id", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,6 +310,7 @@ class StepBatchRequest(_message.Message):
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The session of each row: B ids, all of the same model and version. A session
@@ -312,16 +327,21 @@ class StepBatchRequest(_message.Message):
         length, [B, T, dims]. The shape may be unset where T is 1.
         """
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in StepRequest.outputs, for all rows."""
+
     def __init__(
         self,
         *,
         session_ids: _abc.Iterable[_builtins.str] | None = ...,
         steps: _abc.Iterable[_builtins.int] | None = ...,
         inputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "session_ids", b"session_ids", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "outputs", b"outputs", "session_ids", b"session_ids", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -420,6 +440,7 @@ class PredictRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     INITIAL_STATES_FIELD_NUMBER: _builtins.int
     LAST_ONLY_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     version: _builtins.str
@@ -434,6 +455,10 @@ class PredictRequest(_message.Message):
     def initial_states(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
         """As in OpenSessionRequest.initial_states."""
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in StepRequest.outputs."""
+
     def __init__(
         self,
         *,
@@ -442,10 +467,11 @@ class PredictRequest(_message.Message):
         inputs: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         initial_states: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         last_only: _builtins.bool = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_states", b"initial_states", "inputs", b"inputs", "last_only", b"last_only", "model", b"model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_states", b"initial_states", "inputs", b"inputs", "last_only", b"last_only", "model", b"model", "outputs", b"outputs", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,6 +552,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOP_CLASS_FIELD_NUMBER: _builtins.int
     AFTER_STEP_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """A session, which goes on from where it stands and is advanced by what is generated."""
     max_steps: _builtins.int
@@ -548,6 +575,10 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> Global___Sampling:
         """How a class is drawn, for a model whose feedback is sampled."""
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in StepRequest.outputs; what is fed back need not be among them."""
+
     def __init__(
         self,
         *,
@@ -558,10 +589,11 @@ class GenerateRequest(_message.Message):
         sampling: Global___Sampling | None = ...,
         stop_class: _builtins.int | None = ...,
         after_step: _builtins.int = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class", "model", b"model", "sampling", b"sampling", "session_id", b"session_id", "start", b"start", "stop_class", b"stop_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class", "after_step", b"after_step", "inputs", b"inputs", "max_steps", b"max_steps", "model", b"model", "sampling", b"sampling", "session_id", b"session_id", "start", b"start", "stop_class", b"stop_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class", "after_step", b"after_step", "inputs", b"inputs", "max_steps", b"max_steps", "model", b"model", "outputs", b"outputs", "sampling", b"sampling", "session_id", b"session_id", "start", b"start", "stop_class", b"stop_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_class: _TypeAlias = _typing.Literal["stop_class"]  # noqa: Y015
     _WhichOneofArgType__stop_class: _TypeAlias = _typing.Literal["_stop_class", b"_stop_class"]  # noqa: Y015

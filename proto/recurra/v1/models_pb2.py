@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from recurra.v1 import tensor_pb2 as recurra_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17recurra/v1/models.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17recurra/v1/tensor.proto\"\x8b\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\r\n\x05units\x18\x05 \x03(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\r\"\x91\x01\n\tStateSpec\x12\x12\n\ninput_name\x18\x01 \x01(\t\x12\x13\n\x0boutput_name\x18\x02 \x01(\t\x12#\n\x05\x64type\x18\x03 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\x0c\n\x04\x64ims\x18\x04 \x03(\x03\x12\x0f\n\x07initial\x18\x05 \x01(\x01\x12\x17\n\x0finitial_differs\x18\x06 \x01(\x08\"v\n\x0c\x43onstantSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\x12\x13\n\x0bper_session\x18\x04 \x01(\x08\x12\x10\n\x08required\x18\x05 \x01(\x08\":\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0f\n\x07sampled\x18\x03 \x01(\x08\"\xe6\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06latest\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12&\n\x06inputs\x18\x06 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12\'\n\x07outputs\x18\x07 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12%\n\x06states\x18\x08 \x03(\x0b\x32\x15.recurra.v1.StateSpec\x12\x13\n\x0bstate_bytes\x18\t \x01(\x04\x12.\n\x0bstep_period\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x07metrics\x18\x0b \x03(\x0b\x32\x1e.recurra.v1.Model.MetricsEntry\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x0c \x01(\x0b\x32\x14.recurra.v1.Feedback\x12\x16\n\x0emax_batch_size\x18\r \x01(\r\x12+\n\tconstants\x18\x0e \x03(\x0b\x32\x18.recurra.v1.ConstantSpec\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.recurra.v1.Model\"@\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.recurra.v1.Model\"A\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"F\n\x11LoadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.recurra.v1.Model\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"9\n\x13UnloadModelResponse\x12\x10\n\x08versions\x18\x01 \x03(\t\x12\x10\n\x08sessions\x18\x02 \x01(\x04\x32\xbd\x02\n\rModelsService\x12K\n\nListModels\x12\x1d.recurra.v1.ListModelsRequest\x1a\x1e.recurra.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.recurra.v1.GetModelRequest\x1a\x1c.recurra.v1.GetModelResponse\x12H\n\tLoadModel\x12\x1c.recurra.v1.LoadModelRequest\x1a\x1d.recurra.v1.LoadModelResponse\x12N\n\x0bUnloadModel\x12\x1e.recurra.v1.UnloadModelRequest\x1a\x1f.recurra.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17recurra/v1/models.proto\x12\nrecurra.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17recurra/v1/tensor.proto\"\x9d\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\r\n\x05units\x18\x05 \x03(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\r\x12\x10\n\x08optional\x18\x08 \x01(\x08\"\x91\x01\n\tStateSpec\x12\x12\n\ninput_name\x18\x01 \x01(\t\x12\x13\n\x0boutput_name\x18\x02 \x01(\t\x12#\n\x05\x64type\x18\x03 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\x0c\n\x04\x64ims\x18\x04 \x03(\x03\x12\x0f\n\x07initial\x18\x05 \x01(\x01\x12\x17\n\x0finitial_differs\x18\x06 \x01(\x08\"v\n\x0c\x43onstantSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x64type\x18\x02 \x01(\x0e\x32\x14.recurra.v1.DataType\x12\x0c\n\x04\x64ims\x18\x03 \x03(\x03\x12\x13\n\x0bper_session\x18\x04 \x01(\x08\x12\x10\n\x08required\x18\x05 \x01(\x08\":\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\t\x12\x0f\n\x07sampled\x18\x03 \x01(\x08\"\xe6\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06latest\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12&\n\x06inputs\x18\x06 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12\'\n\x07outputs\x18\x07 \x03(\x0b\x32\x16.recurra.v1.TensorSpec\x12%\n\x06states\x18\x08 \x03(\x0b\x32\x15.recurra.v1.StateSpec\x12\x13\n\x0bstate_bytes\x18\t \x01(\x04\x12.\n\x0bstep_period\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x07metrics\x18\x0b \x03(\x0b\x32\x1e.recurra.v1.Model.MetricsEntry\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x0c \x01(\x0b\x32\x14.recurra.v1.Feedback\x12\x16\n\x0emax_batch_size\x18\r \x01(\r\x12+\n\tconstants\x18\x0e \x03(\x0b\x32\x18.recurra.v1.ConstantSpec\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.recurra.v1.Model\"@\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.recurra.v1.Model\"A\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"F\n\x11LoadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.recurra.v1.Model\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"9\n\x13UnloadModelResponse\x12\x10\n\x08versions\x18\x01 \x03(\t\x12\x10\n\x08sessions\x18\x02 \x01(\x04\x32\xbd\x02\n\rModelsService\x12K\n\nListModels\x12\x1d.recurra.v1.ListModelsRequest\x1a\x1e.recurra.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.recurra.v1.GetModelRequest\x1a\x1c.recurra.v1.GetModelResponse\x12H\n\tLoadModel\x12\x1c.recurra.v1.LoadModelRequest\x1a\x1d.recurra.v1.LoadModelResponse\x12N\n\x0bUnloadModel\x12\x1e.recurra.v1.UnloadModelRequest\x1a\x1f.recurra.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_METRICSENTRY']._loaded_options = None
   _globals['_MODEL_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_TENSORSPEC']._serialized_start=97
-  _globals['_TENSORSPEC']._serialized_end=236
-  _globals['_STATESPEC']._serialized_start=239
-  _globals['_STATESPEC']._serialized_end=384
-  _globals['_CONSTANTSPEC']._serialized_start=386
-  _globals['_CONSTANTSPEC']._serialized_end=504
-  _globals['_FEEDBACK']._serialized_start=506
-  _globals['_FEEDBACK']._serialized_end=564
-  _globals['_MODEL']._serialized_start=567
-  _globals['_MODEL']._serialized_end=1053
-  _globals['_MODEL_METRICSENTRY']._serialized_start=1007
-  _globals['_MODEL_METRICSENTRY']._serialized_end=1053
-  _globals['_LISTMODELSREQUEST']._serialized_start=1055
-  _globals['_LISTMODELSREQUEST']._serialized_end=1074
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1076
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1131
-  _globals['_GETMODELREQUEST']._serialized_start=1133
-  _globals['_GETMODELREQUEST']._serialized_end=1197
-  _globals['_GETMODELRESPONSE']._serialized_start=1199
-  _globals['_GETMODELRESPONSE']._serialized_end=1251
-  _globals['_LOADMODELREQUEST']._serialized_start=1253
-  _globals['_LOADMODELREQUEST']._serialized_end=1318
-  _globals['_LOADMODELRESPONSE']._serialized_start=1320
-  _globals['_LOADMODELRESPONSE']._serialized_end=1390
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1392
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1443
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1445
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1502
-  _globals['_MODELSSERVICE']._serialized_start=1505
-  _globals['_MODELSSERVICE']._serialized_end=1822
+  _globals['_TENSORSPEC']._serialized_end=254
+  _globals['_STATESPEC']._serialized_start=257
+  _globals['_STATESPEC']._serialized_end=402
+  _globals['_CONSTANTSPEC']._serialized_start=404
+  _globals['_CONSTANTSPEC']._serialized_end=522
+  _globals['_FEEDBACK']._serialized_start=524
+  _globals['_FEEDBACK']._serialized_end=582
+  _globals['_MODEL']._serialized_start=585
+  _globals['_MODEL']._serialized_end=1071
+  _globals['_MODEL_METRICSENTRY']._serialized_start=1025
+  _globals['_MODEL_METRICSENTRY']._serialized_end=1071
+  _globals['_LISTMODELSREQUEST']._serialized_start=1073
+  _globals['_LISTMODELSREQUEST']._serialized_end=1092
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1094
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1149
+  _globals['_GETMODELREQUEST']._serialized_start=1151
+  _globals['_GETMODELREQUEST']._serialized_end=1215
+  _globals['_GETMODELRESPONSE']._serialized_start=1217
+  _globals['_GETMODELRESPONSE']._serialized_end=1269
+  _globals['_LOADMODELREQUEST']._serialized_start=1271
+  _globals['_LOADMODELREQUEST']._serialized_end=1336
+  _globals['_LOADMODELRESPONSE']._serialized_start=1338
+  _globals['_LOADMODELRESPONSE']._serialized_end=1408
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1410
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1461
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1463
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1520
+  _globals['_MODELSSERVICE']._serialized_start=1523
+  _globals['_MODELSSERVICE']._serialized_end=1840
 # @@protoc_insertion_point(module_scope)

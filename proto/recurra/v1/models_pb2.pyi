@@ -33,6 +33,7 @@ class TensorSpec(_message.Message):
     UNITS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name in the ONNX graph."""
     dtype: _tensor_pb2.DataType.ValueType
@@ -45,6 +46,8 @@ class TensorSpec(_message.Message):
     """For an input: how many of the last entries the server carries over and puts in front of the next
     step, along one axis. Not part of dims: a caller sends only what is new. 0: none.
     """
+    optional: _builtins.bool
+    """For an output: it is computed and answered only where StepRequest.outputs (or its like) names it."""
     @_builtins.property
     def dims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape of one step of one session: without the batch and the time axis. Empty for a scalar."""
@@ -67,10 +70,11 @@ class TensorSpec(_message.Message):
         units: _abc.Iterable[_builtins.str] | None = ...,
         kind: _builtins.str = ...,
         context: _builtins.int = ...,
+        optional: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "dims", b"dims", "dtype", b"dtype", "kind", b"kind", "labels", b"labels", "name", b"name", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "dims", b"dims", "dtype", b"dtype", "kind", b"kind", "labels", b"labels", "name", b"name", "optional", b"optional", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

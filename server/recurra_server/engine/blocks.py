@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from recurra_server.engine.errors import DeadlineError, EngineError, InputNotFiniteError, InternalError
 from recurra_server.engine.limits import Limits
+from recurra_server.engine.outputs import Choice
 from recurra_server.engine.sessions import KeptReply, Session, not_found, state_not_finite
 from recurra_server.engine.slots import SlotTable
 from recurra_server.engine.steps import Buffer, Step
 from recurra_server.engine.turns import Turns
-from recurra_server.engine.workspace import Workspace, Workspaces
+from recurra_server.engine.workspace import Tensor, Workspace, Workspaces
 
 
 class BlockWaiter(Protocol):
@@ -40,11 +41,12 @@ class Block:
         sessions: Whose rows they are.
         inputs: For each input of the signature, all rows `[B, count, *dims]` as little-endian bytes.
         count: Steps of each row.
+        choice: The outputs that are asked for by name; None for the default ones.
         waiter: Who is told when it is done.
         numbered: Whether the steps have numbers, so that the replies are to be kept.
         arrived, deadline: Times in seconds.
         errors: Why rows failed, by row.
-        outputs: For each output of the signature, all rows as little-endian bytes; zeros where a row failed.
+        outputs: For each output that is answered, all rows as little-endian bytes; zeros where a row failed.
         last_numbers: Each session's last step applied; 0 where the row failed.
         started: When its model call began.
         compute: Seconds spent in it.
@@ -63,6 +65,7 @@ class Block:
         *,
         numbered: bool = False,
         deadline: float = float("inf"),
+        choice: Choice | None = None,
     ) -> None:
         self.sessions = sessions
         self.inputs = inputs
@@ -71,6 +74,7 @@ class Block:
         self.arrived = arrived
         self.numbered = numbered
         self.deadline = deadline
+        self.choice = choice
         self.errors: dict[int, EngineError] = {}
         self.outputs: list[bytearray] = []
         self.last_numbers: list[int] = []
@@ -169,7 +173,7 @@ class Blocks:
         """Take in what a block that was run has left: keep the next states, answer its rows."""
         block, workspace, slots = batch.block, batch.workspace, batch.slots
         block.compute = compute
-        block.outputs = [bytearray(tensor.rows.tobytes()) for tensor in workspace.outputs]
+        block.outputs = [bytearray(tensor.rows.tobytes()) for tensor in _answered(batch)]
         states = [tensor.rows for tensor in workspace.next]
         for tensor in workspace.next:
             if not tensor.all_finite():
@@ -192,7 +196,7 @@ class Blocks:
         """
         block = batch.block
         self._fail_ended(block)
-        block.outputs = [bytearray(tensor.rows.nbytes) for tensor in batch.workspace.outputs]
+        block.outputs = [bytearray(tensor.rows.nbytes) for tensor in _answered(batch)]
         block.last_numbers = [0] * len(block)
         failed = [block.sessions[row] for row in block.errors]
         reasons = [error.reason for error in block.errors.values()]
@@ -215,7 +219,8 @@ class Blocks:
 
         A row whose inputs are not finite has failed: what comes of it will be dropped.
         """
-        workspace = self._workspaces.get(len(block), block.count)
+        choice = block.choice
+        workspace = self._workspaces.get(len(block), block.count, choice is not None and choice.in_full)
         for tensor, data in zip(workspace.inputs, block.inputs, strict=True):
             tensor.put(data)
             if not tensor.all_finite():
@@ -233,7 +238,8 @@ class Blocks:
         session = block.sessions[row]
         inputs = tuple(_row(data, row, len(block)) for data in block.inputs)
         number = session.applied + 1 if block.numbered else 0
-        step = Step(session, inputs, block.count, _RowWaiter(left, row), block.arrived, number=number)
+        waiter = _RowWaiter(left, row)
+        step = Step(session, inputs, block.count, waiter, block.arrived, number=number, choice=block.choice)
         step.slot, step.started = session.slot, block.started
         session.current = step
         return step
@@ -252,10 +258,11 @@ class Blocks:
             for data in block.outputs:
                 _row(data, row, len(block))[:] = bytes(len(data) // len(block))
         if block.numbered:
+            names = () if block.choice is None else block.choice.names
             for row, session in enumerate(block.sessions):
                 if row not in errors:
                     outputs = tuple(bytes(_row(data, row, len(block))) for data in block.outputs)
-                    session.kept = KeptReply(session.applied - count + 1, count, outputs)
+                    session.kept = KeptReply(session.applied - count + 1, count, outputs, names)
 
     def _fail_ended(self, block: Block) -> None:
         """The sessions that have ended meanwhile leave; their slots are given back."""
@@ -325,6 +332,12 @@ class _RowWaiter:
 
 def _is_next(session: Session, number: int) -> bool:
     return number == session.applied + 1
+
+
+def _answered(batch: BlockBatch) -> list[Tensor]:
+    """The outputs of a call that its block is answered with."""
+    choice, outputs = batch.block.choice, batch.workspace.outputs
+    return outputs if choice is None else [outputs[place] for place in choice.places]
 
 
 def _row(data: Any, row: int, rows: int) -> memoryview:

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 class Runtime(Protocol):
     """Runs one version of one model. Stateless: the states are among what goes in and what comes out."""
 
-    def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> Callable[[], None]:
+    def bind(
+        self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]], *, in_full: bool = False
+    ) -> Callable[[], None]:
         """Make a model call between arrays, which can be made again and again.
 
         Args:
@@ -18,6 +20,7 @@ class Runtime(Protocol):
                 then those that are the same for all. Each contiguous, of the graph's shape for B >= 1 sessions and
                 T >= 1 time steps.
             outputs: The outputs in the signature's order, then the next states; likewise.
+            in_full: Whether the optional outputs are among them; where not, they are not computed.
 
         Returns:
             A function that runs the model once: reads what stands in `inputs` then, and writes `outputs`. It may

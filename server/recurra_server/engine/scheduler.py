@@ -6,7 +6,9 @@ from recurra_server.engine.steps import Step
 
 
 class Scheduler:
-    """Ready steps, at most one of a session, grouped by what a model call has once: its time steps and constants.
+    """Ready steps, at most one of a session, grouped by what a model call has once: time steps, constants, outputs.
+
+    So who asks for no optional outputs does not wait for them to be computed for others.
 
     Only pieces of equal length can share a model call. A chunk is therefore run in pieces
     whose lengths are powers of two: few groups, so batches fill. Groups take turns, so neither
@@ -19,7 +21,7 @@ class Scheduler:
     def __init__(self, max_piece: int) -> None:
         self._max_piece = max_piece
         self._singles: deque[Step] = deque()
-        self._ready = {(1, b""): self._singles}  # in the order of their turns
+        self._ready = {(1, b"", False): self._singles}  # in the order of their turns
 
     @property
     def has_ready(self) -> bool:
@@ -29,10 +31,10 @@ class Scheduler:
     def push(self, step: Step) -> None:
         """Put a step (back) in line."""
         group = step.session.group
-        if step.count == 1 and not group:
+        if step.count == 1 and not group and not step.in_full:
             self._singles.append(step)
         else:
-            self._ready.setdefault((self.piece_length(step), group), deque()).append(step)
+            self._ready.setdefault((self.piece_length(step), group, step.in_full), deque()).append(step)
 
     def take(self, limit: int) -> tuple[list[Step], int]:
         """Take up to `limit` steps of the group whose turn it is, and the piece length they share.

@@ -4,8 +4,9 @@ A step's way: `turns.submit` -> (ready) -> `next_batch` -> *somebody runs it* ->
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -21,6 +22,7 @@ from recurra_server.engine.errors import (
     InternalError,
 )
 from recurra_server.engine.limits import Limits
+from recurra_server.engine.outputs import Choice, choose
 from recurra_server.engine.ports import Runtime
 from recurra_server.engine.scheduler import Scheduler
 from recurra_server.engine.sessions import KeptReply, Session, state_not_finite
@@ -30,6 +32,7 @@ from recurra_server.engine.steps import Step
 from recurra_server.engine.turns import Turns
 from recurra_server.engine.workspace import Workspaces
 
+_CHOICES: Final = 64  # of outputs that are remembered, as most callers ask for the same
 Array = NDArray[Any]
 
 
@@ -84,6 +87,7 @@ class ServedModel:
         self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
         self._workspaces = Workspaces(signature, runtime)
         self.blocks = Blocks(limits, self.slots, self.turns, self._workspaces)
+        self._choose = lru_cache(_CHOICES)(partial(choose, signature))
         self._in_flight: Batch | BlockBatch | None = None
         self._steps_were_last = False
 
@@ -100,6 +104,15 @@ class ServedModel:
     def fits_block(self, steps: int) -> bool:
         """Whether so many steps of each row run in one call, and several rows do."""
         return self.max_batch_size > 1 and self._scheduler.is_piece(steps)
+
+    def choose(self, names: Iterable[str]) -> Choice | None:
+        """The outputs of these names, in this order; None for the default ones, where none is named.
+
+        Raises:
+            InvalidRequestError: It has no such output, or a name stands twice.
+        """
+        wanted = tuple(names)
+        return self._choose(wanted) if wanted else None
 
     # --- the way of a step -------------------------------------------------------------
 
@@ -270,7 +283,7 @@ class ServedModel:
         """Make a batch of ready steps; those whose inputs are not finite fail."""
         if not steps:
             return None
-        workspace = self._workspaces.get(len(steps), length)
+        workspace = self._workspaces.get(len(steps), length, steps[0].in_full)
         bad = stack_inputs(workspace, steps, length)
         if bad:
             for row, name in bad.items():
@@ -290,6 +303,8 @@ class ServedModel:
         """A piece of the step has been run and its states kept."""
         session = step.session
         step.position += length
+        if step.choice is not None:
+            outputs = step.choice.of(outputs)
         if length == step.count:
             step.outputs = outputs
         else:
@@ -305,7 +320,7 @@ class ServedModel:
         self.applied_steps += step.count
         step.last_number = session.applied
         if step.number:
-            session.kept = KeptReply(step.number, step.count, step.outputs)
+            session.kept = KeptReply(step.number, step.count, step.outputs, step.names)
         if session.durable is None:
             self.turns.over(step, now)
         else:

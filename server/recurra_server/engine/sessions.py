@@ -26,11 +26,18 @@ Action = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class KeptReply:
-    """The last numbered step's reply, for a caller who asks again."""
+    """The last numbered step's reply, for a caller who asks again.
+
+    Attributes:
+        number, count: Its first step, and how many there were.
+        outputs: What was answered.
+        names: What of it was asked for by name; empty: the default outputs.
+    """
 
     number: int
     count: int
     outputs: tuple[bytes, ...]
+    names: tuple[str, ...] = ()
 
 
 class Session:
@@ -96,7 +103,7 @@ class Session:
                 expected_step=expected,
             )
         kept = self.kept
-        if kept is not None and (kept.number, kept.count) == (step.number, step.count):
+        if kept is not None and (kept.number, kept.count, kept.names) == (step.number, step.count, step.names):
             step.outputs = kept.outputs
             step.last_number = kept.number + kept.count - 1
             step.replayed = True

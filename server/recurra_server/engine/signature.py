@@ -88,6 +88,15 @@ class Signature:
         return (*states, *constants, *contexts)
 
     @cached_property
+    def default_outputs(self) -> tuple[TensorSpec, ...]:
+        """What is answered where nothing is asked for by name."""
+        return tuple(spec for spec in self.outputs if not spec.optional)
+
+    def outputs_of(self, *, in_full: bool) -> tuple[TensorSpec, ...]:
+        """The outputs that a model call computes: all, or the default ones."""
+        return self.outputs if in_full else self.default_outputs
+
+    @cached_property
     def own_constants(self) -> tuple[ConstantSpec, ...]:
         """The constants that each session has its own value of."""
         return tuple(spec for spec in self.constants if spec.per_session)
@@ -130,6 +139,10 @@ def check(signature: Signature) -> None:
         _check_tensor(spec)
     if any(spec.context for spec in outputs):
         raise SignatureError("only an input has a context")
+    if any(spec.optional for spec in inputs):
+        raise SignatureError("only an output can be optional")
+    if not signature.default_outputs:
+        raise SignatureError("at least one output must not be optional: it is what is answered by default")
     for state in states:
         _check_place(state.input_name, state)
         as_array(state.initial, state)
@@ -184,6 +197,8 @@ def _check_feedback(signature: Signature, feedback: Feedback) -> None:
     target = next((spec for spec in signature.inputs if spec.name == feedback.input), None)
     if source is None or target is None or len(signature.inputs) != 1:
         raise SignatureError("feedback must name an output and the model's only input")
+    if source.optional:
+        raise SignatureError("the output that is fed back must not be optional")
     if feedback.sampled:
         if target.np_dtype.kind not in "iu" or target.dims != () or len(source.dims) != 1:
             raise SignatureError("sampled feedback needs logits over classes and an integer input with dims []")

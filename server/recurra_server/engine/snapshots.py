@@ -5,8 +5,8 @@ is data: every field is checked when it is read, and what does not fit is refuse
 
 The layout, little-endian: `RCS1`; model name and digest, each a length of one byte and UTF-8; SHA-256 of the
 layout of the states; u64 steps applied; u32 length of the states, and the states one after the other; u8 1 where
-the last reply is kept, then u64 its number, u32 its steps, u8 number of outputs, each with a u32 length; CRC-32 of all
-before it.
+the last reply is kept, then u64 its number, u32 its steps, u8 number of outputs, each with a u32 length, and u8
+number of those asked for by name, each a u32 length and UTF-8; CRC-32 of all before it.
 """
 
 import struct
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import SnapshotInvalidError, SnapshotMismatchError, shown
+from recurra_server.engine.errors import InvalidRequestError, SnapshotInvalidError, SnapshotMismatchError, shown
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import KeptReply, Session, not_found
 
@@ -82,9 +82,14 @@ class Snapshot:
         return values
 
     def _check_kept(self, model: ServedModel) -> None:
-        kept, outputs = self.kept, model.signature.outputs
+        kept = self.kept
         if kept is None:
             return
+        try:
+            choice = model.choose(kept.names)
+        except InvalidRequestError as error:
+            raise SnapshotInvalidError(f"the reply that the snapshot keeps: {error.message}") from None
+        outputs = model.signature.default_outputs if choice is None else choice.specs
         fits = (
             kept.number + kept.count - 1 == self.applied
             and 0 < kept.count <= self.applied
@@ -106,6 +111,10 @@ class Snapshot:
             parts.append(struct.pack("<BQIB", 1, self.kept.number, self.kept.count, len(self.kept.outputs)))
             for data in self.kept.outputs:
                 parts += [struct.pack("<I", len(data)), data]
+            parts.append(struct.pack("<B", len(self.kept.names)))
+            for name in self.kept.names:
+                raw = name.encode()
+                parts += [struct.pack("<I", len(raw)), raw]
         body = b"".join(parts)
         return body + struct.pack("<I", zlib.crc32(body))
 
@@ -169,7 +178,9 @@ def _read(reader: _Reader) -> Snapshot:
     kept = None
     if has_kept:
         number, count, outputs = reader.unpack("<QIB")
-        kept = KeptReply(number, count, tuple(reader.take(reader.unpack("<I")[0]) for _ in range(outputs)))
+        answered = tuple(reader.take(reader.unpack("<I")[0]) for _ in range(outputs))
+        names = tuple(reader.take(reader.unpack("<I")[0]).decode() for _ in range(*reader.unpack("<B")))
+        kept = KeptReply(number, count, answered, names)
     reader.end()
     return Snapshot(model, digest, stamp, applied, values, kept)
 

@@ -59,6 +59,8 @@ class TensorSpec(_Typed):
 
     An input with a `context` of K also has the last K entries of what came before in front of each step, along
     `context_axis` of its `dims`, or along the time axis where that is None.
+
+    An `optional` output is computed and answered only where it is asked for by its name.
     """
 
     name: str
@@ -71,6 +73,7 @@ class TensorSpec(_Typed):
     kind: Literal["", "probability", "logit", "value"] = ""
     context: int = 0
     context_axis: int | None = 0
+    optional: bool = False
 
     @property
     def graph_name(self) -> str:

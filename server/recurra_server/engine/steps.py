@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from recurra_server.engine.errors import EngineError
+from recurra_server.engine.outputs import Choice
+from recurra_server.engine.specs import TensorSpec
 
 if TYPE_CHECKING:
     from recurra_server.engine.sessions import Session
@@ -34,8 +36,10 @@ class Step:
         waiter: Who is told when it has succeeded or failed.
         number: Number of its first time step; 0 means "just the next one".
         arrived, deadline: Times in seconds; the deadline may be infinite.
+        choice: The outputs that are asked for by name; None for the default ones.
+        in_full: Whether it is for a model call that computes optional outputs, too.
         error: Why it failed, or None.
-        outputs: For each output of the signature, its `count` steps as little-endian bytes.
+        outputs: For each output that is answered (`specs`), its `count` steps as little-endian bytes.
         last_number: Number of the session's last time step applied.
         replayed: Whether this is the kept reply of a step that had been applied before.
         started: When its first model call began.
@@ -44,6 +48,8 @@ class Step:
     """
 
     # Most steps succeed at once, so what they seldom need is set only then.
+    choice: Choice | None = None
+    in_full = False
     error: EngineError | None = None
     number = 0
     outputs: tuple[bytes, ...] = ()
@@ -68,6 +74,7 @@ class Step:
         *,
         number: int = 0,
         deadline: float = float("inf"),
+        choice: Choice | None = None,
     ) -> None:
         self.session = session
         self.inputs = inputs
@@ -76,3 +83,20 @@ class Step:
         self.arrived = arrived
         self.number = number
         self.deadline = deadline
+        if choice is not None:
+            self.ask(choice)
+
+    def ask(self, choice: Choice | None) -> None:
+        """Say which outputs are wanted; None: the default ones."""
+        self.choice = choice
+        self.in_full = choice is not None and choice.in_full
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The outputs that are asked for by name."""
+        return () if self.choice is None else self.choice.names
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs that it is answered with."""
+        return self.session.model.signature.default_outputs if self.choice is None else self.choice.specs

@@ -77,7 +77,7 @@ class Workspace:
     """The tensors of one model call for B sessions and T time steps, and the call itself.
 
     Attributes:
-        inputs, outputs: In the signature's order.
+        inputs, outputs: In the signature's order; optional outputs only where the call computes them.
         kept: Where what is kept of the sessions goes before the call, in the order of `Signature.kept`.
         next: Where it is to be taken from after the call.
         run: The call.
@@ -104,17 +104,17 @@ class Workspaces:
         )
         self._runtime = runtime
         self._memory: list[Array] = [np.empty(0, np.uint8)] * len(self._specs)
-        self._made: dict[tuple[int, int], Workspace] = {}
+        self._made: dict[tuple[int, int, bool], Workspace] = {}
 
-    def get(self, batch: int, steps: int) -> Workspace:
-        """The workspace for `batch` sessions and `steps` time steps of each.
+    def get(self, batch: int, steps: int, in_full: bool = False) -> Workspace:
+        """The workspace for `batch` sessions and `steps` time steps of each; `in_full` with the optional outputs.
 
         Raises:
             MemoryError: There is none left for it.
         """
-        return self._made.get((batch, steps)) or self._make(batch, steps)
+        return self._made.get((batch, steps, in_full)) or self._make(batch, steps, in_full)
 
-    def _make(self, batch: int, steps: int) -> Workspace:
+    def _make(self, batch: int, steps: int, in_full: bool) -> Workspace:
         signature = self._signature
         self._reserve([math.prod(spec.graph_shape(batch, steps)) * spec.np_dtype.itemsize for spec in self._specs])
         memory = iter(self._memory)
@@ -123,9 +123,11 @@ class Workspaces:
             return [_view(next(memory), spec.np_dtype, spec.graph_shape(batch, steps)) for spec in specs]
 
         inputs, states, constants = place(signature.inputs), place(signature.states), place(signature.own_constants)
-        outputs, next_states = place(signature.outputs), place(signature.states)
+        every, next_states = place(signature.outputs), place(signature.states)
+        answered = signature.outputs_of(in_full=in_full)
+        outputs = [graph for spec, graph in zip(signature.outputs, every, strict=True) if spec in answered]
         fixed = [spec.filled(batch) for spec in signature.fixed_constants]
-        run = self._runtime.bind([*inputs, *states, *constants, *fixed], [*outputs, *next_states])
+        run = self._runtime.bind([*inputs, *states, *constants, *fixed], [*outputs, *next_states], in_full=in_full)
 
         kept, following = _seen(signature.states, states), _seen(signature.states, next_states)
         for constant, graph in zip(signature.own_constants, constants, strict=True):  # comes out as it went in
@@ -136,8 +138,8 @@ class Workspaces:
                 before, after = spec.context_rows(graph)
                 kept.append(Tensor.of(spec.name, before, graph))
                 following.append(Tensor.of(spec.name, after, graph))
-        made = Workspace(_seen(signature.inputs, inputs), _seen(signature.outputs, outputs), kept, following, run)
-        self._made[batch, steps] = made
+        made = Workspace(_seen(signature.inputs, inputs), _seen(answered, outputs), kept, following, run)
+        self._made[batch, steps, in_full] = made
         return made
 
     def _reserve(self, sizes: Sequence[int]) -> None:

@@ -12,9 +12,8 @@ from recurra.v1 import inference_pb2
 from recurra_server.driver import Driver
 from recurra_server.engine.blocks import Block
 from recurra_server.engine.errors import EngineError, InvalidRequestError
-from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
-from recurra_server.engine.signature import Signature
+from recurra_server.engine.specs import TensorSpec
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import durable_step, micros
 from recurra_server.rpc.status import to_message
@@ -47,6 +46,7 @@ async def step_batch(driver: Driver, request: _Request, deadline: float) -> _Res
     if sessions is None:
         return await _step_by_step(driver, request, now, deadline)
     model = sessions[0].model
+    choice = model.choose(request.outputs)
     table, count, is_chunk = decode_table(request.inputs, model.signature, rows, driver.engine.limits.max_chunk_steps)
     if not (model.fits_block(count) and model.blocks.takes(sessions, numbers)):
         return await _step_by_step(driver, request, now, deadline)
@@ -55,14 +55,17 @@ async def step_batch(driver: Driver, request: _Request, deadline: float) -> _Res
     for begin in range(0, rows, model.max_batch_size):
         some = slice(begin, begin + model.max_batch_size)
         inputs = tuple(_rows(data, some, rows) for data in table)
-        blocks.append(Block(sessions[some], inputs, count, waiter, now, numbered=bool(numbers), deadline=deadline))
+        blocks.append(
+            Block(sessions[some], inputs, count, waiter, now, numbered=bool(numbers), deadline=deadline, choice=choice)
+        )
 
     def submit() -> None:
         for block in blocks:
             driver.submit_block(model, block)
 
     await waiter.wait(len(blocks), submit)
-    return _respond_blocks(model, blocks, [count] if is_chunk else [])
+    specs = model.signature.default_outputs if choice is None else choice.specs
+    return _respond_blocks(specs, blocks, [count] if is_chunk else [])
 
 
 async def _step_by_step(driver: Driver, request: _Request, now: float, deadline: float) -> _Response:
@@ -82,14 +85,15 @@ async def _step_by_step(driver: Driver, request: _Request, now: float, deadline:
             field="session_ids",
         )
     if not models:
-        return _respond_steps(None, rows, {}, failed, chunk_steps=None)
-    signature = models.pop().signature
+        return _respond_steps((), rows, {}, failed, chunk_steps=None)
+    model = models.pop()
+    signature, choice = model.signature, model.choose(request.outputs)
     table, count, is_chunk = decode_table(request.inputs, signature, rows, driver.engine.limits.max_chunk_steps)
     data = list(zip(*(split_rows(data, rows) for data in table), strict=True))
     numbers = request.steps or [0] * rows
     waiter = _Gather()
     steps = {
-        row: Step(session, data[row], count, waiter, now, number=numbers[row], deadline=deadline)
+        row: Step(session, data[row], count, waiter, now, number=numbers[row], deadline=deadline, choice=choice)
         for row, session in sessions.items()
     }
 
@@ -103,7 +107,8 @@ async def _step_by_step(driver: Driver, request: _Request, now: float, deadline:
 
     await waiter.wait(len(steps), submit)
     failed.update({row: step.error for row, step in steps.items() if step.error is not None})
-    return _respond_steps(signature, rows, steps, failed, chunk_steps=count if is_chunk else None)
+    specs = signature.default_outputs if choice is None else choice.specs
+    return _respond_steps(specs, rows, steps, failed, chunk_steps=count if is_chunk else None)
 
 
 class _Gather:
@@ -141,11 +146,11 @@ def _rows(data: bytes, some: slice, rows: int) -> bytes | memoryview:
     return memoryview(data)[some.start * width : some.stop * width]
 
 
-def _respond_blocks(model: ServedModel, blocks: Sequence[Block], lead: list[int]) -> _Response:
+def _respond_blocks(specs: Sequence[TensorSpec], blocks: Sequence[Block], lead: list[int]) -> _Response:
     rows = sum(len(block) for block in blocks)
     response = _Response(
         outputs=encode(
-            model.signature.outputs,
+            specs,
             [b"".join(parts) for parts in zip(*(block.outputs for block in blocks), strict=True)],
             [rows, *lead],
         )
@@ -169,7 +174,7 @@ def _respond_blocks(model: ServedModel, blocks: Sequence[Block], lead: list[int]
 
 
 def _respond_steps(
-    signature: Signature | None,
+    specs: Sequence[TensorSpec],
     rows: int,
     steps: dict[int, Step],
     failed: dict[int, EngineError],
@@ -189,11 +194,10 @@ def _respond_steps(
         response.timing.queue_us = micros(max(step.started - step.arrived for step in applied))
         response.timing.compute_us = micros(max(step.compute for step in applied))
         response.timing.batch_size = max(step.batch_size for step in applied)
-    if signature is not None:
-        lead = [rows] if chunk_steps is None else [rows, chunk_steps]
-        blobs = []
-        for index, spec in enumerate(signature.outputs):
-            nothing = bytes(spec.step_bytes * (chunk_steps or 1))
-            blobs.append(b"".join(nothing if row in failed else steps[row].outputs[index] for row in range(rows)))
-        response.outputs.extend(encode(signature.outputs, blobs, lead))
+    lead = [rows] if chunk_steps is None else [rows, chunk_steps]
+    blobs = []
+    for index, spec in enumerate(specs):
+        nothing = bytes(spec.step_bytes * (chunk_steps or 1))
+        blobs.append(b"".join(nothing if row in failed else steps[row].outputs[index] for row in range(rows)))
+    response.outputs.extend(encode(specs, blobs, lead))
     return response

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from recurra.v1 import inference_pb2
+from recurra.v1 import inference_pb2, tensor_pb2
 
 from recurra_server.driver import Driver
 from recurra_server.engine.errors import InvalidRequestError, NoFeedbackError
@@ -58,14 +58,18 @@ async def _run(
     if not 1 <= request.max_steps <= bound:
         raise InvalidRequestError(f"max_steps must be 1 to {bound}, not {request.max_steps}", field="max_steps")
     draw = _Draw(request, signature.inputs[0], sampled=feedback.sampled)
-    index = next(i for i, spec in enumerate(signature.outputs) if spec.name == feedback.output)
-    spec = signature.outputs[index]
+    wanted = list(request.outputs)
+    asked = [*wanted, feedback.output] if wanted and feedback.output not in wanted else wanted
+    choice = session.model.choose(asked)
+    specs = signature.default_outputs if choice is None else choice.specs
+    index = next(i for i, spec in enumerate(specs) if spec.name == feedback.output)
     inputs, count, _ = decode_steps(request.inputs, signature, bound)
     for _ in range(request.max_steps):
-        step = await driver.run_step(session, inputs, count)
-        last = [blob[-out.step_bytes :] for out, blob in zip(signature.outputs, step.outputs, strict=True)]
-        following = draw(np.frombuffer(last[index], spec.np_dtype)) if feedback.sampled else last[index]
-        yield _response(step, last, following)
+        step = await driver.run_step(session, inputs, count, choice=choice)
+        last = [blob[-out.step_bytes :] for out, blob in zip(specs, step.outputs, strict=True)]
+        following = draw(np.frombuffer(last[index], specs[index].np_dtype)) if feedback.sampled else last[index]
+        answered = len(wanted) or len(specs)
+        yield _response(step, encode(specs[:answered], last[:answered], ()), following)
         if draw.stopped:
             return
         inputs, count = (following,), 1
@@ -92,14 +96,13 @@ class _Draw:
         return np.array(drawn, self._dtype).tobytes()
 
 
-def _response(step: Step, outputs: list[bytes], following: bytes) -> inference_pb2.GenerateResponse:
-    signature = step.session.model.signature
+def _response(step: Step, outputs: list[tensor_pb2.Tensor], following: bytes) -> inference_pb2.GenerateResponse:
     return inference_pb2.GenerateResponse(
         result=inference_pb2.StepResult(
             step=step.last_number,
-            outputs=encode(signature.outputs, outputs, ()),
+            outputs=outputs,
             timing=timing_of(step),
             durable_step=durable_step(step.session),
         ),
-        next_input=encode(signature.inputs, [following], ())[0],
+        next_input=encode(step.session.model.signature.inputs, [following], ())[0],
     )

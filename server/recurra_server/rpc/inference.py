@@ -39,11 +39,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Step(self, request: inference_pb2.StepRequest, context: _Context) -> inference_pb2.StepResponse:
         """Apply one step or chunk."""
         session = await self._driver.find(request.session_id)
+        choice = session.model.choose(request.outputs)
         inputs, count, chunk = decode_steps(
             request.inputs, session.model.signature, self._engine.limits.max_chunk_steps
         )
         step = await self._driver.run_step(
-            session, inputs, count, number=request.step, deadline=self._deadline(context)
+            session, inputs, count, number=request.step, deadline=self._deadline(context), choice=choice
         )
         return inference_pb2.StepResponse(result=result_of(step, chunk=chunk))
 
@@ -66,11 +67,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Predict(self, request: inference_pb2.PredictRequest, context: _Context) -> inference_pb2.PredictResponse:
         """Run a whole sequence in a session that only this call knows."""
         model = self._engine.model(request.model, request.version)
+        choice = model.choose(request.outputs)
         states = decode_states(request.initial_states, model.signature.kept)
         inputs, count, chunk = decode_steps(request.inputs, model.signature, self._engine.limits.max_chunk_steps)
         with self._engine.borrow(model, self._driver.clock(), states) as session:
-            step = await self._driver.run_step(session, inputs, count, deadline=self._deadline(context))
-        specs, outputs = model.signature.outputs, step.outputs
+            step = await self._driver.run_step(session, inputs, count, deadline=self._deadline(context), choice=choice)
+        specs, outputs = step.specs, step.outputs
         lead = [count] if chunk and not request.last_only else []
         if request.last_only:
             outputs = tuple(blob[-spec.step_bytes :] for spec, blob in zip(specs, outputs, strict=True))

@@ -132,4 +132,5 @@ def _tensor(spec: TensorSpec) -> models_pb2.TensorSpec:
         units=spec.units,
         kind=spec.kind,
         context=spec.context,
+        optional=spec.optional,
     )

@@ -27,10 +27,9 @@ def durable_step(session: Session) -> int:
 
 def result_of(step: Step, *, chunk: bool) -> inference_pb2.StepResult:
     """The answer to a step that was applied, or to a chunk."""
-    specs = step.session.model.signature.outputs
     return inference_pb2.StepResult(
         step=step.last_number,
-        outputs=encode(specs, step.outputs, [step.count] if chunk else []),
+        outputs=encode(step.specs, step.outputs, [step.count] if chunk else []),
         timing=None if step.replayed else timing_of(step),
         replayed=step.replayed,
         durable_step=durable_step(step.session),
@@ -38,14 +37,14 @@ def result_of(step: Step, *, chunk: bool) -> inference_pb2.StepResult:
 
 
 class StreamResultTemplate:
-    """A prepared StreamStepsResponse for single steps of one model: most of it never changes.
+    """A prepared StreamStepsResponse for single steps of one model with its default outputs: most of it never changes.
 
     Filling it in takes a quarter of the time of building a message. It is overwritten by the
     next step, so it must be serialised at once.
     """
 
     def __init__(self, model: ServedModel) -> None:
-        self._specs = model.signature.outputs
+        self._specs = model.signature.default_outputs
         self._response = inference_pb2.StreamStepsResponse()
         self._result = self._response.result
         self._outputs = [self._result.outputs.add() for _ in self._specs]

@@ -106,6 +106,8 @@ class StepStream(Stream):
         try:
             if request.inputs:
                 self._submit(request, session, opened)
+            elif request.outputs:
+                raise InvalidRequestError("outputs are asked for with a step, and there are no inputs", field="outputs")
             elif request.close:
                 session.model.turns.at_rest(session, partial(self._close, session, opened))
             elif opened is not None:
@@ -146,9 +148,10 @@ class StepStream(Stream):
         inputs, count, chunk = decode_steps(
             request.inputs, session.model.signature, driver.engine.limits.max_chunk_steps
         )
-        plain = not (chunk or opened or request.close)
+        choice = session.model.choose(request.outputs) if request.outputs else None
+        plain = not (chunk or opened or request.close or choice)
         waiter = self if plain else _Message(self, driver, opened, chunk=chunk, close=request.close)
-        driver.submit(Step(session, inputs, count, waiter, driver.clock(), number=request.step))
+        driver.submit(Step(session, inputs, count, waiter, driver.clock(), number=request.step, choice=choice))
         self._unanswered_steps += count
 
     def _close(self, session: Session, opened: sessions_pb2.Session | None) -> None:
@@ -194,7 +197,7 @@ class StepStream(Stream):
 
 @dataclass(slots=True)
 class _Message:
-    """Waits for a step whose message held more: an opening, a chunk, a closing."""
+    """Waits for a step whose message held more: an opening, a chunk, a closing, names of outputs."""
 
     stream: StepStream
     driver: Driver

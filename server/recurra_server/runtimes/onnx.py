@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recurra_server.engine.signature import ConstantSpec, Signature, SignatureError, StateSpec, TensorSpec
 from recurra_server.runtimes.metadata import read_description, read_metrics, read_signature
+from recurra_server.runtimes.prune import without
 
 TYPES = {
     "tensor(float16)": "float16",
@@ -21,8 +22,8 @@ TYPES = {
 }
 
 
-def open_session(path: Path, *, threads: int = 1) -> ort.InferenceSession:
-    """Load a file.
+def open_session(path: Path, *, threads: int = 1, graph: bytes | None = None) -> ort.InferenceSession:
+    """Load a file; or a graph that was made of it, whose weights may still lie beside it.
 
     Raises:
         Exception: ONNX Runtime cannot load it.
@@ -33,8 +34,10 @@ def open_session(path: Path, *, threads: int = 1) -> ort.InferenceSession:
     options.log_severity_level = 4  # what a call fails on is told to the caller, not printed
     # Threads that spin between calls would take the event loop's core.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     # There is nothing to fall back to, and it would be announced on stdout.
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
+    return ort.InferenceSession(graph or str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
 
 
 class OnnxRuntime:
@@ -55,21 +58,20 @@ class OnnxRuntime:
         described = read_description(path) if description is None else description
         self.threads = threads
         self.threads_from = 1
-        self._session = self._threaded = open_session(path, threads=threads)
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        session = open_session(path, threads=threads)
+        metadata = session.get_modelmeta().custom_metadata_map
         self.signature = read_signature(metadata, described)
         self.metrics = read_metrics(metadata)
-        self.fixed_batch, self.fixed_steps = _check_graph(self.signature, self._session)
+        self.fixed_batch, self.fixed_steps = _check_graph(self.signature, session)
         self._rows = (self.signature.inputs[0] if self.signature.inputs else self.signature.states[0]).rows
         self._input_names = [
             *(spec.name for spec in self.signature.inputs),
             *(state.input_name for state in self.signature.states),
             *(spec.name for spec in (*self.signature.own_constants, *self.signature.fixed_constants)),
         ]
-        self._output_names = [
-            *(spec.name for spec in self.signature.outputs),
-            *(state.output_name for state in self.signature.states),
-        ]
+        optional = [spec.name for spec in self.signature.outputs if spec.optional]
+        cut = open_session(path, threads=threads, graph=without(path, optional)) if optional else session
+        self._sessions = self._threaded = {True: session, False: cut}  # by whether optional outputs are computed
 
     def with_threads(self, other: "OnnxRuntime", sessions: int) -> "OnnxRuntime":
         """The same model, whose calls of at least so many sessions are those of `other`, with its threads."""
@@ -82,26 +84,35 @@ class OnnxRuntime:
         """Whether sessions must not share a call."""
         return self.fixed_batch or self.signature.one_by_one
 
-    def bind(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> Callable[[], None]:
+    def bind(
+        self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]], *, in_full: bool = False
+    ) -> Callable[[], None]:
         """Make a call between arrays; see `Runtime.bind`.
 
         Nothing is copied or allocated when it is made, which takes a third off the time of a small model.
         """
-        session = self._session if len(self._rows(inputs[0])) < self.threads_from else self._threaded
+        sessions = self._sessions if len(self._rows(inputs[0])) < self.threads_from else self._threaded
+        session = sessions[in_full]
         binding = session.io_binding()
         # Each value keeps its array alive, and the binding its values.
         for name, array in zip(self._input_names, inputs, strict=True):
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for name, array in zip(self._output_names, outputs, strict=True):
+        for name, array in zip(self._output_names(in_full=in_full), outputs, strict=True):
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
         return partial(session.run_with_iobinding, binding)
 
-    def run(self, inputs: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    def run(self, inputs: Sequence[NDArray[Any]], *, in_full: bool = True) -> Sequence[NDArray[Any]]:
         """Run the model once on the inputs that `bind` takes; return what it answers, of whatever shape."""
-        results: Sequence[NDArray[Any]] = self._session.run(
-            self._output_names, dict(zip(self._input_names, inputs, strict=True))
+        results: Sequence[NDArray[Any]] = self._sessions[in_full].run(
+            self._output_names(in_full=in_full), dict(zip(self._input_names, inputs, strict=True))
         )
         return results
+
+    def _output_names(self, *, in_full: bool) -> list[str]:
+        return [
+            *(spec.name for spec in self.signature.outputs_of(in_full=in_full)),
+            *(state.output_name for state in self.signature.states),
+        ]
 
 
 def _check_graph(signature: Signature, session: ort.InferenceSession) -> tuple[bool, bool]:

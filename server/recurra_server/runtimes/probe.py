@@ -27,8 +27,11 @@ def probe(runtime: OnnxRuntime, max_batch_size: int) -> None:
     """
     most = 1 if runtime.one_by_one else max_batch_size
     steps = 1 if runtime.fixed_steps or not runtime.signature.has_time else 2
+    in_full = any(spec.optional for spec in runtime.signature.outputs)
     for sessions, count in ((1, 1), (min(2, most), steps), (most, 1)):
-        _run(runtime, sessions, count)
+        _run(runtime, sessions, count, in_full=False)
+        if in_full:
+            _run(runtime, sessions, count, in_full=True)
 
 
 def seconds_of(runtime: OnnxRuntime, sessions: int) -> float:
@@ -37,7 +40,7 @@ def seconds_of(runtime: OnnxRuntime, sessions: int) -> float:
     The least of some, so that other work on the machine does not count.
     """
     signature = runtime.signature
-    outputs = [np.empty(spec.graph_shape(sessions, 1), spec.np_dtype) for spec in signature.outputs]
+    outputs = [np.empty(spec.graph_shape(sessions, 1), spec.np_dtype) for spec in signature.default_outputs]
     states = [np.empty(state.graph_shape(sessions), state.np_dtype) for state in signature.states]
     call = runtime.bind(_zeros(signature, sessions, 1), [*outputs, *states])
     return min(timeit.repeat(call, number=1, repeat=_REPEATS))
@@ -53,24 +56,27 @@ def _zeros(signature: Signature, batch: int, steps: int) -> list[NDArray[Any]]:
     return [*inputs, *states, *constants]
 
 
-def _run(runtime: OnnxRuntime, batch: int, steps: int) -> None:
+def _run(runtime: OnnxRuntime, batch: int, steps: int, *, in_full: bool) -> None:
     try:
-        results = runtime.run(_zeros(runtime.signature, batch, steps))
+        results = runtime.run(_zeros(runtime.signature, batch, steps), in_full=in_full)
     except Exception as error:
         raise SignatureError(
             f"the model fails on zeros for {batch} sessions and {steps} steps: {one_line(error)}"
         ) from None
-    check_shapes(runtime.signature, results, batch, steps)
+    check_shapes(runtime.signature, results, batch, steps, in_full=in_full)
 
 
-def check_shapes(signature: Signature, results: Sequence[NDArray[Any]], batch: int, steps: int) -> None:
-    """Hold what a call has answered against the signature.
+def check_shapes(
+    signature: Signature, results: Sequence[NDArray[Any]], batch: int, steps: int, *, in_full: bool = True
+) -> None:
+    """Hold what a call has answered against the signature; `in_full`: optional outputs too.
 
     Raises:
         SignatureError: An output has another shape or dtype.
     """
-    outputs = results[: len(signature.outputs)]
-    for spec, tensor in zip(signature.outputs, outputs, strict=True):
+    specs = signature.outputs_of(in_full=in_full)
+    outputs = results[: len(specs)]
+    for spec, tensor in zip(specs, outputs, strict=True):
         _compare(spec, spec.name, tensor, spec.graph_shape(batch, steps))
     for state, tensor in zip(signature.states, results[len(outputs) :], strict=True):
         _compare(state, state.output_name, tensor, state.graph_shape(batch))

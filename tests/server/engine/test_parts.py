@@ -24,7 +24,7 @@ dims = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 class Mirror:
     """A runtime that answers what it is given."""
 
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], None]:
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], *, in_full: bool = False) -> Callable[[], None]:
         """Copy."""
 
         def run() -> None:

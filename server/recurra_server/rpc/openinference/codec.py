@@ -17,6 +17,7 @@ from recurra_server.engine.errors import (
     InvalidRequestError,
     shown,
 )
+from recurra_server.engine.outputs import Choice
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.signature import TensorSpec
 from recurra_server.engine.steps import Buffer
@@ -39,9 +40,7 @@ class Codec:
         self.model = model
         self._max_steps = max_steps
         self._inputs = [(spec, NAMES[spec.dtype]) for spec in model.signature.inputs]
-        self._outputs = {spec.name: index for index, spec in enumerate(model.signature.outputs)}
-        self._all = tuple(self._outputs.values())
-        self._names = tuple(self._outputs)
+        self._default = model.signature.default_outputs
         self._templates: dict[Lead, _Template] = {}
         self._expect(())
 
@@ -89,30 +88,22 @@ class Codec:
             return (data,), count, lead
         return self._read_several(tensors, raw)
 
-    def choose(self, wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[int, ...]:
-        """The indices of the outputs that a request wants.
+    def choose(self, wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> Choice | None:
+        """The outputs that a request wants; None for the default ones.
 
         Raises:
             InvalidRequestError: There is no such output, or it is wanted in a form that there is not.
         """
         if not wanted:
-            return self._all
-        if len(wanted) == len(self._all) == 1 and wanted[0].name == self._names[0] and not wanted[0].parameters:
-            return self._all
-        if len(wanted) > len(self._all):
-            raise InvalidRequestError(
-                f"{len(wanted)} outputs are asked for; the model has {', '.join(self._names)}", field="outputs"
-            )
-        chosen = []
+            return None
+        if len(wanted) == len(self._default) == 1 and wanted[0].name == self._default[0].name:
+            choice = None  # which many clients name always
+        else:
+            choice = self.model.choose([output.name for output in wanted])
         for output in wanted:
-            if output.name not in self._outputs:
-                raise InvalidRequestError(
-                    f"the model has no output {shown(output.name)}; it has {', '.join(self._names)}", field="outputs"
-                )
             if output.parameters:
                 _refuse_forms(output.parameters, f"output {output.name!r}")
-            chosen.append(self._outputs[output.name])
-        return tuple(chosen)
+        return choice
 
     def _read_several(self, tensors: Sequence[_Tensor], raw: Sequence[bytes]) -> tuple[tuple[Buffer, ...], int, Lead]:
         places = {tensor.name: index for index, tensor in enumerate(tensors)}
@@ -178,31 +169,30 @@ class Codec:
     # --- answers -------------------------------------------------------------------------
 
     def write(
-        self, request_id: str, outputs: Sequence[bytes], lead: Lead, chosen: tuple[int, ...]
+        self, request_id: str, outputs: Sequence[bytes], lead: Lead, choice: Choice | None
     ) -> pb.ModelInferResponse:
         """The answer to a call."""
         response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=request_id)
-        for index in chosen:
-            spec = self.model.signature.outputs[index]
+        for spec in self._default if choice is None else choice.specs:
             response.outputs.add(name=spec.name, datatype=NAMES[spec.dtype], shape=(*lead, *spec.dims))
-            response.raw_output_contents.append(outputs[index])
+        response.raw_output_contents.extend(outputs)
         return response
 
     def write_streamed(
-        self, request_id: str, outputs: Sequence[bytes], lead: Lead, chosen: tuple[int, ...]
+        self, request_id: str, outputs: Sequence[bytes], lead: Lead, choice: Choice | None
     ) -> pb.ModelStreamInferResponse:
         """The answer on a stream. It may be overwritten by the next one, so it must be serialised at once.
 
         All but the id and the outputs' elements stays the same for all steps of a model, and is prepared once.
         """
-        template = self._templates.get(lead) if chosen is self._all else None
+        template = self._templates.get(lead) if choice is None else None
         if template is None:
-            template = _Template(self.write("", outputs, lead, chosen))
-            if chosen is self._all and lead in ((), (1,), (1, 1)):  # single steps: many, and of few kinds
+            template = _Template(self.write("", outputs, lead, choice))
+            if choice is None and lead in ((), (1,), (1, 1)):  # single steps: many, and of few kinds
                 self._templates[lead] = template
         template.response.id = request_id
-        for place, index in enumerate(chosen):
-            template.contents[place] = outputs[index]
+        for place, output in enumerate(outputs):
+            template.contents[place] = output
         return template.whole
 
 

@@ -49,12 +49,11 @@ class Inference(Step):
         sequence: The caller's id of the sequence; None for one that begins and ends with this request.
         start, end: Whether the sequence begins, and ends, with this request.
         codec: What read its tensors, and will write its answer.
-        lead, chosen: What the codec made of its tensors.
+        lead: What the codec made of its tensors.
         finish: To be called after it was answered, with itself.
     """
 
     codec: Codec
-    chosen: tuple[int, ...]
     lead: Lead = ()
     start = end = False
     deadline = float("inf")

@@ -88,7 +88,8 @@ class Sequences:
             codec = self._codecs[model] = Codec(model, self._engine.limits.max_chunk_steps)
         inference.codec = codec
         inference.inputs, inference.count, inference.lead = codec.read(request)
-        inference.chosen = codec.choose(request.outputs)
+        if request.outputs:
+            inference.ask(codec.choose(request.outputs))
 
     def _find(self, name: str, inference: Inference) -> Session:
         try:

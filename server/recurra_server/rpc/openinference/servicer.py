@@ -116,7 +116,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             call.end()
         if inference.error is not None:
             raise inference.explain(inference.error)
-        return inference.codec.write(inference.id, inference.outputs, inference.lead, inference.chosen)
+        return inference.codec.write(inference.id, inference.outputs, inference.lead, inference.choice)
 
     async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""

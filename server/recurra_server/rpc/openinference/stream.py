@@ -68,7 +68,7 @@ class InferStream(Stream):
     def _render(self, inference: Inference) -> pb.ModelStreamInferResponse:
         if inference.error is not None:
             return self._refusal((inference.id, inference.explain(inference.error)))
-        return inference.codec.write_streamed(inference.id, inference.outputs, inference.lead, inference.chosen)
+        return inference.codec.write_streamed(inference.id, inference.outputs, inference.lead, inference.choice)
 
     def _refusal(self, about: tuple[str, EngineError]) -> pb.ModelStreamInferResponse:
         """An error as an answer. Many clients show no more of it than its text, so all is in there."""
