@@ -31,6 +31,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.publish(root, "counter", models.counter())
     models.publish(root, "lstm", models.lstm(4, 8, 2))
     models.publish(root, "letters", models.letters(5))
+    models.publish(root, "watched", models.watched(feedback={"output": "y", "input": "x"}))
     tensor = {"name": "x", "dtype": "float32", "dims": [3], "labels": SENSORS, "units": ["m/s^2"]}
     classes = {"name": "y", "dtype": "float32", "dims": [3], "kind": "logit", "labels": CLASSES}
     exercise = with_fields(

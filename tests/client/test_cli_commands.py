@@ -44,7 +44,9 @@ def rows_of(text: str) -> list[dict[str, str]]:
 def test_models_are_listed_and_described(recurra: Run, server: ServerProcess) -> None:
     code, out, _ = recurra("models", "--server", server.target)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["counter", "letters", "lstm", "watch"]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["counter", "letters", "lstm", "watch", "watched"]
+    _, out, _ = recurra("models", "watched", "--server", server.target)
+    assert [line.split()[1] for line in out.splitlines() if "only if asked for by name" in line] == ["double", "entry"]
     _, out, _ = recurra("models", "watch", "--server", server.target)
     assert "float32[3]" in out
     assert all(label in out for label in SENSORS + CLASSES)
@@ -329,6 +331,15 @@ def test_a_durability_that_the_server_cannot_give_is_told_in_one_line(recurra: R
         "recurra: durability SYNC needs a store, and the server has none: start it with --store, or leave "
         "durability unset\n"
     )
+
+
+@pytest.mark.parametrize("api", ["stream", "unary", "batch"])
+def test_bench_asks_for_outputs_by_name(recurra: Run, server: ServerProcess, api: str) -> None:
+    arguments = ["--api", api, "--sessions", "1", "--seconds", "0.2", "--json", "--server", server.target, "--outputs"]
+    code, out, _ = recurra("bench", "lstm", *arguments, "y")
+    assert (code, json.loads(out)["results"][0]["errors"]) == (0, {})
+    code, _, err = recurra("bench", "watched", *arguments, "y,z")
+    assert (code, err) == (1, "recurra: model watched has no output 'z'; it has double, y, entry\n")
 
 
 def test_bench_shares_the_sessions_out_among_processes(recurra: Run, server: ServerProcess) -> None:

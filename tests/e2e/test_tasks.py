@@ -168,7 +168,7 @@ def test_gates_are_followed_while_a_recording_is_streamed(
 
 def test_gates_leave_the_answers_as_they_are(client: BlockingClient) -> None:
     x = a_test_sequence(load("watch", smoke=True))
-    with_gates = client.predict("watch-gates", {"x": x})
+    with_gates = client.predict("watch-gates", {"x": x}, outputs=["y", "f", "i", "c_tilde", "c"])
     np.testing.assert_array_equal(with_gates["y"], client.predict("watch", x))
     f, i, candidate, memory = (with_gates[name] for name in ("f", "i", "c_tilde", "c"))
     assert f.shape == (len(x), 1, 8)

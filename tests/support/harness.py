@@ -1,6 +1,6 @@
 """The engine without a server: real models in ONNX Runtime, a clock that is an argument."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,15 @@ class Harness:
         """Open a session."""
         return self.engine.open(self.engine.model(model), self.now, **options)
 
-    def submit(self, session: Session, x: Array, *, number: int = 0, deadline: float = float("inf")) -> Step:
+    def submit(
+        self,
+        session: Session,
+        x: Array,
+        *,
+        number: int = 0,
+        deadline: float = float("inf"),
+        outputs: Sequence[str] = (),
+    ) -> Step:
         """Send a chunk `[T, *dims]` of a model with one input."""
         spec = session.model.signature.inputs[0]
         chunk = np.ascontiguousarray(x, spec.np_dtype)
@@ -93,12 +101,19 @@ class Harness:
             self.now,
             number=number,
             deadline=deadline,
+            choice=session.model.choose(outputs),
         )
         session.model.turns.submit(step, self.now)
         return step
 
     def submit_block(
-        self, sessions: list[Session], x: Array, *, numbered: bool = False, deadline: float = float("inf")
+        self,
+        sessions: list[Session],
+        x: Array,
+        *,
+        numbered: bool = False,
+        deadline: float = float("inf"),
+        outputs: Sequence[str] = (),
     ) -> Block:
         """Send rows `[B, T, *dims]` of a model with one input, which it must take as a block."""
         model = sessions[0].model
@@ -114,6 +129,7 @@ class Harness:
             self.now,
             numbered=numbered,
             deadline=deadline,
+            choice=model.choose(outputs),
         )
         model.blocks.submit(block)
         return block

@@ -58,6 +58,35 @@ def counter(**fields: Any) -> onnx.ModelProto:
     )
 
 
+def watched(**fields: Any) -> onnx.ModelProto:
+    """The running sum, and as optional outputs twice it, and what a table of 10 has at that place: it fails beyond."""
+    model = with_double(counter(**fields))
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", ["y"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "place"], ["entry"]),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(100 + np.arange(10, dtype=np.float32), "table"))
+    _add_output(model, 2, _tensor("entry", [1], optional=True))
+    return model
+
+
+def with_double(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with twice its output y as an optional output, in front of y."""
+    model.graph.node.append(helper.make_node("Add", ["y", "y"], ["double"]))
+    spec = json.loads(model.metadata_props[0].value)["outputs"][0]
+    _add_output(model, 0, {**spec, "name": "double", "optional": True})
+    return model
+
+
+def _add_output(model: onnx.ModelProto, place: int, spec: dict[str, Any]) -> None:
+    model.graph.output.insert(place, _value(spec["name"], spec))
+    signature = json.loads(model.metadata_props[0].value)
+    signature["outputs"].insert(place, spec)
+    helper.set_model_props(model, {"recurra.signature": json.dumps(signature)})
+
+
 def sieve(**fields: Any) -> onnx.ModelProto:
     """Answers its input, but for the steps at which the first session has a zero: so its answer may be too short."""
     nodes = [

@@ -18,7 +18,8 @@ class WithGates(nn.Module):
     """A trained network that also answers its gates: `(y, f, i, c_tilde, o, c, h, c)`.
 
     y and the states come from the network itself, unchanged to the last bit. The gates are computed beside it by `LSTM`
-    with a copy of its weights, so in the exported graph they are a branch of their own: cut off, it costs nothing.
+    with a copy of its weights, so in the exported graph they are a branch of their own: cut off, it costs nothing. The
+    server cuts it off where no caller asks for them (docs/model-format.md).
     """
 
     state_names = ("h", "c")
@@ -61,7 +62,7 @@ def with_gates(network: nn.Module, signature: Signature) -> tuple[nn.Module, Sig
 def add_gates(signature: Signature) -> Signature:
     """The signature of an LSTM with the gates as further outputs; their dims, `[layers, hidden]`, are those of c."""
     dims = signature.states[-1].dims
-    gates = tuple(TensorSpec(name, "float32", dims, kind="value") for name in GATES)
+    gates = tuple(TensorSpec(name, "float32", dims, kind="value", optional=True) for name in GATES)
     return replace(signature, outputs=(*signature.outputs, *gates))
 
 

@@ -24,7 +24,8 @@ class TensorSpec:
     """An input or an output of a model.
 
     `dims` is the shape of one step of one sequence. The graph's own tensor also has a batch axis and, unless
-    `time_axis` is None, a time axis, at the positions given.
+    `time_axis` is None, a time axis, at the positions given. An `optional` output is only computed where a caller
+    asks for it by name.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # a misspelt field must not be ignored in silence
@@ -37,6 +38,7 @@ class TensorSpec:
     labels: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     kind: Kind = ""
+    optional: bool = False
 
     @property
     def axes(self) -> dict[int, str]:
@@ -155,4 +157,9 @@ def _with_axes(dims: tuple[int, ...], axes: Mapping[int, str]) -> list[int | str
 
 
 def _tensor_fields(spec: TensorSpec) -> dict[str, Any]:
-    return {key: value for key, value in asdict(spec).items() if key in ("dims", "time_axis") or value not in ((), "")}
+    empty: tuple[Any, ...] = ((), "")
+    return {
+        key: value
+        for key, value in asdict(spec).items()
+        if key in ("dims", "time_axis") or (value not in empty and value is not False)
+    }

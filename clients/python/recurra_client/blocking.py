@@ -105,6 +105,7 @@ class BlockingClient:
         idle_timeout: float | datetime.timedelta | None = None,
         initial_states: Mapping[str, ArrayLike] | None = None,
         durability: Durability = "",
+        outputs: Sequence[str] = (),
         keep: bool = False,
     ) -> "BlockingSession":
         """See `Client.session`."""
@@ -116,13 +117,14 @@ class BlockingClient:
                 idle_timeout=idle_timeout,
                 initial_states=initial_states,
                 durability=durability,
+                outputs=outputs,
                 keep=keep,
             )
         )
 
-    def resume(self, session_id: str, *, keep: bool = True) -> "BlockingSession":
+    def resume(self, session_id: str, *, outputs: Sequence[str] = (), keep: bool = True) -> "BlockingSession":
         """See `Client.resume`."""
-        return BlockingSession(self._client.resume(session_id, keep=keep))
+        return BlockingSession(self._client.resume(session_id, outputs=outputs, keep=keep))
 
     def models(self) -> list[models_pb2.Model]:
         """See `Client.models`."""
@@ -149,6 +151,7 @@ class BlockingClient:
         version: str = ...,
         last_only: bool = ...,
         initial_states: Mapping[str, ArrayLike] | None = ...,
+        outputs: Sequence[str] = ...,
     ) -> dict[str, NDArray[Any]]: ...
     @overload
     def predict(
@@ -159,6 +162,7 @@ class BlockingClient:
         version: str = ...,
         last_only: bool = ...,
         initial_states: Mapping[str, ArrayLike] | None = ...,
+        outputs: Sequence[str] = ...,
     ) -> NDArray[Any]: ...
     def predict(self, model: str, xs: Any, **options: Any) -> Any:
         """See `Client.predict`."""
@@ -174,6 +178,7 @@ class BlockingClient:
         version: str = ...,
         steps: Sequence[int] = ...,
         chunks: bool = ...,
+        outputs: Sequence[str] = ...,
     ) -> BatchResult[dict[str, NDArray[Any]]]: ...
     @overload
     def step_batch(
@@ -185,6 +190,7 @@ class BlockingClient:
         version: str = ...,
         steps: Sequence[int] = ...,
         chunks: bool = ...,
+        outputs: Sequence[str] = ...,
     ) -> BatchResult[NDArray[Any]]: ...
     def step_batch(self, model: str, session_ids: Sequence[str], x: Any, **options: Any) -> BatchResult[Any]:
         """See `Client.step_batch`."""
@@ -201,6 +207,7 @@ class BlockingClient:
         top_k: int = 0,
         seed: int | None = None,
         stop_class: int | None = None,
+        outputs: Sequence[str] = (),
     ) -> Iterator[Generated]:
         """See `Client.generate`."""
         return _iterate(
@@ -213,6 +220,7 @@ class BlockingClient:
                 top_k=top_k,
                 seed=seed,
                 stop_class=stop_class,
+                outputs=outputs,
             )
         )
 

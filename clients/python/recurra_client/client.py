@@ -70,6 +70,7 @@ class Client:
         idle_timeout: float | datetime.timedelta | None = None,
         initial_states: Mapping[str, ArrayLike] | None = None,
         durability: Durability = "",
+        outputs: Sequence[str] = (),
         keep: bool = False,
     ) -> Session:
         """A new session; `async with` (or `open`) opens it on the server, and closes it there.
@@ -83,6 +84,8 @@ class Client:
                 name. Those not given begin as the model says.
             durability: What of it outlives the server: nothing; all steps, of which the client sends the last ones
                 again; or every step that was answered. Empty: "async" where the server has a store, else "ephemeral".
+            outputs: Names of the outputs to answer each step with. Empty: all that are not optional. Where there are
+                several, inputs are given by name, too.
             keep: Leave it open on the server when the `async with` ends, to be gone on with by `resume`.
         """
         request = sessions_pb2.OpenSessionRequest(
@@ -95,8 +98,8 @@ class Client:
             request.idle_timeout.CopyFrom(_duration(idle_timeout))
 
         async def begin() -> sessions_pb2.Session:
-            if initial_states:
-                codec = await self._connection.codec(model, version)
+            if initial_states or outputs:  # what is wrong with them is said before anything is opened
+                codec = (await self._connection.codec(model, version)).asking(outputs)
                 request.initial_states.extend(codec.states(initial_states))
 
             async def opening() -> sessions_pb2.Session:
@@ -104,16 +107,17 @@ class Client:
 
             return await once(self._connection, opening(), request.session_id, chosen=bool(session_id))
 
-        return Session(self._connection, begin, keep=keep)
+        return Session(self._connection, begin, outputs=outputs, keep=keep)
 
-    def resume(self, session_id: str, *, keep: bool = True) -> Session:
+    def resume(self, session_id: str, *, outputs: Sequence[str] = (), keep: bool = True) -> Session:
         """A session that is open on the server, to go on with; only one client at a time may step it.
 
         Args:
             session_id: Its id.
+            outputs: As in `session`; they need not be those that it was begun with.
             keep: Leave it open on the server when the `async with` ends.
         """
-        return Session(self._connection, lambda: get_session(self._connection, session_id), keep=keep)
+        return Session(self._connection, lambda: get_session(self._connection, session_id), outputs=outputs, keep=keep)
 
     async def models(self) -> list[models_pb2.Model]:
         """Every loaded version of every model, by name, newest version first."""
@@ -162,6 +166,7 @@ class Client:
         version: str = ...,
         last_only: bool = ...,
         initial_states: Mapping[str, ArrayLike] | None = ...,
+        outputs: Sequence[str] = ...,
     ) -> dict[str, NDArray[Any]]: ...
     @overload
     async def predict(
@@ -172,6 +177,7 @@ class Client:
         version: str = ...,
         last_only: bool = ...,
         initial_states: Mapping[str, ArrayLike] | None = ...,
+        outputs: Sequence[str] = ...,
     ) -> NDArray[Any]: ...
     async def predict(
         self,
@@ -181,6 +187,7 @@ class Client:
         version: str = "",
         last_only: bool = False,
         initial_states: Mapping[str, ArrayLike] | None = None,
+        outputs: Sequence[str] = (),
     ) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Run a whole sequence from its beginning, without a session.
 
@@ -190,6 +197,7 @@ class Client:
             xs: As in `Session.steps`: [T, dims], or a dict by name.
             last_only: Answer only the last step's output (many-to-one).
             initial_states: As in `session`.
+            outputs: As in `session`.
 
         Returns:
             The outputs, [T, dims], or [dims] with `last_only`.
@@ -197,7 +205,7 @@ class Client:
         Raises:
             ModelNotFoundError, InputError, CapacityError, UnavailableError, DeadlineExceededError
         """
-        codec = await self._connection.codec(model, version)
+        codec = (await self._connection.codec(model, version)).asking(outputs)
         tensors, _ = codec.sequence(xs)
         request = inference_pb2.PredictRequest(
             model=model,
@@ -205,6 +213,7 @@ class Client:
             inputs=tensors,
             initial_states=codec.states(initial_states),
             last_only=last_only,
+            outputs=codec.wanted,
         )
         answer = await self._connection.call(self._connection.inference.Predict, request)
         return codec.outputs(answer.outputs, named=isinstance(xs, Mapping))
@@ -219,6 +228,7 @@ class Client:
         version: str = ...,
         steps: Sequence[int] = ...,
         chunks: bool = ...,
+        outputs: Sequence[str] = ...,
     ) -> BatchResult[dict[str, NDArray[Any]]]: ...
     @overload
     async def step_batch(
@@ -230,6 +240,7 @@ class Client:
         version: str = ...,
         steps: Sequence[int] = ...,
         chunks: bool = ...,
+        outputs: Sequence[str] = ...,
     ) -> BatchResult[NDArray[Any]]: ...
     async def step_batch(
         self,
@@ -240,6 +251,7 @@ class Client:
         version: str = "",
         steps: Sequence[int] = (),
         chunks: bool = False,
+        outputs: Sequence[str] = (),
     ) -> BatchResult[Any]:
         """Apply one step (or chunk) to each of many sessions of one model, in one message: for gateways.
 
@@ -251,15 +263,18 @@ class Client:
             steps: The number of each row's (first) step, so that a row sent again is not applied twice. Empty: just
                 the next one, whatever it is; then nothing is sent again if the connection breaks.
             chunks: Each row is a chunk of T steps.
+            outputs: As in `session`.
 
         Raises:
             RecurraError: The call failed as a whole. A row that failed alone is in the result's `errors`.
         """
-        codec = await self._connection.codec(model, version)
+        codec = (await self._connection.codec(model, version)).asking(outputs)
         tensors, rows = codec.sequence(x, ("B", "T") if chunks else ("B",))
         if rows != len(session_ids) or (steps and rows != len(steps)):
             raise ValueError(f"{rows} rows of input for {len(session_ids)} session_ids and {len(steps)} steps")
-        request = inference_pb2.StepBatchRequest(session_ids=session_ids, steps=steps, inputs=tensors)
+        request = inference_pb2.StepBatchRequest(
+            session_ids=session_ids, steps=steps, inputs=tensors, outputs=codec.wanted
+        )
         answer = await self._connection.call(self._connection.inference.StepBatch, request, repeatable=bool(steps))
         return BatchResult(
             outputs=codec.outputs(answer.outputs, named=isinstance(x, Mapping)),
@@ -280,6 +295,7 @@ class Client:
         top_k: int = 0,
         seed: int | None = None,
         stop_class: int | None = None,
+        outputs: Sequence[str] = (),
     ) -> AsyncIterator[Generated]:
         """Feed each output back as the next input (one-to-many), and yield it.
 
@@ -293,6 +309,7 @@ class Client:
             top_k: Draw only from the k most likely classes. 0: from all.
             seed: The same seed gives the same draw. None: a random one.
             stop_class: Stop after this class.
+            outputs: As in `session`; with a session, ignored: it has its own.
 
         Raises:
             NoFeedbackError: The model does not say how an output becomes an input.
@@ -304,6 +321,7 @@ class Client:
         if isinstance(start, Session):
             async with start.exclusively() as (codec, delivery, request.after_step):
                 request.session_id = start.id
+                request.outputs.extend(codec.wanted)
                 request.inputs.extend(codec.sequence(x)[0])
                 named, step, ended = isinstance(x, Mapping), 0, False
                 try:
@@ -319,7 +337,8 @@ class Client:
                     if step:
                         delivery.changed(step, surely=ended)
         else:
-            codec = await self._connection.codec(start, version)
+            codec = (await self._connection.codec(start, version)).asking(outputs)
+            request.outputs.extend(codec.wanted)
             request.model.CopyFrom(inference_pb2.ModelVersion(name=start, version=version))
             request.inputs.extend(codec.sequence(x)[0])
             async for generated in self._generate(request, named=isinstance(x, Mapping)):

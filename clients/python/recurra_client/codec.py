@@ -1,10 +1,10 @@
 """A caller's arrays as the tensors of one model, and the model's answers as arrays.
 
-The rule a caller sees: an array in gives an array out, for a model with one
-input and one output; a dict of arrays by name in gives a dict out, for any model.
+The rule a caller sees: an array in gives an array out, for a model with one input where one output
+is answered; a dict of arrays by name in gives a dict out, for any model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,40 @@ Outputs = NDArray[Any] | dict[str, NDArray[Any]]
 
 
 class Codec:
-    """Encodes the inputs of one model, converting them to its dtypes, and decodes its outputs."""
+    """Encodes the inputs of one model, converting them to its dtypes, and decodes its outputs.
 
-    def __init__(self, model: models_pb2.Model) -> None:
+    Attributes:
+        model: Its description.
+        wanted: The outputs to ask for by name; empty for those that are answered by default.
+    """
+
+    def __init__(self, model: models_pb2.Model, wanted: Sequence[str] = ()) -> None:
         self.model = model
+        self.wanted = tuple(wanted)
+        self._answered = self.wanted or tuple(spec.name for spec in model.outputs if not spec.optional)
         self._inputs = {spec.name: (numpy_dtype(spec.dtype), tuple(spec.dims)) for spec in model.inputs}
         self._states = {spec.input_name: (numpy_dtype(spec.dtype), tuple(spec.dims)) for spec in model.states}
         self._states |= {
             spec.name: (numpy_dtype(spec.dtype), tuple(spec.dims)) for spec in model.constants if spec.per_session
         }
+
+    def asking(self, outputs: Sequence[str]) -> "Codec":
+        """The same, for calls that ask for outputs by name; none: for those that are answered by default.
+
+        Raises:
+            InputError: INVALID_REQUEST: the model has no such output.
+        """
+        if isinstance(outputs, str):
+            raise TypeError(f"outputs are a list of names, such as [{outputs!r}]")
+        known = [spec.name for spec in self.model.outputs]
+        for name in outputs:
+            if name not in known:
+                raise invalid_input(
+                    f"model {self.model.name} has no output {name!r}; it has {', '.join(known)}",
+                    "INVALID_REQUEST",
+                    field="outputs",
+                )
+        return Codec(self.model, outputs) if outputs else self
 
     def step(self, x: Inputs) -> list[tensor_pb2.Tensor]:
         """Tensors of one step, each of the model's [dims].
@@ -72,14 +97,14 @@ class Codec:
         """Whether inputs like `x` are given by name, so that outputs are too.
 
         Raises:
-            InputError: INPUT_NAME: a plain array was given to a model with several inputs or outputs.
+            InputError: INPUT_NAME: a plain array was given where there are several inputs or outputs.
         """
         if isinstance(x, Mapping):
             return True
-        if len(self.model.inputs) != 1 or len(self.model.outputs) != 1:
-            inputs, outputs = [spec.name for spec in self.model.inputs], [spec.name for spec in self.model.outputs]
+        if len(self.model.inputs) != 1 or len(self._answered) != 1:
+            inputs = [spec.name for spec in self.model.inputs]
             raise invalid_input(
-                f"model {self.model.name} has the inputs {inputs} and outputs {outputs}: "
+                f"model {self.model.name} takes {inputs} and answers {list(self._answered)}: "
                 "give the inputs as a dict by name, and the outputs come as one",
                 "INPUT_NAME",
                 expected=inputs,

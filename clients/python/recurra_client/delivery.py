@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple, cast
 
 import grpc
@@ -59,9 +59,17 @@ class Delivery:
     """
 
     def __init__(
-        self, connection: Connection, session_id: str, applied: int, *, route: str, durable: bool = False
+        self,
+        connection: Connection,
+        session_id: str,
+        applied: int,
+        *,
+        outputs: Sequence[str] = (),
+        route: str,
+        durable: bool = False,
     ) -> None:
         self.session_id = session_id
+        self._outputs = outputs
         self._route = route
         self._connection = connection
         self._applied: int | None = applied  # None: it must be asked for
@@ -92,7 +100,7 @@ class Delivery:
                 code=grpc.StatusCode.RESOURCE_EXHAUSTED,
                 metadata={"bound": "unanswered_steps", "limit": str(MAX_UNANSWERED)},
             )
-        step = _Step(inference_pb2.StreamStepsRequest(session_id=self.session_id, inputs=inputs))
+        step = _Step(inference_pb2.StreamStepsRequest(session_id=self.session_id, inputs=inputs, outputs=self._outputs))
         self._line.append(step)
         await self._connection.in_time(self._answer(step))
         if isinstance(step.outcome, RecurraError):

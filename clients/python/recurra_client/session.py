@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -36,11 +36,13 @@ class Session:
         connection: Connection,
         begin: Callable[[], Awaitable[sessions_pb2.Session]],
         *,
+        outputs: Sequence[str] = (),
         keep: bool,
         route: str = "",
     ) -> None:
         self._connection = connection
         self._begin = begin
+        self._outputs = outputs
         self._keep = keep
         self._route = route  # if not by its id
         self._info = sessions_pb2.Session()
@@ -86,9 +88,17 @@ class Session:
         """
         if self._delivery is None:
             self._info = info = await self._begin()
-            self._codec = await self._connection.codec(info.model, info.version, info.model_digest)
+            codec = await self._connection.codec(info.model, info.version, info.model_digest)
+            self._codec = codec.asking(self._outputs)
             durable = info.durability in (sessions_pb2.DURABILITY_ASYNC, sessions_pb2.DURABILITY_SYNC)
-            self._delivery = Delivery(self._connection, info.session_id, info.steps, route=self.route, durable=durable)
+            self._delivery = Delivery(
+                self._connection,
+                info.session_id,
+                info.steps,
+                outputs=self._codec.wanted,
+                route=self.route,
+                durable=durable,
+            )
         return self
 
     async def close(self) -> None:
@@ -118,8 +128,8 @@ class Session:
         """Apply one step.
 
         Args:
-            x: The model's input, of its [dims]; converted to its dtype. For a model with several inputs
-                or outputs: a dict by name.
+            x: The model's input, of its [dims]; converted to its dtype. Where there are several inputs, or several
+                outputs are answered: a dict by name.
 
         Returns:
             The output, of its [dims]; for a dict, a dict by name. Read-only views: `.copy()` to change one.
@@ -223,7 +233,9 @@ class Session:
         begun = await self._with_all_steps(
             lambda step: fork_session(self._connection, self.id, session_id, after_step=step, route=self.route)
         )
-        return await Session(self._connection, lambda: _ready(begun), keep=keep, route=self.route).open()
+        return await Session(
+            self._connection, lambda: _ready(begun), outputs=self._outputs, keep=keep, route=self.route
+        ).open()
 
     async def export(self) -> bytes:
         """Take a snapshot of the session with all steps that were called, for `Sessions.import_` and `rewind`."""

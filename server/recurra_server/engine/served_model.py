@@ -320,7 +320,8 @@ class ServedModel:
         self.applied_steps += step.count
         step.last_number = session.applied
         if step.number:
-            session.kept = KeptReply(step.number, step.count, step.outputs, step.names)
+            names = () if step.choice is None else step.choice.names
+            session.kept = KeptReply(step.number, step.count, step.outputs, names)
         if session.durable is None:
             self.turns.over(step, now)
         else:

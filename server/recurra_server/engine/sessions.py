@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from recurra_server.engine.errors import (
     SessionNotFoundError,
@@ -24,18 +23,17 @@ if TYPE_CHECKING:
 Action = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class KeptReply:
+class KeptReply(NamedTuple):
     """The last numbered step's reply, for a caller who asks again.
 
     Attributes:
-        number, count: Its first step, and how many there were.
+        number, steps: Its first step, and how many there were.
         outputs: What was answered.
         names: What of it was asked for by name; empty: the default outputs.
     """
 
     number: int
-    count: int
+    steps: int
     outputs: tuple[bytes, ...]
     names: tuple[str, ...] = ()
 
@@ -102,10 +100,10 @@ class Session:
                 step=step.number,
                 expected_step=expected,
             )
-        kept = self.kept
-        if kept is not None and (kept.number, kept.count, kept.names) == (step.number, step.count, step.names):
+        kept, names = self.kept, () if step.choice is None else step.choice.names
+        if kept is not None and (kept.number, kept.steps, kept.names) == (step.number, step.count, names):
             step.outputs = kept.outputs
-            step.last_number = kept.number + kept.count - 1
+            step.last_number = kept.number + kept.steps - 1
             step.replayed = True
             return False
         raise StepNotHeldError(

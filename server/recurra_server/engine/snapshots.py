@@ -91,9 +91,9 @@ class Snapshot:
             raise SnapshotInvalidError(f"the reply that the snapshot keeps: {error.message}") from None
         outputs = model.signature.default_outputs if choice is None else choice.specs
         fits = (
-            kept.number + kept.count - 1 == self.applied
-            and 0 < kept.count <= self.applied
-            and [len(data) for data in kept.outputs] == [kept.count * spec.step_bytes for spec in outputs]
+            kept.number + kept.steps - 1 == self.applied
+            and 0 < kept.steps <= self.applied
+            and [len(data) for data in kept.outputs] == [kept.steps * spec.step_bytes for spec in outputs]
         )
         if not fits:
             raise SnapshotInvalidError("the reply that the snapshot keeps is not that of its last step")
@@ -108,7 +108,7 @@ class Snapshot:
         if self.kept is None:
             parts.append(b"\0")
         else:
-            parts.append(struct.pack("<BQIB", 1, self.kept.number, self.kept.count, len(self.kept.outputs)))
+            parts.append(struct.pack("<BQIB", 1, self.kept.number, self.kept.steps, len(self.kept.outputs)))
             for data in self.kept.outputs:
                 parts += [struct.pack("<I", len(data)), data]
             parts.append(struct.pack("<B", len(self.kept.names)))

@@ -92,11 +92,6 @@ class Step:
         self.in_full = choice is not None and choice.in_full
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The outputs that are asked for by name."""
-        return () if self.choice is None else self.choice.names
-
-    @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """The outputs that it is answered with."""
         return self.session.model.signature.default_outputs if self.choice is None else self.choice.specs

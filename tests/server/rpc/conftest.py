@@ -19,6 +19,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.publish(root, "letters", models.letters(5))
     models.publish(root, "lstm", models.lstm(4, 8, 2), version="9")
     models.publish(root, "lstm", models.lstm(4, 8, 2, seed=1), version="10")
+    models.publish(root, "watched", models.watched(feedback={"output": "y", "input": "x"}))
     return root
 
 

@@ -33,6 +33,7 @@ def test_models_are_described(stubs: Stubs) -> None:
         ("letters", "1", True),
         ("lstm", "10", True),
         ("lstm", "9", False),
+        ("watched", "1", True),
     ]
     model = stubs.models.GetModel(models_pb2.GetModelRequest(name="counter")).model
     assert model.description == "A running sum."

@@ -19,6 +19,7 @@ from rich.table import Table
 from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Durability, Server, console, milliseconds
 from recurra_client.cli.usererror import UserError
 from recurra_client.client import Client
+from recurra_client.codec import Codec
 from recurra_client.durability import DURABILITIES
 from recurra_client.load.outcome import Api, Outcome, Plan
 from recurra_client.load.processes import LoadError, run_in_processes
@@ -76,6 +77,7 @@ def bench(  # noqa: D417 - the others are described by their types
     in_flight: _Positive = 1,
     processes: _Positive = 1,
     connections: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    outputs: str = "",
     version: str = "",
     durability: Durability = None,
     server: Server = DEFAULT_SERVER,
@@ -107,11 +109,14 @@ def bench(  # noqa: D417 - the others are described by their types
         Processes that make the load: more, where "client cpu" says that one is not enough.
     connections
         TCP connections that the sessions of a process share. 0: one for each session.
+    outputs
+        Names of outputs to ask for at each step, separated by commas. Empty: those that are not optional.
     version
         Version of the model. Empty: the latest.
     """
     counts = _counts(sessions)
     described = asyncio.run(_describe(model, version, server))
+    wanted = Codec(described).asking([name for name in outputs.split(",") if name]).wanted
     out = console(stderr=json)
     rows: list[Row] = []
     title = _title(described, api, seconds, pace, chunk)
@@ -128,6 +133,7 @@ def bench(  # noqa: D417 - the others are described by their types
                 connections=connections,
                 in_flight=in_flight,
                 durability=DURABILITIES[durability or ""],
+                outputs=wanted,
             )
             if api == "batch" and count % in_flight:
                 raise UserError(f"{count} sessions cannot be shared out among {in_flight} messages")

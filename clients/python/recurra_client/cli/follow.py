@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from recurra_client.cli.feeds import Feed, Row
-from recurra_client.cli.gates import GateTrack
+from recurra_client.cli.gates import NAMES, GateTrack
 from recurra_client.cli.gates_view import gates_view
 from recurra_client.cli.predictions import PredictionsWriter
 from recurra_client.cli.track import Reading, Track
@@ -90,8 +90,9 @@ class Follower:
 
     async def _run_one(self, index: int) -> None:
         track = self.tracks[index]
+        wanted = (track.reading.output, *NAMES) if self.gates else ()
         async with self.client.session(
-            self.model.name, version=self.model.version, durability=self.durability
+            self.model.name, version=self.model.version, durability=self.durability, outputs=wanted
         ) as session:
             due = time.monotonic()
             async for rows in _chunks(self.feeds[index].rows, self.pace):

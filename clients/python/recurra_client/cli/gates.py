@@ -51,6 +51,9 @@ class GateTrack:
         return np.array(tail, np.float32).reshape(-1, self.units)
 
 
+NAMES: Final = tuple(gate.name for gate in GATES)
+
+
 def units_of(model: models_pb2.Model) -> int:
     """How many units a model shows the gates of.
 
@@ -58,7 +61,7 @@ def units_of(model: models_pb2.Model) -> int:
         UserError: It has no gates.
     """
     found = {spec.name: spec for spec in model.outputs}
-    if missing := [gate.name for gate in GATES if gate.name not in found]:
+    if missing := [name for name in NAMES if name not in found]:
         raise UserError(
             f"model {model.name} has no output {missing[0]!r}: see the gates of an LSTM published by "
             "`recurra export --gates`"

@@ -70,7 +70,7 @@ def _list(models: list[models_pb2.Model]) -> None:
             f"[bold cyan]{model.name}[/]",
             model.version + (" [dim](latest)[/]" if model.latest else ""),
             _tensors(model.inputs),
-            _tensors(model.outputs),
+            _tensors(spec for spec in model.outputs if not spec.optional),
             size(model.state_bytes) if model.states else "none",
             span(seconds(model.step_period)) if model.HasField("step_period") else "",
             model.description,
@@ -95,6 +95,7 @@ def _describe(model: models_pb2.Model) -> None:
         for spec in specs:
             facts = f" [dim]{spec.kind}[/]" if spec.kind else ""
             facts += f" [dim]behind the last {spec.context}[/]" if spec.context else ""
+            facts += " [dim]only if asked for by name[/]" * spec.optional
             table.add_row(kind, _tensors([spec]) + facts)
             units = list(spec.units) * (len(spec.labels) if len(spec.units) == 1 else 1)
             for index, label in enumerate(spec.labels):

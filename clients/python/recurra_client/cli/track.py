@@ -16,10 +16,10 @@ RECENT: Final = 100
 
 
 class Reading:
-    """How a model's first output is read: as the probabilities of classes, or as values."""
+    """How a model's first output that is not optional is read: as the probabilities of classes, or as values."""
 
     def __init__(self, model: models_pb2.Model) -> None:
-        spec = model.outputs[0]
+        spec = next(spec for spec in model.outputs if not spec.optional)
         self.output = spec.name
         self.width = int(np.prod(list(spec.dims), dtype=int))
         self.is_classes = spec.kind in ("probability", "logit") and self.width > 1

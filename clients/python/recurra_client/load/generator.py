@@ -87,7 +87,7 @@ def _lanes(plan: Plan, connections: list[WireConnection]) -> list[Lane]:
 
 
 def _batch_lane(plan: Plan, connection: WireConnection, ids: list[str]) -> Lane:
-    message = inference_pb2.StepBatchRequest(session_ids=ids, inputs=_inputs(plan, len(ids)))
+    message = inference_pb2.StepBatchRequest(session_ids=ids, inputs=_inputs(plan, len(ids)), outputs=plan.outputs)
     return UnaryLane(
         connection,
         lanes.BATCH,
@@ -104,15 +104,15 @@ def _stream_lane(plan: Plan, connection: WireConnection, session_id: str, inputs
     return StreamLane(
         connection,
         lanes.STREAM,
-        request(open=_opening(plan, session_id), inputs=inputs).SerializeToString(),
-        request(inputs=inputs).SerializeToString(),  # the session is known
+        request(open=_opening(plan, session_id), inputs=inputs, outputs=plan.outputs).SerializeToString(),
+        request(inputs=inputs, outputs=plan.outputs).SerializeToString(),  # the session is known
         judges.stream_judge(session_id),
         request(session_id=session_id, close=True).SerializeToString(),
     )
 
 
 def _unary_lane(plan: Plan, connection: WireConnection, session_id: str, inputs: list[tensor_pb2.Tensor]) -> Lane:
-    message = inference_pb2.StepRequest(session_id=session_id, inputs=inputs).SerializeToString()
+    message = inference_pb2.StepRequest(session_id=session_id, inputs=inputs, outputs=plan.outputs).SerializeToString()
     return UnaryLane(
         connection,
         lanes.UNARY,

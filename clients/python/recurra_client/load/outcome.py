@@ -33,6 +33,8 @@ class Plan:
     """TCP connections that the sessions share; 0: one each."""
     durability: sessions_pb2.Durability.ValueType = sessions_pb2.DURABILITY_UNSPECIFIED
     """Of the sessions; unspecified: as the server has it."""
+    outputs: tuple[str, ...] = ()
+    """The outputs that each step asks for by name; empty: those that are answered by default."""
     in_flight: int = 1
     """In a closed loop: messages sent and not yet answered, of each session; or in all, if they are batches."""
 
