@@ -23,6 +23,7 @@ PARTS: Final[dict[str, Part]] = {
     "chunks": messages.chunks,
     "telemetry": options.telemetry,
     "workers": options.workers,
+    "outputs": options.outputs,
     "paced": paced.paced,
     "scale": scale.scale,
     "durability": durability.durability,
@@ -46,8 +47,8 @@ def main(
     Parameters
     ----------
     only
-        Parts to measure, with commas: limit, bulk, chunks, telemetry, workers, paced, scale, durability, openinference,
-        peers. Empty: all.
+        Parts to measure, with commas: limit, bulk, chunks, telemetry, workers, outputs, paced, scale, durability,
+        openinference, peers. Empty: all.
     quick
         One short round, to see that everything works.
     rounds

@@ -56,9 +56,11 @@ class Contender:
         return running(launch.command, port, env=launch.env, folder=launch.folder)
 
 
-def ours(models: Path, model: str = "lstm-128", *options: str, name: str = "recurra") -> Contender:
-    """`recurra serve`, as shipped."""
-    return Contender(name, Recurra(model), _serve(models, *options))
+def ours(
+    models: Path, model: str = "lstm-128", *options: str, name: str = "recurra", outputs: Sequence[str] = ()
+) -> Contender:
+    """`recurra serve`, as shipped; `outputs` are those that each step asks for by name."""
+    return Contender(name, Recurra(model, outputs), _serve(models, *options))
 
 
 def ours_openinference(models: Path, model: str = "lstm-128") -> Contender:

@@ -1,5 +1,6 @@
 """How servers are spoken to: a step of a session as a message, and the answer in the reply."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -41,12 +42,14 @@ class Recurra:
     transport: Transport = "stream"
     path = lanes.STREAM
 
-    def __init__(self, model: str = "lstm-128") -> None:
+    def __init__(self, model: str = "lstm-128", outputs: Sequence[str] = ()) -> None:
         self._model = model
+        self._outputs = outputs
 
     def encode(self, session: int, x: Array, *, first: bool) -> bytes:
         """The message with a step x [16] or a chunk x [T, 16] of a session."""
-        request = inference_pb2.StreamStepsRequest(inputs=[tensor_pb2.Tensor(shape=x.shape, data=x.tobytes())])
+        inputs = [tensor_pb2.Tensor(shape=x.shape, data=x.tobytes())]
+        request = inference_pb2.StreamStepsRequest(inputs=inputs, outputs=self._outputs)
         if first:
             request.open.CopyFrom(sessions_pb2.OpenSessionRequest(model=self._model, session_id=_name(session)))
         return request.SerializeToString()

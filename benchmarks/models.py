@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 FEATURES: Final = 16
+INSIDE: Final = "inside"
+"""An optional output."""
 Array = NDArray[np.float32]
 
 
-def publish(root: Path, name: str, hidden: int, layers: int = 1) -> Path:
+def publish(root: Path, name: str, hidden: int, layers: int = 1, *, inside: bool = False) -> Path:
     """Write an LSTM with a linear layer behind it, x [B, T, 16] -> y [B, T, 1], into a model repository.
 
-    Its states are h and c, one pair for each layer, all of shape [1, B, hidden].
+    Its states are h and c, one pair for each layer, all of shape [1, B, hidden]. With `inside`, an optional output
+    tells the h of every step of the first layer, computed a second time, as gates are.
     """
     rng = np.random.default_rng(0)
     constants: dict[str, NDArray[Any]] = {"axis_1": np.array([1], np.int64), "v": _weights(rng, hidden, 1)}
@@ -41,18 +44,33 @@ def publish(root: Path, name: str, hidden: int, layers: int = 1) -> Path:
         helper.make_node("Transpose", [f"in_{layers}"], ["batch_major"], perm=[1, 0, 2]),
         helper.make_node("MatMul", ["batch_major", "v"], ["y"]),
     ]
+    more: list[tuple[str, int]] = []
+    if inside:
+        more.append((INSIDE, hidden))
+        nodes += [
+            helper.make_node("LSTM", ["in_0", "w_0", "r_0", "b_0", "", "h_0", "c_0"], ["again"], hidden_size=hidden),
+            helper.make_node("Squeeze", ["again", "axis_1"], ["again_3d"]),
+            helper.make_node("Transpose", ["again_3d"], [INSIDE], perm=[1, 0, 2]),
+        ]
     graph = helper.make_graph(
         nodes,
         name,
         [_value("x", ["batch", "time", FEATURES]), *(_value(state, [1, "batch", hidden]) for state in states)],
-        [_value("y", ["batch", "time", 1]), *(_value(f"{state}_out", [1, "batch", hidden]) for state in states)],
+        [
+            _value("y", ["batch", "time", 1]),
+            *(_value(output, ["batch", "time", width]) for output, width in more),
+            *(_value(f"{state}_out", [1, "batch", hidden]) for state in states),
+        ],
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     signature = {
         "format": 1,
         "inputs": [{"name": "x", "dtype": "float32", "dims": [FEATURES]}],
-        "outputs": [{"name": "y", "dtype": "float32", "dims": [1]}],
+        "outputs": [
+            {"name": "y", "dtype": "float32", "dims": [1]},
+            *({"name": output, "dtype": "float32", "dims": [width], "optional": True} for output, width in more),
+        ],
         "states": [
             {"input_name": state, "output_name": f"{state}_out", "dtype": "float32", "dims": [1, hidden],
              "batch_axis": 1}

@@ -74,6 +74,7 @@ _TITLES: Final = {
     durability.TAKE_OVER: "The first call for a session that only the store has; the case is how many others it holds",
     options.TELEMETRY: "Metrics and logging, on and off",
     options.WORKERS: "Workers, LSTM-512x2",
+    options.OUTPUTS: "An optional output; the case is the number of sessions",
 }
 _ALONE: Final[list[tuple[str, str | None]]] = [
     ("recurra", "ONNX Runtime alone"),
@@ -89,6 +90,7 @@ _RATIOS: Final[dict[str, list[tuple[str, str | None]]]] = {
     durability.COST: [("ASYNC", "EPHEMERAL"), ("SYNC", "EPHEMERAL")],
     options.TELEMETRY: [("recurra", "recurra, off")],
     options.WORKERS: [("2 workers", "1 workers")],
+    options.OUTPUTS: [(options.UNASKED, "recurra"), ("optional output, asked for", "recurra")],
 }
 """Whose steps a second are held against whose; None: against everybody's."""
 

@@ -1,16 +1,19 @@
-"""What the server's own options change: metrics and logging, and the number of workers."""
+"""What options change: of the server, metrics and logging, and the number of workers; of a model, optional outputs."""
 
 from contextlib import ExitStack
 from typing import Final
 
 from benchmarks import contenders
 from benchmarks.client import load
+from benchmarks.models import INSIDE, publish
 from benchmarks.parts.bench import Bench
 from benchmarks.processes import free_port
 from benchmarks.runs import compare
 
 TELEMETRY: Final = "telemetry"
 WORKERS: Final = "workers"
+OUTPUTS: Final = "outputs"
+UNASKED: Final = "optional output, not asked for"
 
 
 def telemetry(bench: Bench) -> None:
@@ -18,6 +21,17 @@ def telemetry(bench: Bench) -> None:
     off = contenders.ours(bench.models, "lstm-128", "--no-metrics", "--log-level", "error", name="recurra, off")
     pair = [contenders.ours(bench.models), off]
     compare(TELEMETRY, pair, (1, 64), bench.small, bench.effort, bench.client, bench.findings, together=True)
+
+
+def outputs(bench: Bench) -> None:
+    """A model without optional outputs; one with such, which nobody asks for; and the same, asked for."""
+    publish(bench.models, "lstm-128-inside", 128, inside=True)
+    some = [
+        contenders.ours(bench.models),
+        contenders.ours(bench.models, "lstm-128-inside", name=UNASKED),
+        contenders.ours(bench.models, "lstm-128-inside", name="optional output, asked for", outputs=("y", INSIDE)),
+    ]
+    compare(OUTPUTS, some, (1, 8, 64), bench.small, bench.effort, bench.client, bench.findings, together=True)
 
 
 def workers(bench: Bench) -> None:

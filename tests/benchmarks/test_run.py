@@ -189,10 +189,10 @@ def test_parts_are_chosen_on_the_command_line(tmp_path: Path) -> None:
     unknown = subprocess.run([*command, "limit,warp"], capture_output=True, text=True, check=False)
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("benchmarks: --only knows limit, bulk,")
-    subprocess.run([*command, "telemetry,workers,chunks"], capture_output=True, text=True, check=True)
+    subprocess.run([*command, "telemetry,workers,outputs,chunks"], capture_output=True, text=True, check=True)
     (folder,) = tmp_path.iterdir()
     found = json.loads((folder / "results.json").read_text())
-    assert {sample["part"] for sample in found["samples"]} >= {"chunks"}
+    assert {sample["part"] for sample in found["samples"]} >= {"chunks", "outputs"}
     assert "load average" in found["machine"]
     assert "ONNX Runtime alone" in (folder / "results.md").read_text()
 
