@@ -1,10 +1,13 @@
 """Training in several processes, and what is logged beside the run's own files."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from recurra_training.data.segments import Segments
 from recurra_training.fit import fit
 from rich.console import Console
@@ -34,6 +37,33 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     reached = [run.metrics["train_accuracy"] for run in ones]
     assert two.metrics["train_accuracy"] > min(reached) - 0.1
     assert len((tmp_path / "two" / "history.csv").read_text(encoding="utf-8").splitlines()) == 31
+
+
+def test_torchrun_starts_the_processes_of_one_training(tmp_path: Path) -> None:
+    """They write one run, publish one model and tell of it once; to resume what is finished trains nothing again."""
+    lines = [f"s{i},{x:.3f},{'up' if i % 2 else 'down'}" for i in range(12) for x in np.arange(8) * (i % 2 - 0.5)]
+    (tmp_path / "toy.csv").write_text("\n".join(["id,x,way", *lines]), encoding="utf-8")
+    recurra = Path(sys.executable).with_name("recurra")
+    command: list[str | Path] = [
+        recurra.with_name("torchrun"),
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        recurra,
+        "train",
+    ]
+    own = ["--data", "toy.csv", "--sequence", "id", "--inputs", "x", "--target", "way"]
+    settings = ["--cells", "gru", "--hidden", "4", "--epochs", "3"]
+    for resume in ([], ["--resume"]):
+        ended = subprocess.run(
+            [*command, *own, *settings, *resume], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("Published") == 1
+    (run,) = (tmp_path / "runs" / "toy").glob("gru-*")
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["processes"] == 2
+    assert len((run / "history.csv").read_text(encoding="utf-8").splitlines()) == 4
+    assert [path.name for path in (tmp_path / "models" / "toy").iterdir()] == ["1"]
 
 
 def test_a_run_is_logged_to_what_is_installed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from recurra_verification import table as as_table
 from rich.console import Console
 from rich.table import Table
 
+from recurra_training import team
 from recurra_training.cells import Cell
 from recurra_training.checkpoint import load_trained
 from recurra_training.contract import read_model
@@ -41,6 +42,7 @@ def train(
     resume: bool,
 ) -> None:
     """Train on a task, and publish the best below `models` if that is given."""
+    console.quiet = not team.is_first()
     task, settings, cells = resolve(task_name, source, config, changes, cells)
     if models is not None:
         check_publishable(models, name or task.name)
@@ -51,6 +53,10 @@ def train(
     except KeyboardInterrupt:
         console.print("Interrupted. The same command with --resume goes on.")
         raise
+    finally:
+        team.part()
+    if not team.is_first():
+        return
     best = experiment.best()
     published = []
     if models is not None:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from rich.console import Console
 
+from recurra_training import team
 from recurra_training.cells import Cell
 from recurra_training.data.held_out import write_recordings
 from recurra_training.data.task import Task
@@ -118,7 +119,8 @@ def run_experiment(
         cell: [fit(task, one, run_folder(runs, task, one), console, resume=resume) for one in each]
         for cell, each in planned.items()
     }
-    write_recordings(task, task.split(settings.fold).test[:_MOST_HELD_OUT], runs / task.name / HELD_OUT)
+    if team.is_first():
+        write_recordings(task, task.split(settings.fold).test[:_MOST_HELD_OUT], runs / task.name / HELD_OUT)
     experiment = Experiment(task, done)
     _add_feed_forward(experiment)
     return experiment

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -25,7 +25,7 @@ from pytorch_lightning.trainer.states import TrainerStatus
 from rich.console import Console
 from torch import nn
 
-from recurra_training import metrics
+from recurra_training import metrics, team
 from recurra_training.build import build, configure
 from recurra_training.checkpoint import BEST, FACTS, LAST, Trained, load_trained
 from recurra_training.checkpoint_io import AtomicCheckpointIO
@@ -67,7 +67,8 @@ class Run:
     def add_metrics(self, figures: dict[str, float]) -> None:
         """Put more figures into `run.json`."""
         self.metrics.update(figures)
-        _write(self.folder / FACTS, self.trained.facts)
+        if team.is_first():
+            _write(self.folder / FACTS, self.trained.facts)
 
 
 def fit(
@@ -82,7 +83,8 @@ def fit(
 ) -> Run:
     """Train a network, restore its best weights and judge it on the test recordings.
 
-    The test recordings have no part in training, nor in the choice of the best weights.
+    The test recordings have no part in training, nor in the choice of the best weights. Where torchrun started this
+    process, all of its processes train together, and the first writes the files.
 
     Args:
         task: What to learn.
@@ -99,20 +101,29 @@ def fit(
         RunError: The folder holds a run with other settings, or the loss became NaN or infinite.
         KeyboardInterrupt: The training was interrupted; `resume` goes on with it.
     """
+    settings = replace(settings, processes=team.size() or settings.processes)
     config = {"task": task.name} | ({"data": dict(task.source)} if task.source else {}) | asdict(settings)
+    if team.is_first():
+        _begin(folder, config, resume=resume)
+    team.meet()
+    split = task.split(settings.fold)
+    if not (folder / FACTS).exists():
+        began = time.monotonic()
+        _train(task, split, settings, folder, console, network, callbacks)
+        if team.is_first():
+            facts = _judge(task, split, settings, load_trained(folder, network))
+            _write(folder / FACTS, facts | {"seconds": round(time.monotonic() - began, 1)})
+        team.meet()
+    return Run(folder, load_trained(folder, network))
+
+
+def _begin(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
     if resume and (folder / CONFIG).exists():
         _check_same(folder, config)
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    split = task.split(settings.fold)
-    if not (folder / FACTS).exists():
-        began = time.monotonic()
-        _train(task, split, settings, folder, console, network, callbacks)
-        facts = _judge(task, split, settings, load_trained(folder, network))
-        _write(folder / FACTS, facts | {"seconds": round(time.monotonic() - began, 1)})
-    return Run(folder, load_trained(folder, network))
 
 
 def _train(
@@ -154,8 +165,7 @@ def _train(
     with quiet("pytorch_lightning"):
         trainer = pl.Trainer(
             accelerator="cpu",
-            devices=settings.processes,
-            strategy="ddp_spawn" if settings.processes > 1 else "auto",
+            **_processes(settings),
             max_epochs=settings.epochs,
             gradient_clip_val=settings.clip or None,
             gradient_clip_algorithm=settings.clip_by,
@@ -178,6 +188,14 @@ def _train(
         last = folder / LAST
         with _interruptible(trainer):
             trainer.fit(learner, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+def _processes(settings: Settings) -> dict[str, Any]:
+    """Which processes train: those that torchrun started, or as many as the settings say, started by Lightning."""
+    if team.size():
+        here = team.size_here()
+        return {"strategy": "ddp", "devices": here, "num_nodes": team.size() // here}
+    return {"strategy": "ddp_spawn" if settings.processes > 1 else "auto", "devices": settings.processes}
 
 
 def _judge(task: Task, split: Split, settings: Settings, trained: Trained) -> dict[str, Any]:
