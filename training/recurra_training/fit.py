@@ -152,7 +152,14 @@ def _train(
         feedback=task.feedback,
     )
     about = {"task": task.name, "network": config and asdict(config), "signature": signature.to_json()}
-    learner = Learner(network, task, learning_rate=settings.learning_rate, seed=settings.seed, about=about)
+    learner = Learner(
+        network,
+        task,
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        seed=settings.seed,
+        about=about,
+    )
     data = DataModule(split, batch_size=settings.batch_size, steps=settings.segment_steps, seed=settings.seed)
     history = History(folder / HISTORY)
     measure = task.measure

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from recurra_training import metrics
@@ -16,6 +17,7 @@ from recurra_training.data.task import Task
 from recurra_training.describe import HasStates
 from recurra_training.errors import RunError
 from recurra_training.layers import Rescale
+from recurra_training.settings import Schedule
 
 
 class Learner(pl.LightningModule):
@@ -25,7 +27,14 @@ class Learner(pl.LightningModule):
     """
 
     def __init__(
-        self, network: nn.Module, task: Task, *, learning_rate: float, seed: int, about: Mapping[str, Any]
+        self,
+        network: nn.Module,
+        task: Task,
+        *,
+        learning_rate: float,
+        seed: int,
+        about: Mapping[str, Any],
+        schedule: Schedule = "constant",
     ) -> None:
         super().__init__()
         self.network = network
@@ -34,6 +43,7 @@ class Learner(pl.LightningModule):
         rescale = getattr(network, "rescale", None)
         self._deviation = rescale.deviation if isinstance(rescale, Rescale) else None
         self._learning_rate = learning_rate
+        self._schedule = schedule
         self._seed = seed
         self._about = dict(about)
         self._states: tuple[Tensor, ...] = ()
@@ -102,9 +112,13 @@ class Learner(pl.LightningModule):
     def _initial(self, segment: Segment) -> tuple[Tensor, ...]:
         return cast("HasStates", self.network).initial_states(len(segment.x))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam (Kingma & Ba, 2015)."""
-        return torch.optim.Adam(self.network.parameters(), lr=self._learning_rate)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam (Kingma & Ba, 2015), whose step size may fall along half a cosine (Loshchilov & Hutter, 2017)."""
+        adam = torch.optim.Adam(self.network.parameters(), lr=self._learning_rate)
+        if self._schedule == "constant":
+            return adam
+        assert self.trainer.max_epochs is not None  # noqa: S101 - `fit` says how many there are
+        return [adam], [torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.trainer.max_epochs)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the checkpoint is about."""

@@ -15,6 +15,7 @@ _NotNegative = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 
 ClipBy = Literal["norm", "value"]
 Start = Literal["default", "orthogonal", "identity"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Settings:
     seed: int = 0
     fold: int = 0
     learning_rate: float = 0.004
+    schedule: Schedule = "constant"
     batch_size: int = 28
     segment_steps: int = 50
     clip: float = 1.0
@@ -60,6 +62,8 @@ class Changes:
     """Which of the task's splits: each judges by other recordings."""
     learning_rate: _AboveZero | None = None
     """Step size of Adam."""
+    schedule: Schedule | None = None
+    """constant: the step size stays. cosine: it falls to 0 over the epochs, along half a cosine."""
     batch_size: _Count | None = None
     """Recordings in a batch."""
     segment_steps: _Count | None = None

@@ -1,15 +1,17 @@
 """`make lessons`: trains everything, writes the page, and puts the table into docs/learning.md."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from cyclopts import App, Parameter, validators
 from rich.console import Console
+from rich.table import Table
 
 from recurra_training.lessons.page import write_page
 from recurra_training.lessons.plan import all_jobs
-from recurra_training.lessons.results import cures, results
+from recurra_training.lessons.results import cures, minutes, results
 from recurra_training.lessons.table import markdown, write_into
 from recurra_training.lessons.trainings import train_all
 from recurra_training.studies import exploding
@@ -52,7 +54,23 @@ def lessons(
             console.print(f"{result.experiment.task.name:12} {verdict.text:60} {verdict}")
     if document is not None:
         write_into(document, text)
+    _print_minutes(console, minutes(runs, found, smoke=smoke), processes)
     console.print(f"\nPage   {page}\nTable  {document or runs / 'table.md'}")
+
+
+def _print_minutes(console: Console, spent: Sequence[tuple[str, int, float]], processes: int) -> None:
+    """Where the time goes."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("lesson")
+    for title in ("trainings", "minutes of one processor"):
+        table.add_column(title, justify="right")
+    for name, count, each in spent:
+        table.add_row(name, str(count), f"{each:.1f}")
+    total = sum(each for _, _, each in spent)
+    table.add_row("all", str(sum(count for _, count, _ in spent)), f"{total:.1f}", style="bold")
+    console.print()
+    console.print(table)
+    console.print(f"{processes} at a time: about {total / processes:.0f} minutes in all")
 
 
 if __name__ == "__main__":

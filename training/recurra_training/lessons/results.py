@@ -70,6 +70,19 @@ def _short(name: str) -> str:
     return label(name).partition(":")[0].partition(",")[0]
 
 
+def minutes(runs: Path, found: Sequence[Result], *, smoke: bool) -> list[tuple[str, int, float]]:
+    """What each lesson took to train, whenever that was: its name, its trainings, and their minutes, one after another.
+
+    A training that came to no number is not counted.
+    """
+    spent = [
+        (result.lesson.task, [run for runs in result.experiment.runs.values() for run in runs]) for result in found
+    ]
+    folders = [job.folder for jobs in cure_jobs(runs, smoke=smoke).values() for job in jobs]
+    spent.append(("cures", [Run(folder, load_trained(folder)) for folder in folders if not _failed(folder)]))
+    return [(name, len(each), sum(run.trained.facts["seconds"] for run in each) / 60) for name, each in spent]
+
+
 def cures(runs: Path, *, smoke: bool) -> list[Figure]:
     """The mean squared error with each cure, by its name; NaN where a training came to no number."""
     jobs = cure_jobs(runs, smoke=smoke)
@@ -77,6 +90,8 @@ def cures(runs: Path, *, smoke: bool) -> list[Figure]:
 
 
 def _error(folder: Path) -> float:
-    if (folder / FAILED).is_file():
-        return math.nan
-    return Run(folder, load_trained(folder)).metrics["test_mse"]
+    return math.nan if _failed(folder) else Run(folder, load_trained(folder)).metrics["test_mse"]
+
+
+def _failed(folder: Path) -> bool:
+    return (folder / FAILED).is_file()

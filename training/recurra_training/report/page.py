@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Final
 
 _STYLE: Final = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; }
+:root { color-scheme: light dark; --ink: #222; --pale: #555; --line: #e6e6e6; --paper: #fff; --code: #f6f6f6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e6ea; --pale: #a2a8b3; --line: #33373f; --paper: #16181d; --code: #20242b; }
+  img { padding: .6rem; border-radius: .4rem; }
+}
+* { box-sizing: border-box; }
+body {
+  font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem;
+}
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-p.lead { color: #555; margin-top: 0; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
-img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem 1.4rem .25rem 0; text-align: left; border-bottom: 1px solid #eee; vertical-align: top; }
-th { font-weight: 600; color: #555; } td.number, th.number { text-align: right; }
-pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+p.lead { color: var(--pale); margin-top: 0; }
+figure { margin: 1rem 0; } figcaption { color: var(--pale); font-size: .9rem; }
+img { max-width: 100%; height: auto; background: #fff; }
+div.table { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem 1.4rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; color: var(--pale); } .number { text-align: right; } td.number { white-space: nowrap; }
+pre { background: var(--code); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
 """
 
 
@@ -47,7 +58,8 @@ class Page:
             made = (f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
             return f"<tr>{''.join(made)}</tr>"
 
-        self._parts.append(f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>")
+        lines = line("th", header) + "".join(line("td", row) for row in rows)
+        self._parts.append(f'<div class="table"><table>{lines}</table></div>')
 
     def picture(self, path: Path, caption: str = "") -> None:
         """A PNG."""

@@ -67,8 +67,10 @@ def _compare(page: Page, experiment: Experiment, pictures: Path) -> None:
         facts = (
             [f"{parameters[figure.name]:,}", f"{seconds[figure.name]:.0f} s"] if figure.name in parameters else ["", ""]
         )
-        rows.append([figure.label, measure.text(figure.mean), measure.text(figure.spread) if seeds > 1 else "", *facts])
-    page.table(["", title_of(measure), "spread (standard deviation)", "parameters", "training"], rows)
+        spread = [measure.text(figure.spread)] if seeds > 1 else []
+        rows.append([figure.label, measure.text(figure.mean), *spread, *facts])
+    deviation = ["spread (standard deviation)"] if seeds > 1 else []
+    page.table(["", title_of(measure), *deviation, "parameters", "training"], rows)
 
 
 def _answers(page: Page, experiment: Experiment, best: Run, pictures: Path) -> None:
