@@ -11,7 +11,7 @@ from rich.console import Console
 from recurra_training import team
 from recurra_training.cells import Cell
 from recurra_training.data.held_out import write_recordings
-from recurra_training.data.task import Task
+from recurra_training.data.task import Measure, Task
 from recurra_training.fit import Run, fit
 from recurra_training.labels import LABELS, label
 from recurra_training.settings import Settings
@@ -44,6 +44,11 @@ class Figure(NamedTuple):
     def spread(self) -> float:
         """The standard deviation over the seeds; 0 for one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def text(self, measure: Measure) -> str:
+        """Mean and standard deviation for people; only the mean where there is no spread."""
+        deviation = measure.text(self.spread) if measure.unit == "%" else f"{self.spread:.2g}"
+        return measure.text(self.mean) + (f" ± {deviation}" if self.spread else "")
 
 
 @dataclass(frozen=True, slots=True)

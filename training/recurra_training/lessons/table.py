@@ -48,14 +48,7 @@ def markdown(results: Sequence[Result], cures: Sequence[Figure], courses: Sequen
 
 def rows_of(figures: Sequence[Figure], measure: Measure) -> list[list[str]]:
     """A row for each figure: its name, its mean and its spread."""
-    return [[figure.label, text_of(figure, measure)] for figure in figures]
-
-
-def text_of(figure: Figure, measure: Measure) -> str:
-    """Mean and standard deviation; only the mean where there is no spread."""
-    deviation = measure.text(figure.spread) if measure.unit == "%" else f"{figure.spread:.2g}"
-    spread = f" ± {deviation}" if figure.spread else ""
-    return measure.text(figure.mean) + spread
+    return [[figure.label, figure.text(measure)] for figure in figures]
 
 
 def by_steps(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
@@ -64,7 +57,7 @@ def by_steps(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     steps = {result.lesson.task: int(result.lesson.task.partition("-")[2] or 100) for result in adding}
     rows = []
     for result in sorted(adding, key=lambda result: steps[result.lesson.task]):
-        found = {figure.name: text_of(figure, result.experiment.task.measure) for figure in result.figures}
+        found = {figure.name: figure.text(result.experiment.task.measure) for figure in result.figures}
         rows.append([str(steps[result.lesson.task]), f"{CONSTANT_ERROR:.4g}", found["rnn"], found["lstm"]])
     return ["steps", "always 1", "RNN", "LSTM"], rows
 

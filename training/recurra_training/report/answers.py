@@ -14,6 +14,7 @@ from recurra_training import metrics
 from recurra_training.data.recording import Recording
 from recurra_training.data.segments import Segment
 from recurra_training.data.task import Task
+from recurra_training.labels import label
 from recurra_training.report.style import INK, color, picture
 
 _MOST_CLASSES: Final = 15
@@ -86,7 +87,7 @@ def _forecast(path: Path, task: Task, cell: str, found: Sequence[tuple[Tensor, S
         for index, (axis, name) in enumerate(zip(axes, labels, strict=True)):
             axis.plot(when, truth[:, index], color=INK, linewidth=1.4, label="true")
             axis.plot(when, now, color="#bbbbbb", linewidth=1.2, linestyle="--", label="persistence: as it is now")
-            axis.plot(when, answer[:, index], color=color(cell), label=f"answered ({cell.upper()})")
+            axis.plot(when, answer[:, index], color=color(cell), label=f"answered ({label(cell)})")
             axis.set(title=name.replace("_", " "), ylabel=unit)
         axes[0].legend(ncols=3, loc="upper left", bbox_to_anchor=(0.2, 1.2))
         axes[-1].set_xlabel(title)
@@ -157,6 +158,9 @@ def _next_tokens(path: Path, task: Task, found: Sequence[tuple[Tensor, Segment]]
             if true in used:
                 axis.add_patch(_frame(step, used.index(true)))
         axis.set_xticks(range(steps), [task.input.labels[int(token)] for token in segment.x[row, :steps]])
+        for tick in axis.get_xticklabels():
+            if len(tick.get_text()) > 2:  # it would stand in the next one
+                tick.set(rotation=40, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(used)), [labels[index] for index in used], fontsize=8)
         axis.set(title="What comes next?", xlabel="read so far, up to here", ylabel="next")
         axis.grid(visible=False)

@@ -10,24 +10,21 @@ from recurra_training.report.style import color, picture
 
 
 def draw_comparison(path: Path, measure: Measure, figures: Sequence[Figure]) -> None:
-    """A bar for each baseline and network: the mean over the seeds, and a dot for each seed."""
+    """A bar for each baseline and network: the mean over the seeds, also as a number, and a dot for each seed."""
     with picture(path, size=(8.5, 0.9 + 0.42 * len(figures))) as (_, (axis,)):
         for row, figure in enumerate(figures):
             axis.barh(row, figure.mean, height=0.62, color=color(figure.name))
-            if len(figure.values) > 1:
+            if figure.spread:
                 axis.plot(figure.values, [row] * len(figure.values), "o", color="#222222", markersize=3.2)
-            axis.annotate(
-                measure.text(figure.mean),
-                (max(figure.mean, *figure.values), row),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            # In a column of their own: beside a dot it would be taken for that dot's.
+            place = axis.get_yaxis_transform()
+            axis.text(1.02, row, figure.text(measure), transform=place, va="center")
         axis.set_yticks(range(len(figures)), [figure.label for figure in figures])
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
-        axis.margins(x=0.12)
+        axis.margins(x=0.04)
         better = "more is better" if measure.best == "max" else "less is better"
         axis.set(title="On the test recordings", xlabel=f"{title_of(measure)}: {better}")
         if measure.unit == "%":
+            axis.set_xlim(0, 1)
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

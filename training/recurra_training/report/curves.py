@@ -46,8 +46,10 @@ def draw_curves(path: Path, experiment: Experiment) -> None:
             left.set_ylabel("loss (squared error in units of its variance)")
         right.set(title="On the validation recordings", ylabel=title_of(measure))
         if measure.name == "mse":
-            right.set_yscale("log")
+            log_if_wide(right)
         if measure.unit == "%":
+            low, high = right.get_ylim()
+            right.set_ylim(max(low, 0), min(high, 1))
             right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         left.legend()
 

@@ -23,6 +23,7 @@ COLORS: Final = {
     "lstm": "#0072b2",
 }
 OTHERS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+DPI: Final = 150
 INK: Final = "#222222"
 PALE: Final = "#c8c8c8"
 
@@ -37,7 +38,7 @@ _STYLE: Final[Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
-    "figure.dpi": 150,
+    "figure.dpi": DPI,
     "font.size": 9.5,
     "grid.color": "#ececec",
     "legend.frameon": False,
