@@ -1,5 +1,6 @@
 """Cuts off what only optional outputs need: ONNX Runtime computes all of a graph, whatever is asked of it."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,6 +14,7 @@ def without(path: Path, outputs: Collection[str]) -> bytes:
     import onnx_ir as ir  # noqa: PLC0415
     from onnx_ir.passes.common import RemoveUnusedNodesPass  # noqa: PLC0415
 
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # it tells of each node that goes
     model = ir.load(path)
     kept = [value for value in model.graph.outputs if value.name not in outputs]
     model.graph.outputs.clear()

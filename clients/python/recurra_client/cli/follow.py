@@ -132,7 +132,8 @@ class Follower:
         view = live_view(self.model, self.tracks[self._current], rate, self.out.width)
         if not self.gates:
             return view
-        return Group(view, gates_view(self.gates[self._current], min(self.out.width, 110) - 2))
+        left = self.out.height - len(self.out.render_lines(view, pad=False)) - 1
+        return Group(view, gates_view(self.gates[self._current], min(self.out.width, 110) - 2, left))
 
 
 async def _chunks(rows: AsyncIterator[Row], pace: Pace) -> AsyncIterator[list[Row]]:

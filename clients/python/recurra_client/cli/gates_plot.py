@@ -63,7 +63,7 @@ def _draw_classes(axis: Any, track: Track) -> None:
     for row, values in enumerate(rows):
         edges = np.flatnonzero(np.diff(values)) + 1
         for start, end in zip([0, *edges], [*edges, len(values)], strict=True):
-            axis.barh(row, end - start, left=start + 0.5, height=1, color=color(int(values[start])), linewidth=0)
+            axis.barh(row, end - start, left=start + 0.5, height=0.84, color=color(int(values[start])), linewidth=0)
     axis.set_yticks(range(len(rows)), ["predicted"] if len(rows) == 1 else ["true", "predicted"], fontsize=8)
     axis.invert_yaxis()
     shown = np.unique(np.concatenate(rows))
