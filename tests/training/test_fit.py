@@ -119,6 +119,24 @@ def test_a_run_taken_up_again_ends_as_if_it_had_not_been_interrupted(
     assert timeless(resumed) == timeless(run)
 
 
+def test_a_falling_step_size_goes_on_where_it_was(task: Task, tmp_path: Path) -> None:
+    class Steps(pl.Callback):
+        def __init__(self) -> None:
+            self.sizes: list[float] = []
+
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.sizes.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    falling, steps = replace(SETTINGS, schedule="cosine"), Steps()
+    whole = fit(task, falling, tmp_path / "whole", CONSOLE, callbacks=[steps])
+    sizes = sorted(set(steps.sizes), reverse=True)
+    expected = [SETTINGS.learning_rate * (1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(SETTINGS.epochs)]
+    assert sizes == pytest.approx(expected)
+    with pytest.raises(MachineDownError):
+        fit(task, falling, tmp_path / "run", CONSOLE, callbacks=[StopIn(2, MachineDownError())])
+    assert same(whole, fit(task, falling, tmp_path / "run", CONSOLE, resume=True))
+
+
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks_off(checkpoint: object, file: IO[bytes]) -> None:
         file.write(b"half a checkp")

@@ -7,7 +7,6 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from recurra_training import metrics
@@ -50,8 +49,15 @@ class Learner(pl.LightningModule):
         self._sums: dict[str, float] = {}
 
     def on_train_epoch_start(self) -> None:
-        """Draw noise and dropout from the seed and the epoch alone: so a resumed run draws what it would have drawn."""
+        """Draw noise and dropout from the seed and the epoch alone: so a resumed run draws what it would have drawn.
+
+        The step size too follows from the epoch: it may fall along half a cosine (Loshchilov & Hutter, 2017).
+        """
         self._sums = {}
+        if self._schedule == "cosine":
+            passed = self.current_epoch / (self.trainer.max_epochs or 1)
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self._learning_rate * (1 + math.cos(math.pi * passed)) / 2
         torch.manual_seed(int(np.random.default_rng([self._seed, self.current_epoch, 1]).integers(2**63)))
 
     def training_step(self, segment: Segment) -> Tensor | None:
@@ -112,13 +118,9 @@ class Learner(pl.LightningModule):
     def _initial(self, segment: Segment) -> tuple[Tensor, ...]:
         return cast("HasStates", self.network).initial_states(len(segment.x))
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam (Kingma & Ba, 2015), whose step size may fall along half a cosine (Loshchilov & Hutter, 2017)."""
-        adam = torch.optim.Adam(self.network.parameters(), lr=self._learning_rate)
-        if self._schedule == "constant":
-            return adam
-        assert self.trainer.max_epochs is not None  # noqa: S101 - `fit` says how many there are
-        return [adam], [torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.trainer.max_epochs)]
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam (Kingma & Ba, 2015)."""
+        return torch.optim.Adam(self.network.parameters(), lr=self._learning_rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the checkpoint is about."""
