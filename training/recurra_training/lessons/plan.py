@@ -73,7 +73,6 @@ LESSONS: Final = (
         "A forecast that must beat what is simple",
         "One person's blood sugar 30 minutes ahead. To say that it stays as it is is hard to beat; a sum of the "
         "last 12 readings, weighed right, is harder.",
-        changes=Changes(epochs=25, patience=8),
         claims=(
             Claim("gru", "persistence"),
             Claim("gru", "ar12"),
@@ -87,7 +86,6 @@ LESSONS: Final = (
         "One-to-many: a name, letter by letter",
         "From a first token that says what kind of name is wanted, each letter is drawn and fed back. Judged by what a "
         "letter of a name not seen costs, in bits.",
-        changes=Changes(epochs=5),
         claims=(
             Claim("rnn", "trigram"),
             Claim("gru", "trigram"),
