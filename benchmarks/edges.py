@@ -101,11 +101,11 @@ async def compare(rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
             context: Any = _Context()
             if name == "recurra.v1":
                 templates: dict[Any, Any] = {}
-                streams: list[Any] = [StepStream(driver, edge, templates, context, 256) for _ in range(SEQUENCES)]
+                streams: list[Any] = [StepStream(driver, edge, templates, context, 256, None) for _ in range(SEQUENCES)]
                 found[name] = await measure(Recurra(), inference_pb2.StreamStepsRequest.FromString, streams, rounds)
             else:
                 sequences = Sequences(driver)
-                streams = [InferStream(driver, sequences, edge, context, 256) for _ in range(SEQUENCES)]
+                streams = [InferStream(driver, sequences, edge, context, 256, None) for _ in range(SEQUENCES)]
                 dialect = OpenInference("stream", wrapped=True, model="lstm-128")
                 found[name] = await measure(dialect, open_inference_pb2.ModelInferRequest.FromString, streams, rounds)
     return found

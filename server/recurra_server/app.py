@@ -3,7 +3,7 @@
 import asyncio
 import platform
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
 from recurra_server.peer import Peer
 from recurra_server.rpc import transport
+from recurra_server.rpc.access import AccessInterceptor
 from recurra_server.rpc.decoding import Decoding
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import ModelKey, ModelsServicer
@@ -37,9 +38,10 @@ from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.rpc.traced import TraceReader
+from recurra_server.security.certificates import Certificates
 from recurra_server.settings import Settings
 from recurra_server.shared_catalog import SharedCatalog
-from recurra_server.starting import StartError, open_store
+from recurra_server.starting import StartError, open_store, read_access, read_certificates
 from recurra_server.telemetry.exporter import Exporter, Probe, on_loop, process_metrics
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 from recurra_server.telemetry.slow import SlowSteps
@@ -78,6 +80,7 @@ class App:
     def __init__(self, settings: Settings, *, keeper: Peer | None = None) -> None:
         self.settings = settings
         self._worker = keeper is not None
+        self._certificates = read_certificates(settings)
         self.engine = Engine(settings.limits)
         edge = EdgeCounts()
         self.metrics = ServerMetrics(self.engine, edge, _build_info())
@@ -99,6 +102,7 @@ class App:
         elif self._worker:
             self.engine.elsewhere = ", or another of this server's workers has it (without --store they share nothing)"
         self._tracing = self._open_tracing() if settings.traces else None
+        self._access = read_access(settings, self.engine.accounts)
         self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health, edge.loads)
         self._server = self._build_server(edge, keeper)
 
@@ -124,7 +128,7 @@ class App:
         if self._store is not None:
             await self._store.start()
         try:
-            port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
+            port = self._listen(f"{settings.host}:{settings.port}")
         except RuntimeError:
             raise StartError(
                 f"cannot listen on {settings.host}:{settings.port}: the port is in use, or not allowed; choose --port"
@@ -138,6 +142,10 @@ class App:
             self._chores += [
                 asyncio.ensure_future(self.driver.checkpoints.write_forever()),
                 asyncio.ensure_future(self.driver.checkpoints.watch_forever()),
+            ]
+        if self._access is not None:
+            self._chores += [
+                asyncio.ensure_future(chore) for chore in (self._access.keep_current(), self._watch_callers())
             ]
         if settings.watch:
             self._chores.append(asyncio.ensure_future(self._catalog.watch_forever(settings.watch)))
@@ -213,15 +221,23 @@ class App:
         return tracing
 
     def _export(self) -> Exporter:
-        host = "127.0.0.1" if self._worker else self.settings.host
+        registry, port = process_metrics(self.metrics), self.settings.metrics_port
         healthy, ready = on_loop(lambda: ""), on_loop(self._unready)
-        return export(process_metrics(self.metrics), healthy, ready, host, self.settings.metrics_port)
+        if self._worker:  # only for the one that adds them up
+            return export(registry, healthy, ready, "127.0.0.1", port)
+        allow = None if self._access is None else self._access.may_read_metrics
+        return export(registry, healthy, ready, self.settings.host, port, allow, self._certificates)
 
     def _unready(self) -> str:
         """Why callers should not be sent here; nothing where they should."""
         if self.engine.draining:
             return "it shuts down"
         return "" if self.engine.models() else "no model is served"
+
+    def _listen(self, address: str) -> int:
+        if self._certificates is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, transport.credentials(self._certificates))
 
     async def _load_models(self, but: Collection[ModelKey], tried: Mapping[ModelKey, str] | None) -> None:
         found, where = await self._catalog.load_all(but=but, tried=tried), self.settings.models
@@ -232,16 +248,31 @@ class App:
                 else f"there is no {where}/<name>/<version>/model.onnx: train one (recurra train) or choose --models"
             )
 
+    async def _watch_callers(self, interval: float = 1.0) -> None:
+        """End the streams of callers whose time is up, every `interval` seconds."""
+        assert self._access is not None  # noqa: S101 - else nobody is told apart
+        while True:
+            await asyncio.sleep(interval)
+            self._streams.expel_who(self._access.still_holds)
+
     def _tell_store(self, up: bool) -> None:
         self._telling = asyncio.ensure_future(self._health.set(_STORE, _SERVING if up else _NOT_SERVING))
 
     async def _tell_health(self, service: str, serving: bool) -> None:
         await self._health.set(service, _SERVING if serving else _NOT_SERVING)
 
+    def _interceptors(self, edge: EdgeCounts) -> list[grpc.aio.ServerInterceptor]:
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if self._tracing is not None:
+            interceptors.append(TraceReader(self._tracing.read))
+        if self._access is not None:
+            interceptors.append(AccessInterceptor(self._access, edge))
+        return interceptors
+
     def _build_server(self, edge: EdgeCounts, keeper: Peer | None) -> grpc.aio.Server:
         settings = self.settings
         server = grpc.aio.server(
-            interceptors=() if self._tracing is None else (TraceReader(self._tracing.read),),
+            interceptors=self._interceptors(edge),
             options=transport.options(
                 max_message_bytes=settings.max_message_mb << 20,
                 max_pending=2 * settings.limits.max_queue,
@@ -271,14 +302,23 @@ class App:
         return server
 
 
-def export(registry: CollectorRegistry, healthy: Probe, ready: Probe, host: str, port: int) -> Exporter:
-    """Serve metrics and probes.
+def export(
+    registry: CollectorRegistry,
+    healthy: Probe,
+    ready: Probe,
+    host: str,
+    port: int,
+    allow: Callable[[str], bool] | None = None,
+    certificates: Certificates | None = None,
+) -> Exporter:
+    """Serve metrics and probes; see `Exporter`.
 
     Raises:
         StartError: The port is taken or not allowed.
     """
     try:
-        return Exporter(registry, healthy, ready, host, port)
+        context = None if certificates is None else certificates.context
+        return Exporter(registry, healthy, ready, host, port, allow=allow, tls=context)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose --metrics-port") from None
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import structlog
 
 from recurra_server.engine import handover
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.durability import Durability, Save, away
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import DrainingError, EngineError, SessionExistsError
@@ -52,7 +53,7 @@ class Checkpoints:
         self._writing = asyncio.Lock()
         self._failures = 0
         self._identity = ""  # of the store
-        self._busy: dict[str, asyncio.Future[None]] = {}  # ids that are being opened or taken over
+        self._busy: dict[str, asyncio.Future[None]] = {}  # names in the store that are being opened or taken over
         engine.ledger.on_hurry = self._hurried.set
 
     # --- writing -------------------------------------------------------------------------
@@ -145,7 +146,13 @@ class Checkpoints:
     # --- sessions ------------------------------------------------------------------------
 
     async def open(
-        self, snapshot: bytes, *, session_id: str, idle_timeout: float | None, durability: Durability
+        self,
+        snapshot: bytes,
+        *,
+        session_id: str,
+        idle_timeout: float | None,
+        durability: Durability,
+        caller: Account | None = None,
     ) -> Session:
         """Open a durable session that goes on from a snapshot; it is in the store when this returns.
 
@@ -153,7 +160,7 @@ class Checkpoints:
             StoreUnavailableError, SessionExistsError: The store is away, or has a session of this id.
             Exception: As `snapshots.restore`.
         """
-        async with self._alone(session_id):
+        async with self._alone(session_id and self._store_key(session_id, caller)):
             first = handover.first_checkpoint(
                 self._engine,
                 snapshot,
@@ -161,6 +168,7 @@ class Checkpoints:
                 session_id=session_id,
                 idle_timeout=idle_timeout,
                 durability=durability,
+                caller=caller,
             )
             if first.session_id in self._engine.ledger.deletions:
                 await self.write(everything=False)
@@ -170,30 +178,33 @@ class Checkpoints:
                     f"session {session_id!r} is open already; use another id or go on with it", session_id=session_id
                 )
             try:
-                return handover.adopt(self._engine, replace(first, epoch=epoch), self._clock())
+                return handover.adopt(self._engine, replace(first, epoch=epoch), self._clock(), caller)
             except EngineError:
                 await self._ask(self._store.delete([(first.session_id, epoch, first.idle_timeout)]))
                 raise
 
-    async def take_over(self, session_id: str) -> Session | None:
-        """Go on here with a session that the store has; None where it has none of this id.
+    async def take_over(self, session_id: str, caller: Account | None = None) -> Session | None:
+        """Go on here with a session that the store has; None where the caller has none of this id there.
 
         Raises:
             StoreUnavailableError, DrainingError, CapacityError, ModelNotFoundError, SnapshotMismatchError: It cannot.
         """
-        async with self._alone(session_id):
-            here = self._engine.find([session_id], self._clock())
+        if not self._engine.is_id(session_id):
+            return None
+        key = self._store_key(session_id, caller)
+        async with self._alone(key):
+            here = self._engine.find([session_id], self._clock(), caller)
             if here is not None:  # another call was quicker
                 return here[0]
-            if session_id in self._engine.ledger.deletions or not self._engine.is_id(session_id):
+            if key in self._engine.ledger.deletions:
                 return None
             if self._engine.draining:
                 raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
             self._engine.check_room()
-            checkpoint = await self._ask(self._store.take_over(session_id))
+            checkpoint = await self._ask(self._store.take_over(key))
             if checkpoint is None:
                 return None
-            session = handover.adopt(self._engine, checkpoint, self._clock())
+            session = handover.adopt(self._engine, checkpoint, self._clock(), caller)
             self.taken_over += 1
             _log.info("session_taken_over", session=session_id, epoch=checkpoint.epoch, step=session.applied)
             return session
@@ -237,18 +248,21 @@ class Checkpoints:
 
     # --- inside --------------------------------------------------------------------------
 
+    def _store_key(self, session_id: str, caller: Account | None) -> str:
+        return (caller or self._engine.accounts.nobody).store_key(session_id)
+
     @asynccontextmanager
-    async def _alone(self, session_id: str) -> AsyncIterator[None]:
-        """One call at a time opens a session of an id or takes it over."""
-        while session_id in self._busy:
-            await asyncio.wait([self._busy[session_id]])
+    async def _alone(self, store_key: str) -> AsyncIterator[None]:
+        """One call at a time opens a session of a name or takes it over."""
+        while store_key in self._busy:
+            await asyncio.wait([self._busy[store_key]])
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if session_id:
-            self._busy[session_id] = done
+        if store_key:
+            self._busy[store_key] = done
         try:
             yield
         finally:
-            self._busy.pop(session_id, None)
+            self._busy.pop(store_key, None)
             done.set_result(None)
 
     async def _ask(self, answer: Awaitable[_T]) -> _T:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import structlog
 
 from recurra_server.checkpoints import Checkpoints
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.blocks import Block, BlockBatch
 from recurra_server.engine.engine import Engine
@@ -180,17 +181,17 @@ class Driver:
         session.model.turns.at_rest(session, action)
         return await finished
 
-    async def find(self, session_id: str) -> Session:
-        """Find an open session; one that is not here is taken over from the store, if that has it.
+    async def find(self, session_id: str, caller: Account | None = None) -> Session:
+        """Find an open session of the caller; one that is not here is taken over from the store, if that has it.
 
         Raises:
             SessionNotFoundError, SessionExpiredError: It is nowhere.
             Exception: As `Checkpoints.take_over`.
         """
         try:
-            return self.engine.session(session_id, self.clock())
+            return self.engine.session(session_id, self.clock(), caller)
         except (SessionNotFoundError, SessionExpiredError):
-            found = None if self.checkpoints is None else await self.checkpoints.take_over(session_id)
+            found = None if self.checkpoints is None else await self.checkpoints.take_over(session_id, caller)
             if found is None:
                 raise
             return found

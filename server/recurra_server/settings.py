@@ -15,6 +15,23 @@ _Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 _Seconds = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 
 
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """How connections are encrypted, and who may do what. All files are read again when they change."""
+
+    tls_cert: Path | None = None
+    """PEM file with the server's certificate, and those between it and its root."""
+    tls_key: Path | None = None
+    """PEM file with its private key."""
+    tls_client_ca: Path | None = None
+    """PEM file: clients need a certificate that one of these has signed (mutual TLS)."""
+    insecure: bool = False
+    """Listen on other addresses than this machine's own without encryption."""
+    access: Path | None = None
+    """YAML file that says who may do what (docs/security.md), read again when it changes. Unset: everybody may do
+    everything."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -67,6 +84,7 @@ class Settings:
     """Least severe log that is written."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """JSON lines or columns for people; auto: columns on a terminal."""
+    protection: Annotated[Protection, Parameter(name="*", group="Protection")] = field(default_factory=Protection)
     limits: Annotated[Limits, Parameter(name="*", group="Bounds")] = field(default_factory=Limits)
 
     @property

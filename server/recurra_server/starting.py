@@ -1,9 +1,15 @@
 """What has to be there before a server can start."""
 
 import asyncio
+import ipaddress
 from pathlib import Path
 
+from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.ports import SessionStore
+from recurra_server.security.access import Access
+from recurra_server.security.certificates import CertificateError, Certificates
+from recurra_server.security.policy import PolicyError
+from recurra_server.settings import Settings
 from recurra_server.stores.embedded import EmbeddedError, EmbeddedValkey
 from recurra_server.stores.valkey import ValkeyStore
 
@@ -58,3 +64,64 @@ def open_store(where: str) -> Store:
         return Store(ValkeyStore(embedded.url), embedded)
     except (ValueError, EmbeddedError) as error:
         raise StartError(f"--store {where}: {error}") from None
+
+
+def read_certificates(settings: Settings) -> Certificates | None:
+    """The certificates of a server; None where connections are not encrypted.
+
+    Raises:
+        StartError: They cannot be used, or there are none and others than this machine could connect.
+    """
+    tls = settings.protection
+    if tls.tls_cert is not None and tls.tls_key is not None:
+        try:
+            return Certificates(tls.tls_cert, tls.tls_key, tls.tls_client_ca)
+        except CertificateError as error:
+            raise StartError(f"--tls-cert: {error}") from None
+    if tls.tls_cert is not None or tls.tls_key is not None or tls.tls_client_ca is not None:
+        raise StartError("TLS needs both --tls-cert and --tls-key")
+    if not tls.insecure and not is_this_machine(settings.host):
+        raise StartError(
+            f"{settings.host} can be reached from other machines, and nothing would be encrypted: give --tls-cert and "
+            "--tls-key, or --insecure where the network is trusted"
+        )
+    return None
+
+
+def read_access(settings: Settings, accounts: Accounts) -> Access | None:
+    """Who may do what; None where everybody may do everything.
+
+    Raises:
+        StartError: The access file cannot be used.
+    """
+    if settings.protection.access is None:
+        return None
+    try:
+        return Access(settings.protection.access, accounts)
+    except PolicyError as error:
+        raise StartError(f"--access: {error}") from None
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether nobody but this machine can connect to an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def about_encryption(settings: Settings) -> str:
+    """How connections are encrypted, for whoever starts the server."""
+    tls = settings.protection
+    if tls.tls_cert is not None:
+        return "with TLS" if tls.tls_client_ca is None else "with TLS, for clients with a certificate"
+    if is_this_machine(settings.host):
+        return "without encryption, for this machine only"
+    return "WITHOUT ENCRYPTION: whoever is on the network can read and change what is sent"
+
+
+def about_access(settings: Settings) -> str:
+    """Who may do what, for whoever starts the server."""
+    if settings.protection.access is None:
+        return "whoever can connect may do everything (no --access)"
+    return f"who may do what: {settings.protection.access}"

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 import structlog
 
 from recurra_server.app import export
+from recurra_server.engine.accounts import Accounts
 from recurra_server.peer import LONGEST_LINE, Peer
 from recurra_server.runtimes.repository import find_models
 from recurra_server.screening import log_if_refused, refuse_if, screen
 from recurra_server.settings import Settings
 from recurra_server.shared_catalog import Changes
-from recurra_server.starting import StartError
+from recurra_server.starting import StartError, read_access, read_certificates
 from recurra_server.telemetry.exporter import Exporter, on_loop
 from recurra_server.telemetry.merged import MergedMetrics
 from recurra_server.worker import BEGIN, READY, Begin, Ready
@@ -96,9 +97,19 @@ class Workers:
             self._reserved.close()
 
     def _export(self) -> Exporter:
+        settings, access = self._settings, read_access(self._settings, Accounts())
+        if access is not None:
+            self._access_kept = asyncio.ensure_future(access.keep_current())
         healthy = on_loop(lambda: "" if self._running else "no worker runs")
-        host, port = self._settings.host, self._settings.metrics_port
-        return export(self._merged.registry, healthy, self._merged.unready, host, port)
+        return export(
+            self._merged.registry,
+            healthy,
+            self._merged.unready,
+            settings.host,
+            settings.metrics_port,
+            None if access is None else access.may_read_metrics,
+            read_certificates(settings),
+        )
 
     async def _try_models(self) -> None:
         """Try the models once for all workers."""

@@ -171,7 +171,7 @@ class UnreadCall:
 async def test_what_an_unread_stream_may_hold_is_counted_in_time_steps(serve: Serve) -> None:
     driver, _ = serve()
     call = UnreadCall()
-    stream = StepStream(driver, EdgeCounts(), {}, cast("Any", call), window=1000)
+    stream = StepStream(driver, EdgeCounts(), {}, cast("Any", call), window=1000, caller=None)
     running = asyncio.create_task(stream.run())
     for _ in range(1000):
         await asyncio.sleep(0)

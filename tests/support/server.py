@@ -47,6 +47,7 @@ class ServerProcess:
     Attributes:
         target: Address of the gRPC port.
         output: What it has printed so far.
+        new_output: Is set with each line.
 
     Args:
         models: Its model repository.
@@ -65,7 +66,7 @@ class ServerProcess:
         )
         self.output = ""
         self._last_line = ready
-        self._ready = threading.Event()
+        self._ready, self.new_output = threading.Event(), threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if not self._ready.wait(_START_SECONDS) or ready not in self.output:
@@ -121,9 +122,11 @@ class ServerProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.output += line
+            self.new_output.set()
             if line.startswith(self._last_line):
                 self._ready.set()
         self._ready.set()
+        self.new_output.set()
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Raw stubs and tensors: what a caller without the client library has."""
 
 import queue
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2_grpc
 from numpy.typing import ArrayLike, NDArray
+from recurra.openinference import open_inference_pb2_grpc
 from recurra.v1 import (
     inference_pb2_grpc,
     models_pb2_grpc,
@@ -17,13 +19,54 @@ from recurra.v1.inference_pb2 import StreamStepsRequest, StreamStepsResponse
 
 
 class Stubs:
-    """The services of one server, blocking."""
+    """The services of one server, blocking.
 
-    def __init__(self, target: str) -> None:
-        self.channel = grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+    Args:
+        target: Where it is.
+        credentials: For TLS.
+        token: Is shown with each call, as it is: whatever it holds.
+    """
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None, *, token: str = "") -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = (
+            grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
+        )
+        self.channel = grpc.intercept_channel(channel, _Shows(token)) if token else channel
         self.models = models_pb2_grpc.ModelsServiceStub(self.channel)
         self.sessions = sessions_pb2_grpc.SessionsServiceStub(self.channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.open_inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+
+class _Details(NamedTuple):
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
+
+
+class _Shows(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Puts a token into the metadata."""
+
+    def __init__(self, token: str) -> None:
+        self._entry = ("authorization", f"Bearer {token}")
+
+    def _intercept(self, continuation: Any, details: Any, request: Any) -> Any:
+        metadata = [*(details.metadata or ()), self._entry]
+        more = (details.credentials, details.wait_for_ready, details.compression)
+        return continuation(_Details(details.method, details.timeout, metadata, *more), request)
+
+    intercept_unary_unary = intercept_unary_stream = _intercept  # type: ignore[assignment]
+    intercept_stream_unary = intercept_stream_stream = _intercept  # type: ignore[assignment]
 
 
 class Stream:

@@ -9,10 +9,12 @@ y = s.step(x)
 
 from recurra_client.blocking import BlockingClient, BlockingSession, connect
 from recurra_client.client import Client
+from recurra_client.credentials import tls
 from recurra_client.errors import (
     CapacityError,
     DeadlineExceededError,
     DrainingError,
+    ForbiddenError,
     InputError,
     InternalError,
     ModelNotFoundError,
@@ -29,6 +31,7 @@ from recurra_client.errors import (
     StepGapError,
     StepNotHeldError,
     StoreUnavailableError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from recurra_client.results import BatchResult, Generated, StepInfo
@@ -43,6 +46,7 @@ __all__ = [
     "Client",
     "DeadlineExceededError",
     "DrainingError",
+    "ForbiddenError",
     "Generated",
     "InputError",
     "InternalError",
@@ -62,8 +66,10 @@ __all__ = [
     "StepInfo",
     "StepNotHeldError",
     "StoreUnavailableError",
+    "UnauthenticatedError",
     "UnavailableError",
     "connect",
+    "tls",
     "to_array",
     "to_tensor",
 ]

@@ -15,6 +15,7 @@ from recurra.v1 import models_pb2, sessions_pb2
 from recurra_client.admin import Sessions
 from recurra_client.client import Client
 from recurra_client.codec import Inputs
+from recurra_client.credentials import Token
 from recurra_client.durability import Durability
 from recurra_client.feed import chunks, run_together
 from recurra_client.results import BatchResult, Generated, StepInfo
@@ -63,11 +64,19 @@ def connect(
     reconnect: float = 20.0,
     keepalive: float | None = 30.0,
     credentials: grpc.ChannelCredentials | None = None,
+    token: Token = "",
 ) -> "BlockingClient":
     """A blocking client of one server; use it with `with`. The arguments are those of `Client`."""
 
     async def make() -> Client:
-        return Client(target, timeout=timeout, reconnect=reconnect, keepalive=keepalive, credentials=credentials)
+        return Client(
+            target,
+            timeout=timeout,
+            reconnect=reconnect,
+            keepalive=keepalive,
+            credentials=credentials,
+            token=token,
+        )
 
     return BlockingClient(_run(make()))
 

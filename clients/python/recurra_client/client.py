@@ -15,6 +15,7 @@ from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 from recurra_client.admin import Sessions
 from recurra_client.codec import Inputs
 from recurra_client.connection import Connection, route_by
+from recurra_client.credentials import Token, with_token
 from recurra_client.durability import DURABILITIES, Durability
 from recurra_client.errors import StepGapError, from_message, from_rpc
 from recurra_client.results import BatchResult, Generated
@@ -30,7 +31,9 @@ class Client:
         timeout: Seconds that a call or a step may take in all, reconnecting included. None: no bound.
         reconnect: Seconds to go on trying, with growing random pauses, when the server cannot be reached. 0: none.
         keepalive: Seconds between signs of life on the connection. None: none are sent.
-        credentials: For TLS, such as `grpc.ssl_channel_credentials()`. None: no encryption.
+        credentials: For TLS, such as `tls()` or `grpc.ssl_channel_credentials()`. None: no encryption.
+        token: Shows who calls, where the server wants to know; or a function that says it anew for each call. Without
+            TLS it is only sent to this machine.
     """
 
     def __init__(
@@ -41,9 +44,14 @@ class Client:
         reconnect: float = 20.0,
         keepalive: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token = "",
     ) -> None:
         self._connection = Connection(
-            target, timeout=timeout, reconnect=reconnect, keepalive=keepalive, credentials=credentials
+            target,
+            timeout=timeout,
+            reconnect=reconnect,
+            keepalive=keepalive,
+            credentials=with_token(credentials, token) if token else credentials,
         )
         self.sessions = Sessions(self._connection)
 

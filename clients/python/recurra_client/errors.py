@@ -119,6 +119,14 @@ class InternalError(RecurraError):
     """A bug in the server, or a broken machine; the server's log has the trace."""
 
 
+class UnauthenticatedError(RecurraError):
+    """The server wants to know who calls, and was not told, or does not believe it."""
+
+
+class ForbiddenError(RecurraError):
+    """The caller may not do this."""
+
+
 class SnapshotError(RecurraError):
     """The bytes are no snapshot, or one of another model."""
 
@@ -144,6 +152,8 @@ _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "MODEL_NOT_FOUND": ModelNotFoundError,
     "MODEL_REFUSED": ModelRefusedError,
     "NO_FEEDBACK": NoFeedbackError,
+    "UNAUTHENTICATED": UnauthenticatedError,
+    "FORBIDDEN": ForbiddenError,
     "UNSUPPORTED": InputError,
     "INVALID_REQUEST": InputError,
     "CAPACITY": CapacityError,
@@ -159,6 +169,8 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[RecurraError]]] = {
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.INTERNAL: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: ForbiddenError,
 }
 
 

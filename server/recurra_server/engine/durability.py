@@ -77,6 +77,11 @@ class Durable:
         self._told: list[Told] = []
 
     @property
+    def store_key(self) -> str:
+        """The session's name in the store."""
+        return self.session.owner.store_key(self.session.id or "")
+
+    @property
     def is_sync(self) -> bool:
         """Whether a step is answered only when it is durable."""
         return self.durability is Durability.SYNC
@@ -148,7 +153,7 @@ class Durable:
         self.revision += 1
         session, slots = self.session, self.session.model.slots
         checkpoint = Checkpoint(
-            session_id=session.id or "",
+            session_id=self.store_key,
             epoch=self.epoch,
             revision=self.revision,
             durability=self.durability.value,
@@ -209,7 +214,7 @@ class Ledger:
 
     Attributes:
         changed: What has changed, the longest ago first.
-        deletions: Epoch and idle timeout in seconds of each session that was closed, by its id.
+        deletions: Epoch and idle timeout in seconds of each session that was closed, by its name in the store.
         trouble: How it is with the store, "the store ..."; empty while it takes what is sent.
         on_hurry: Called when somebody begins to wait for a checkpoint, or a session was closed.
     """
@@ -238,7 +243,7 @@ class Ledger:
 
     def delete(self, durable: Durable, idle_timeout: float) -> None:
         """Have a session deleted in the store."""
-        self.deletions[durable.session.id or ""] = durable.epoch, idle_timeout
+        self.deletions[durable.store_key] = durable.epoch, idle_timeout
         self.on_hurry()
 
     def lag(self, now: float) -> float:

@@ -3,12 +3,13 @@
 import re
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
+from recurra_server.engine.accounts import Account, Accounts
 from recurra_server.engine.durability import Durable, Ledger, moved
 from recurra_server.engine.errors import (
     CapacityError,
@@ -40,7 +41,11 @@ class Tombstone:
 class Engine:
     """Models and sessions; every method that needs the time takes it as `now`, in seconds.
 
+    Where a method takes a `caller`, it sees and opens that account's sessions; None is the account of all callers who
+    are not told apart.
+
     Attributes:
+        accounts: Whose the sessions are.
         limits: The bounds it keeps.
         shelf: The models.
         draining: While True, no session is opened.
@@ -60,8 +65,8 @@ class Engine:
         self.ended: Counter[tuple[str, str, str, str]] = Counter()
         self.shelf = Shelf()
         self.ledger = Ledger()
-        self._sessions: dict[str, Session] = {}
-        self._borrowed = 0
+        self.accounts = Accounts()
+        self._count = 0  # open sessions and borrowed ones
         self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
 
     # --- models --------------------------------------------------------------------------
@@ -93,6 +98,7 @@ class Engine:
         idle_timeout: float | None = None,
         initial_states: Mapping[str, Array] | None = None,
         admitted: bool = False,
+        caller: Account | None = None,
     ) -> Session:
         """Begin a session.
 
@@ -103,16 +109,20 @@ class Engine:
             idle_timeout: Seconds it may go unused; None for the default.
             initial_states: States to begin from, and constants of this session, by the name of the graph's input,
                 each `[*dims]`; the others have their declared value.
-            admitted: Whether it goes on here, having begun elsewhere: then only `max_sessions` can refuse it.
+            admitted: Whether it goes on here, having begun elsewhere: then only bounds of sessions and states can
+                refuse it.
+            caller: Whose it is to be.
 
         Raises:
             InputNameError, SessionIdError, SessionExistsError, InvalidRequestError, CapacityError, DrainingError:
                 Nothing was opened.
         """
-        session_id, timeout = self.check_open(model, now, session_id, idle_timeout, admitted=admitted)
-        session = model.open(session_id, timeout, now, initial_states)
-        self._sessions[session_id] = session
-        self._tombstones.pop(session_id, None)
+        owner = caller or self.accounts.nobody
+        session_id, timeout = self.check_open(model, now, session_id, idle_timeout, admitted=admitted, caller=caller)
+        session = model.open(session_id, timeout, now, initial_states, owner)
+        owner.sessions[session_id] = session
+        self._count += 1
+        self._tombstones.pop(owner.store_key(session_id), None)
         self.opened[model.key] += 1
         return session
 
@@ -124,6 +134,7 @@ class Engine:
         idle_timeout: float | None = None,
         *,
         admitted: bool = False,
+        caller: Account | None = None,
     ) -> tuple[str, float]:
         """Whether a session can be opened.
 
@@ -135,10 +146,12 @@ class Engine:
         """
         if self.draining:
             raise DrainingError("the server shuts down; open the session on another one", retry_after=1.0)
-        session_id = self._new_id(session_id, now)
+        owner = caller or self.accounts.nobody
+        session_id = self._new_id(session_id, now, owner)
         timeout = self._idle_timeout(idle_timeout)
         try:
             self.check_room()
+            owner.check_room(model.signature.state_bytes)
             if model.admission is not None and not admitted:
                 model.admission.check(model.sessions, now)
         except CapacityError as error:
@@ -148,7 +161,11 @@ class Engine:
 
     @contextmanager
     def borrow(
-        self, model: ServedModel, now: float, initial_states: Mapping[str, Array] | None = None
+        self,
+        model: ServedModel,
+        now: float,
+        initial_states: Mapping[str, Array] | None = None,
+        caller: Account | None = None,
     ) -> Iterator[Session]:
         """A session that only one call knows, for as long as that takes.
 
@@ -156,32 +173,37 @@ class Engine:
             CapacityError: All sessions are in use.
             InputNameError: As `open`.
         """
+        owner = caller or self.accounts.nobody
         self.check_room()
-        session = model.open(None, float("inf"), now, initial_states)
-        self._borrowed += 1
+        owner.check_room(model.signature.state_bytes)
+        session = model.open(None, float("inf"), now, initial_states, owner)
+        self._count += 1
+        owner.borrowed += 1
         try:
             yield session
         finally:
-            self._borrowed -= 1
+            self._count -= 1
+            owner.borrowed -= 1
             model.close(session)
 
-    def session(self, session_id: str, now: float) -> Session:
-        """Find an open session.
+    def session(self, session_id: str, now: float, caller: Account | None = None) -> Session:
+        """Find an open session of the caller.
 
         Raises:
             SessionExpiredError: It has expired, and that is still remembered.
             SessionNotFoundError: It is not open.
         """
-        session = self._sessions.get(session_id)
+        owner = caller or self.accounts.nobody
+        session = owner.sessions.get(session_id)
         if session is None:
-            raise self._missing(session_id[:_LONGEST_ID], now)
+            raise self._missing(session_id[:_LONGEST_ID], now, owner)
         if self._expire_if_due(session, now):
-            raise self._missing(session_id, now)
+            raise self._missing(session_id, now, owner)
         return session
 
-    def find(self, session_ids: Sequence[str], now: float) -> list[Session] | None:
+    def find(self, session_ids: Sequence[str], now: float, caller: Account | None = None) -> list[Session] | None:
         """Find many open sessions of one model at once; None where one is not open, or of another model."""
-        known = self._sessions
+        known = (caller or self.accounts.nobody).sessions
         found = [known.get(session_id) for session_id in session_ids]
         first = found[0]
         if first is None or not all(session is not None and session.model is first.model for session in found):
@@ -190,17 +212,17 @@ class Engine:
         expired = first.model.slots.any_expired([session.slot for session in sessions], now)
         return None if expired else sessions
 
-    def sessions(self, model: str, start: int, count: int) -> tuple[list[Session], int]:
-        """List open sessions in the order they were opened.
+    def sessions(self, model: str, start: int, count: int, caller: Account | None = None) -> tuple[list[Session], int]:
+        """List the caller's open sessions in the order they were opened.
 
         Returns:
             The sessions from the `start`-th on, at most `count`, and how many there are in all.
         """
+        owner = caller or self.accounts.nobody
         if not model:
-            return list(islice(self._sessions.values(), start, start + count)), len(self._sessions)
-        chosen: Iterable[Session] = (session for session in self._sessions.values() if session.model.name == model)
-        total = sum(version.sessions for version in self.shelf.all() if version.name == model)
-        return list(islice(chosen, start, start + count)), total
+            return list(islice(owner.sessions.values(), start, start + count)), len(owner.sessions)
+        chosen = [session for session in owner.sessions.values() if session.model.name == model]
+        return chosen[start : start + count], len(chosen)
 
     def close(self, session: Session) -> None:
         """End a session and free its memory; steps that wait fail.
@@ -222,7 +244,7 @@ class Engine:
 
     def durable_sessions(self) -> list[Durable]:
         """All that are not ephemeral."""
-        return [session.durable for session in self._sessions.values() if session.durable is not None]
+        return [session.durable for session in self.accounts.sessions() if session.durable is not None]
 
     def reset(self, session: Session, now: float) -> None:
         """Put a session at rest back to its beginning.
@@ -255,6 +277,7 @@ class Engine:
             session_id=session_id,
             idle_timeout=float(slots.idle_timeout[session.slot]),
             initial_states=slots.read(session.slot),
+            caller=session.owner,
         )
         copy.applied = session.applied
         copy.kept = session.kept
@@ -286,7 +309,7 @@ class Engine:
 
     # --- inside --------------------------------------------------------------------------
 
-    def _new_id(self, wanted: str, now: float) -> str:
+    def _new_id(self, wanted: str, now: float, owner: Account) -> str:
         if not wanted:
             return secrets.token_urlsafe(16)
         if not _SESSION_ID.fullmatch(wanted):
@@ -294,7 +317,7 @@ class Engine:
                 f"session id {shown(wanted)} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -",
                 session_id=wanted[:64],
             )
-        session = self._sessions.get(wanted)
+        session = owner.sessions.get(wanted)
         if session is not None and not self._expire_if_due(session, now):
             raise SessionExistsError(
                 f"session {wanted!r} is open already; use another id or go on with it", session_id=wanted
@@ -317,7 +340,7 @@ class Engine:
         Raises:
             CapacityError: There is none.
         """
-        if len(self._sessions) + self._borrowed >= self.limits.max_sessions:
+        if self._count >= self.limits.max_sessions:
             raise CapacityError(
                 f"all {self.limits.max_sessions} sessions are in use; close some or try again later",
                 retry_after=1.0,
@@ -336,20 +359,21 @@ class Engine:
         slots = session.model.slots
         tombstone = Tombstone(slots.expires_at(session.slot), float(slots.idle_timeout[session.slot]))
         self._end(session, "expired")
-        self._tombstones[session.id] = tombstone
+        self._tombstones[session.owner.store_key(session.id)] = tombstone
         if len(self._tombstones) > self.limits.max_tombstones:
             self._tombstones.popitem(last=False)
 
     def _end(self, session: Session, reason: str, error: EngineError | None = None) -> None:
         if session.id is not None:
-            del self._sessions[session.id]
+            del session.owner.sessions[session.id]
+            self._count -= 1
             self.ended[*session.model.key, reason] += 1
         session.model.close(session, error)
         if session.durable is not None:
             session.durable.end(error or not_found(session.id))
 
-    def _missing(self, session_id: str, now: float) -> Exception:
-        tombstone = self._tombstones.get(session_id)
+    def _missing(self, session_id: str, now: float, owner: Account) -> Exception:
+        tombstone = self._tombstones.get(owner.store_key(session_id))
         if tombstone is None or now - tombstone.expired_at > self.limits.tombstone_seconds:
             return not_found(session_id, self.elsewhere)
         ago = now - tombstone.expired_at

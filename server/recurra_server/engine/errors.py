@@ -158,6 +158,18 @@ class InvalidRequestError(EngineError):
     reason = "INVALID_REQUEST"
 
 
+class UnauthenticatedError(EngineError):
+    """The caller does not say who they are, or it is not believed."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class ForbiddenError(EngineError):
+    """The caller may not do this."""
+
+    reason = "FORBIDDEN"
+
+
 class UnsupportedError(EngineError):
     """The protocol has this call, and this server has not."""
 

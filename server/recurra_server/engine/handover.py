@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from recurra_server.engine import snapshots
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.durability import Durability, Durable
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SnapshotInvalidError
@@ -12,13 +13,15 @@ from recurra_server.engine.sessions import Session
 from recurra_server.engine.snapshots import Snapshot
 
 
-def beginning(engine: Engine, model: ServedModel, now: float, states: Mapping[str, Array] | None) -> bytes:
+def beginning(
+    engine: Engine, model: ServedModel, now: float, states: Mapping[str, Array] | None, caller: Account | None = None
+) -> bytes:
     """Snapshot of a session that has not begun.
 
     Raises:
         CapacityError, InputNameError: As `Engine.open`.
     """
-    with engine.borrow(model, now, states) as session:
+    with engine.borrow(model, now, states, caller) as session:
         return Snapshot.of(session).encode()
 
 
@@ -30,6 +33,7 @@ def first_checkpoint(
     session_id: str,
     idle_timeout: float | None,
     durability: Durability,
+    caller: Account | None = None,
 ) -> Checkpoint:
     """What a new session is kept as, once it is sure that it could be opened here.
 
@@ -39,16 +43,18 @@ def first_checkpoint(
     known = Snapshot.decode(snapshot)
     model = snapshots.model_of(engine, known)
     known.values_for(model)
-    session_id, timeout = engine.check_open(model, now, session_id, idle_timeout)
-    return Checkpoint(session_id, 0, 0, durability.value, timeout, snapshot)
+    session_id, timeout = engine.check_open(model, now, session_id, idle_timeout, caller=caller)
+    owner = caller or engine.accounts.nobody
+    return Checkpoint(owner.store_key(session_id), 0, 0, durability.value, timeout, snapshot)
 
 
-def adopt(engine: Engine, checkpoint: Checkpoint, now: float) -> Session:
-    """Go on with a session that this server now owns.
+def adopt(engine: Engine, checkpoint: Checkpoint, now: float, caller: Account | None = None) -> Session:
+    """Go on with a session that this server now owns, and that was found under its name in the caller's account.
 
     Raises:
         Exception: As `snapshots.restore`; the session is then in the store as before, for another server.
     """
+    owner = caller or engine.accounts.nobody
     try:
         durability = Durability(checkpoint.durability)
     except ValueError as error:
@@ -57,9 +63,10 @@ def adopt(engine: Engine, checkpoint: Checkpoint, now: float) -> Session:
         engine,
         checkpoint.snapshot,
         now,
-        session_id=checkpoint.session_id,
+        session_id=owner.session_id(checkpoint.session_id),
         idle_timeout=min(checkpoint.idle_timeout, engine.limits.max_idle_timeout),
         admitted=True,
+        caller=caller,
     )
     session.durable = Durable(engine.ledger, session, durability, checkpoint)
     return session

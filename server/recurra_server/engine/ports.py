@@ -35,7 +35,7 @@ class Checkpoint:
     """A session as the store keeps it.
 
     Attributes:
-        session_id: Its id.
+        session_id: Its name in the store: its id, behind whose it is (`Account.store_key`).
         epoch: The number by which a server owns it; taking it over raises it.
         revision: Number of this checkpoint; it rises with each one of the session.
         durability: Value of its `Durability`.

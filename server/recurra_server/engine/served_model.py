@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.admission import Admission
 from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.blocks import BlockBatch, Blocks
@@ -222,7 +223,12 @@ class ServedModel:
     # --- sessions ----------------------------------------------------------------------
 
     def open(
-        self, session_id: str | None, idle_timeout: float, now: float, given: Mapping[str, Array] | None = None
+        self,
+        session_id: str | None,
+        idle_timeout: float,
+        now: float,
+        given: Mapping[str, Array] | None,
+        owner: Account,
     ) -> Session:
         """Begin a session with what is given of its states and constants; one without an id never expires.
 
@@ -241,8 +247,9 @@ class ServedModel:
         slot = self.slots.allocate()
         self.slots.begin(slot, given)
         shared = [self.slots.read(slot)[spec.name] for spec in self.signature.own_constants if spec.batch_axis is None]
-        session = Session(session_id, self, slot, b"".join(value.tobytes() for value in shared))
+        session = Session(session_id, owner, self, slot, b"".join(value.tobytes() for value in shared))
         self.slots.settle(slot, session, idle_timeout, now)
+        owner.state_bytes += self.signature.state_bytes
         if session_id is not None:
             self.sessions += 1
         return session
@@ -250,6 +257,7 @@ class ServedModel:
     def close(self, session: Session, error: EngineError | None = None) -> None:
         """End a session: what waits fails (with SESSION_NOT_FOUND, if not told otherwise), what runs is dropped."""
         session.closed = True
+        session.owner.state_bytes -= self.signature.state_bytes
         if session.id is not None:
             self.sessions -= 1
         current = session.current

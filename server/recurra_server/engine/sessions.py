@@ -16,6 +16,7 @@ from recurra_server.engine.errors import (
 from recurra_server.engine.steps import Step
 
 if TYPE_CHECKING:
+    from recurra_server.engine.accounts import Account
     from recurra_server.engine.blocks import Block
     from recurra_server.engine.durability import Durable
     from recurra_server.engine.served_model import ServedModel
@@ -43,6 +44,7 @@ class Session:
 
     Attributes:
         id: The name callers know it by; None where nobody does (a `Predict`).
+        owner: Whose it is.
         model: The version of the model that it began with and stays on.
         slot: Its row in the model's slot table.
         applied: Number of time steps applied.
@@ -54,10 +56,13 @@ class Session:
         group: Only sessions of the same group can share a model call: they agree in what the graph takes once a call.
     """
 
-    __slots__ = ("applied", "closed", "current", "durable", "group", "id", "kept", "model", "slot", "waiting")
+    __slots__ = ("applied", "closed", "current", "durable", "group", "id", "kept", "model", "owner", "slot", "waiting")
 
-    def __init__(self, session_id: str | None, model: ServedModel, slot: int, group: bytes = b"") -> None:
+    def __init__(
+        self, session_id: str | None, owner: Account, model: ServedModel, slot: int, group: bytes = b""
+    ) -> None:
         self.id = session_id
+        self.owner = owner
         self.model = model
         self.slot = slot
         self.group = group

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import InvalidRequestError, SnapshotInvalidError, SnapshotMismatchError, shown
 from recurra_server.engine.served_model import Array, ServedModel
@@ -216,6 +217,7 @@ def restore(
     session_id: str = "",
     idle_timeout: float | None = None,
     admitted: bool = False,
+    caller: Account | None = None,
 ) -> Session:
     """Open a session that goes on where a snapshot was taken, on the version of the model that it was taken of.
 
@@ -227,7 +229,13 @@ def restore(
     model = model_of(engine, snapshot)
     states = snapshot.values_for(model)
     session = engine.open(
-        model, now, session_id=session_id, idle_timeout=idle_timeout, initial_states=states, admitted=admitted
+        model,
+        now,
+        session_id=session_id,
+        idle_timeout=idle_timeout,
+        initial_states=states,
+        admitted=admitted,
+        caller=caller,
     )
     session.applied, session.kept = snapshot.applied, snapshot.kept
     return session

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from recurra.v1 import inference_pb2
 
 from recurra_server.driver import Driver
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.blocks import Block
 from recurra_server.engine.errors import EngineError, InvalidRequestError
 from recurra_server.engine.sessions import Session
@@ -24,7 +25,7 @@ _Request = inference_pb2.StepBatchRequest
 _Response = inference_pb2.StepBatchResponse
 
 
-async def step_batch(driver: Driver, request: _Request, deadline: float) -> _Response:
+async def step_batch(driver: Driver, request: _Request, deadline: float, caller: Account | None) -> _Response:
     """Apply one step or chunk to each of many sessions.
 
     Raises:
@@ -42,14 +43,14 @@ async def step_batch(driver: Driver, request: _Request, deadline: float) -> _Res
     if rows > limit:
         raise InvalidRequestError(f"a StepBatch has at most {limit} rows, not {rows}", field="session_ids")
     now = driver.clock()
-    sessions = driver.engine.find(session_ids, now)
+    sessions = driver.engine.find(session_ids, now, caller)
     if sessions is None:
-        return await _step_by_step(driver, request, now, deadline)
+        return await _step_by_step(driver, request, now, deadline, caller)
     model = sessions[0].model
     choice = model.choose(request.outputs)
     table, count, is_chunk = decode_table(request.inputs, model.signature, rows, driver.engine.limits.max_chunk_steps)
     if not (model.fits_block(count) and model.blocks.takes(sessions, numbers)):
-        return await _step_by_step(driver, request, now, deadline)
+        return await _step_by_step(driver, request, now, deadline, caller)
     waiter = _Gather()
     blocks = []
     for begin in range(0, rows, model.max_batch_size):
@@ -68,12 +69,14 @@ async def step_batch(driver: Driver, request: _Request, deadline: float) -> _Res
     return _respond_blocks(specs, blocks, [count] if is_chunk else [])
 
 
-async def _step_by_step(driver: Driver, request: _Request, now: float, deadline: float) -> _Response:
+async def _step_by_step(
+    driver: Driver, request: _Request, now: float, deadline: float, caller: Account | None
+) -> _Response:
     failed: dict[int, EngineError] = {}
     sessions: dict[int, Session] = {}
     for row, session_id in enumerate(request.session_ids):
         try:
-            sessions[row] = await driver.find(session_id)
+            sessions[row] = await driver.find(session_id, caller)
         except EngineError as error:
             failed[row] = error
     rows = len(request.session_ids)

@@ -8,6 +8,7 @@ import numpy as np
 from recurra.v1 import inference_pb2, tensor_pb2
 
 from recurra_server.driver import Driver
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import InvalidRequestError, NoFeedbackError
 from recurra_server.engine.feedback import Sampling
 from recurra_server.engine.sessions import Session
@@ -20,7 +21,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 async def generate(
-    driver: Driver, request: inference_pb2.GenerateRequest
+    driver: Driver, request: inference_pb2.GenerateRequest, caller: Account | None
 ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
     """Feed a model's output back to it, step by step.
 
@@ -29,7 +30,7 @@ async def generate(
     """
     start = request.WhichOneof("start")
     if start == "session_id":
-        session = await driver.find(request.session_id)
+        session = await driver.find(request.session_id, caller)
         if request.after_step:
             await driver.has_applied(session, request.after_step)
         async for response in _run(driver, request, session):
@@ -37,7 +38,7 @@ async def generate(
         await driver.saved(session)  # its caller does not have the inputs to send them again
     elif start == "model":
         model = driver.engine.model(request.model.name, request.model.version)
-        with driver.engine.borrow(model, driver.clock()) as session:
+        with driver.engine.borrow(model, driver.clock(), caller=caller) as session:
             async for response in _run(driver, request, session):
                 yield response
     else:

@@ -15,6 +15,7 @@ from recurra_server.rpc.status import guarded
 from recurra_server.rpc.stream import StepStream
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.rpc.tensors import decode_states, decode_steps, encode
+from recurra_server.security.identity import caller_account
 from recurra_server.telemetry.metrics import EdgeCounts
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,7 +39,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     @guarded
     async def Step(self, request: inference_pb2.StepRequest, context: _Context) -> inference_pb2.StepResponse:
         """Apply one step or chunk."""
-        session = await self._driver.find(request.session_id)
+        session = await self._driver.find(request.session_id, caller_account())
         choice = session.model.choose(request.outputs)
         inputs, count, chunk = decode_steps(
             request.inputs, session.model.signature, self._engine.limits.max_chunk_steps
@@ -50,7 +51,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def StreamSteps(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""
-        stream = StepStream(self._driver, self.edge, self._templates, context, self._stream_window)
+        stream = StepStream(self._driver, self.edge, self._templates, context, self._stream_window, caller_account())
         await self._streams.serve(stream, context)
 
     @guarded
@@ -58,7 +59,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.StepBatchRequest, context: _Context
     ) -> inference_pb2.StepBatchResponse:
         """Apply one step or chunk to each of many sessions."""
-        response = await step_batch(self._driver, request, self._deadline(context))
+        response = await step_batch(self._driver, request, self._deadline(context), caller_account())
         for row in response.errors:
             self.edge.count_error(row.error.reason)
         return response
@@ -70,7 +71,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         choice = model.choose(request.outputs)
         states = decode_states(request.initial_states, model.signature.kept)
         inputs, count, chunk = decode_steps(request.inputs, model.signature, self._engine.limits.max_chunk_steps)
-        with self._engine.borrow(model, self._driver.clock(), states) as session:
+        with self._engine.borrow(model, self._driver.clock(), states, caller_account()) as session:
             step = await self._driver.run_step(session, inputs, count, deadline=self._deadline(context), choice=choice)
         specs, outputs = step.specs, step.outputs
         lead = [count] if chunk and not request.last_only else []
@@ -81,7 +82,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     @guarded
     async def Generate(self, request: inference_pb2.GenerateRequest, context: _Context) -> None:  # type: ignore[override]
         """Feed each output back as the next input."""
-        async with contextlib.aclosing(generate(self._driver, request)) as responses:
+        async with contextlib.aclosing(generate(self._driver, request, caller_account())) as responses:
             async for response in responses:
                 await context.write(response)
 

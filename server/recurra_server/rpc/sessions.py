@@ -9,12 +9,14 @@ from recurra.v1 import sessions_pb2, sessions_pb2_grpc
 
 from recurra_server.driver import Driver
 from recurra_server.engine import handover, snapshots
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.durability import Durability, Durable
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.sessions import Session
 from recurra_server.rpc.results import durable_step
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.tensors import decode_states
+from recurra_server.security.identity import caller_account
 from recurra_server.telemetry.metrics import EdgeCounts
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,7 +31,7 @@ Drain = Callable[[float | None], Awaitable[tuple[int, int]]]
 _PAGE_TOKEN = re.compile(r"[0-9]{0,12}")
 
 
-async def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest) -> Session:
+async def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest, caller: Account | None) -> Session:
     """Open the session that a request asks for; one that is durable is then in the store.
 
     Raises:
@@ -40,10 +42,11 @@ async def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest)
     durability = _durability(driver, request)
     if driver.checkpoints is not None and durability is not Durability.EPHEMERAL:
         return await driver.checkpoints.open(
-            handover.beginning(driver.engine, model, driver.clock(), states),
+            handover.beginning(driver.engine, model, driver.clock(), states, caller),
             session_id=request.session_id,
             idle_timeout=_idle_timeout(request),
             durability=durability,
+            caller=caller,
         )
     return driver.engine.open(
         model,
@@ -51,6 +54,7 @@ async def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest)
         session_id=request.session_id,
         idle_timeout=_idle_timeout(request),
         initial_states=states,
+        caller=caller,
     )
 
 
@@ -120,7 +124,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.OpenSessionRequest, context: _Context
     ) -> sessions_pb2.OpenSessionResponse:
         """Begin a sequence."""
-        session = await open_session(self._driver, request)
+        session = await open_session(self._driver, request, caller_account())
         return sessions_pb2.OpenSessionResponse(session=describe(session, self._driver.clock()))
 
     @guarded
@@ -140,7 +144,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
             raise InvalidRequestError("page_token must be the next_page_token of an earlier answer", field="page_token")
         start = int(request.page_token or 0)
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
-        sessions, total = self._engine.sessions(request.model, start, size)
+        sessions, total = self._engine.sessions(request.model, start, size, caller_account())
         now = self._driver.clock()
         following = start + len(sessions)
         return sessions_pb2.ListSessionsResponse(
@@ -154,7 +158,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ResetSessionRequest, context: _Context
     ) -> sessions_pb2.ResetSessionResponse:
         """Put a session back to its beginning."""
-        session = await self._driver.find(request.session_id)
+        session = await self._driver.find(request.session_id, caller_account())
 
         def reset() -> sessions_pb2.Session:
             now = self._driver.clock()
@@ -171,7 +175,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.CloseSessionRequest, context: _Context
     ) -> sessions_pb2.CloseSessionResponse:
         """End a session."""
-        session = await self._driver.find(request.session_id)
+        session = await self._driver.find(request.session_id, caller_account())
         before = describe(session, self._driver.clock())
         self._engine.close(session)
         if self._driver.checkpoints is not None:  # so that its id is free, wherever it is opened next
@@ -220,10 +224,16 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
                 session_id=request.session_id,
                 idle_timeout=_idle_timeout(request),
                 durability=durability,
+                caller=caller_account(),
             )
         else:
             session = snapshots.restore(
-                self._engine, request.snapshot, now, session_id=request.session_id, idle_timeout=_idle_timeout(request)
+                self._engine,
+                request.snapshot,
+                now,
+                session_id=request.session_id,
+                idle_timeout=_idle_timeout(request),
+                caller=caller_account(),
             )
         return sessions_pb2.ImportSessionResponse(session=describe(session, now))
 
@@ -232,7 +242,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.RewindSessionRequest, context: _Context
     ) -> sessions_pb2.RewindSessionResponse:
         """Put a session back to where a snapshot was taken."""
-        session = await self._driver.find(request.session_id)
+        session = await self._driver.find(request.session_id, caller_account())
 
         def rewind() -> sessions_pb2.Session:
             now = self._driver.clock()
@@ -264,7 +274,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         request: sessions_pb2.GetSessionRequest | sessions_pb2.ForkSessionRequest | sessions_pb2.ExportSessionRequest,
     ) -> Session:
         """A session with all steps that the caller knows of."""
-        session = await self._driver.find(request.session_id)
+        session = await self._driver.find(request.session_id, caller_account())
         if request.after_step:
             await self._driver.has_applied(session, request.after_step)
         return session
@@ -279,5 +289,6 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
             session_id=fork_session_id,
             idle_timeout=float(session.model.slots.idle_timeout[session.slot]),
             durability=durable.durability,
+            caller=session.owner,
         )
         return sessions_pb2.ForkSessionResponse(session=describe(copy, self._driver.clock()))

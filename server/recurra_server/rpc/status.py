@@ -43,6 +43,8 @@ CODES: dict[type[EngineError], grpc.StatusCode] = {
     errors.ModelRefusedError: _Code.FAILED_PRECONDITION,
     errors.NoFeedbackError: _Code.FAILED_PRECONDITION,
     errors.InvalidRequestError: _Code.INVALID_ARGUMENT,
+    errors.UnauthenticatedError: _Code.UNAUTHENTICATED,
+    errors.ForbiddenError: _Code.PERMISSION_DENIED,
     errors.UnsupportedError: _Code.UNIMPLEMENTED,
     errors.CapacityError: _Code.RESOURCE_EXHAUSTED,
     errors.DrainingError: _Code.UNAVAILABLE,

@@ -9,6 +9,7 @@ import grpc
 from recurra.v1 import inference_pb2, sessions_pb2
 
 from recurra_server.driver import Driver
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import InvalidRequestError, SessionExpiredError, SessionNotFoundError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session, not_found
@@ -37,11 +38,13 @@ class StepStream(Stream):
         templates: dict[ServedModel, StreamResultTemplate],
         context: _Context,
         window: int,
+        caller: Account | None,
     ) -> None:
         super().__init__(context, window=window, max_steps=driver.engine.limits.max_chunk_steps)
         self._driver = driver
         self._edge = edge
         self._templates = templates
+        self._caller = caller
         self._session: Session | None = None  # of the message before
 
     def announce(self, grace: float) -> None:
@@ -82,7 +85,7 @@ class StepStream(Stream):
                 raise InvalidRequestError(
                     "session_id must be unset where a session is opened; name it in open.session_id", field="session_id"
                 )
-            self._session = session = await open_session(self._driver, request.open)
+            self._session = session = await open_session(self._driver, request.open, self._caller)
         except Exception as error:
             self._refuse(error, session_id)
         else:
@@ -90,7 +93,7 @@ class StepStream(Stream):
 
     async def _accept_absent(self, request: inference_pb2.StreamStepsRequest, session_id: str) -> None:
         try:
-            self._session = session = await self._driver.find(session_id)
+            self._session = session = await self._driver.find(session_id, self._caller)
         except Exception as error:
             self._refuse(error, session_id)
         else:
@@ -132,7 +135,7 @@ class StepStream(Stream):
             if not session.closed:
                 return session
             session_id = session.id or ""  # find out how it ended
-        self._session = self._driver.engine.session(session_id, self._driver.clock())
+        self._session = self._driver.engine.session(session_id, self._driver.clock(), self._caller)
         return self._session
 
     def _meant(self, request: inference_pb2.StreamStepsRequest) -> str:

@@ -8,15 +8,16 @@ unanswered messages.
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from recurra_server.engine.errors import DrainingError, EngineError, InvalidRequestError
+from recurra_server.engine.errors import DrainingError, EngineError, InvalidRequestError, UnauthenticatedError
 from recurra_server.rpc.status import abort
 from recurra_server.rpc.writer import EagerWriter
+from recurra_server.security.identity import CALLER, Identity
 from recurra_server.telemetry.metrics import EdgeCounts
 from recurra_server.tracecontext import TRACE
 
@@ -36,6 +37,7 @@ class Stream(ABC):
         MESSAGE: What the caller sends.
         gone: Whether the call is over.
         trace: What the call is part of; None where nothing is traced.
+        identity: Whose call it is; None where callers are not told apart.
     """
 
     MESSAGE: ClassVar[str]
@@ -43,13 +45,15 @@ class Stream(ABC):
     def __init__(self, context: _Context, *, window: int, max_steps: int) -> None:
         self.gone = False
         self.trace = TRACE.get()
+        self.identity = CALLER.get()
         self._context = context
         self._window = window
         self._max_steps = max_steps
         self._unanswered = self._unanswered_steps = 0
         self._writer = EagerWriter(context.write, self._written, self._fail)
         self._room: asyncio.Future[None] | None = None  # what the reader waits for when the window is full
-        self._all_read = self._expelled = False
+        self._all_read = False
+        self._expelled: EngineError | None = None
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @abstractmethod
@@ -80,12 +84,12 @@ class Stream(ABC):
             self._writer.close()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-        if self._expelled:
-            await abort(self._context, DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
+        if self._expelled is not None:
+            await abort(self._context, self._expelled)
 
-    def expel(self) -> None:
-        """Read no more, answer what was read, and end the stream with DRAINING."""
-        self._expelled = self._all_read = True
+    def expel(self, error: EngineError) -> None:
+        """Read no more, answer what was read, and end the stream with an error."""
+        self._expelled, self._all_read = error, True
         self._check_finished()
 
     async def _read(self) -> None:
@@ -157,7 +161,13 @@ class OpenStreams:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._none.wait(), patience)
             for stream in self._streams:
-                stream.expel()
+                stream.expel(DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
+
+    def expel_who(self, still_holds: Callable[[Identity], bool]) -> None:
+        """End the streams of those who would not be let in any more."""
+        for stream in self._streams:
+            if stream.identity is not None and not still_holds(stream.identity):
+                stream.expel(UnauthenticatedError("your token has expired, or was taken back, since the stream began"))
 
     @contextlib.contextmanager
     def _opened(self, stream: Stream) -> Iterator[None]:

@@ -15,7 +15,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import grpc
 import uvloop
+
+from recurra_server.security.certificates import Certificates, Pems
 
 
 def begin_with_one_network_thread() -> None:
@@ -101,3 +104,20 @@ def options(
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),
     ]
+
+
+def credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Certificates for gRPC, which asks for them anew with each connection."""
+
+    def configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pems.key, pems.chain)], pems.client_ca)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        pems = certificates.changed()
+        return None if pems is None else configuration(pems)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(certificates.pems),
+        changed,  # type: ignore[arg-type]  # None: as before
+        require_client_authentication=certificates.mutual,
+    )

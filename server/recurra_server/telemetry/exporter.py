@@ -2,16 +2,19 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import Metric
-from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
+_MOST_CONNECTIONS = 32
+_SLOWEST = 10.0  # seconds for each read and write
 _PATIENCE = 5.0  # seconds for the event loop to answer
 # What is asked; returns nothing where all is well, or in a line what is not. Called on any thread.
 Probe = Callable[[], str]
@@ -69,10 +72,35 @@ class _Quiet(WSGIRequestHandler):
         """Nothing."""
 
 
-def _server_class(host: str, port: int) -> type[ThreadingWSGIServer]:
-    """One for IPv4 or IPv6, as the host is."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return type("_Server", (ThreadingWSGIServer,), {"address_family": found[0][0]})
+class _Server(ThreadingMixIn, WSGIServer):
+    """Serves a bounded number of connections at once, each on a thread; more are closed."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], tls: Callable[[], ssl.SSLContext] | None) -> None:
+        self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        self._tls = tls
+        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        super().__init__(address, _Quiet)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - as it is called
+        """Whether there is room for one more."""
+        return self._room.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection: slow ones hold up nobody, and not for long."""
+        try:
+            request.settimeout(_SLOWEST)
+            if self._tls is not None:
+                request = self._tls().wrap_socket(request, server_side=True)
+            super().process_request_thread(request, client_address)
+        except OSError:
+            self.shutdown_request(request)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever is gone is gone."""
 
 
 class Exporter:
@@ -83,18 +111,34 @@ class Exporter:
         healthy: Whether the process does its work at all; if not, it is best started anew.
         ready: Whether callers should be sent here.
         host, port: Where it listens.
+        allow: Whether a request with this `Authorization` header may read the metrics; None where all may.
+        tls: Makes what encrypts a connection, anew for each: certificates change; None where nothing does.
 
     Raises:
         OSError: The address is taken or not allowed.
     """
 
-    def __init__(self, registry: CollectorRegistry, healthy: Probe, ready: Probe, host: str, port: int) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        healthy: Probe,
+        ready: Probe,
+        host: str,
+        port: int,
+        *,
+        allow: Callable[[str], bool] | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         metrics = make_wsgi_app(registry)
         probes = {"/healthz": healthy, "/readyz": ready}
 
         def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             path = environ["PATH_INFO"]
             if path == "/metrics":
+                if allow is not None and not allow(environ.get("HTTP_AUTHORIZATION", "")):
+                    plain = ("Content-Type", "text/plain; charset=utf-8")
+                    start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer"), plain])
+                    return [b"the metrics need a token with the role metrics\n"]
                 answer: Iterable[bytes] = metrics(environ, start_response)
                 return answer
             if path not in probes:
@@ -105,7 +149,8 @@ class Exporter:
             start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
             return [f"{trouble or 'ok'}\n".encode()]
 
-        self._server = make_server(host, port, app, _server_class(host, port), _Quiet)
+        self._server = _Server((host, port), tls)
+        self._server.set_app(app)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="exporter")
         self._thread.start()
 

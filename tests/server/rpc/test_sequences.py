@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recurra_server.driver import Driver
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import EngineError
 from recurra_server.engine.limits import Limits
@@ -40,6 +41,7 @@ class Recorder:
     def __init__(self) -> None:
         self.gone = False
         self.trace: Trace | None = None
+        self.account: Account | None = None
         self.leases: set[ExitStack] = set()
         self.answers: list[tuple[int | str | None, Answer]] = []
 

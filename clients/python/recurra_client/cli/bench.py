@@ -18,10 +18,9 @@ from rich.table import Table
 
 from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Durability, Server, console, milliseconds
 from recurra_client.cli.usererror import UserError
-from recurra_client.client import Client
 from recurra_client.codec import Codec
 from recurra_client.durability import DURABILITIES
-from recurra_client.load.outcome import Api, Outcome, Plan
+from recurra_client.load.outcome import Api, Outcome, Plan, Tls
 from recurra_client.load.processes import LoadError, run_in_processes
 
 _Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
@@ -123,7 +122,9 @@ def bench(  # noqa: D417 - the others are described by their types
     with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         for count in counts:
             plan = Plan(
-                target=server,
+                target=server.server,
+                tls=Tls(server.tls_ca, server.tls_cert, server.tls_key) if server.encrypted else None,
+                token=server.read_token(),
                 model=described,
                 api=api,
                 sessions=count,
@@ -150,8 +151,8 @@ def bench(  # noqa: D417 - the others are described by their types
         out.print(_table(title, rows))
 
 
-async def _describe(model: str, version: str, server: str) -> models_pb2.Model:
-    async with Client(server, reconnect=0) as client:
+async def _describe(model: str, version: str, server: Server) -> models_pb2.Model:
+    async with server.client(reconnect=0) as client:
         if model:
             return await client.model(model, version)
         served = sorted({found.name for found in await client.models()})

@@ -8,6 +8,8 @@ import datetime
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
@@ -17,7 +19,9 @@ from google.protobuf.message import Message
 from recurra.v1 import tensor_pb2
 from rich.console import Console
 
-Server = Annotated[str, Parameter(name="--server", help="Address of the server, HOST:PORT.")]
+from recurra_client.client import Client
+from recurra_client.credentials import tls
+
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
 
 Durability = Annotated[
@@ -28,7 +32,49 @@ Durability = Annotated[
     ),
 ]
 
-DEFAULT_SERVER: Final = "localhost:50051"
+
+@Parameter(name="*", group="Server")
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Which server, and how to talk to it."""
+
+    server: str = "localhost:50051"
+    """Address of the server, HOST:PORT."""
+    tls: bool = False
+    """Encrypt; the server's certificate must be signed by somebody whom this machine trusts."""
+    tls_ca: Path | None = None
+    """Encrypt; PEM file with who signs the server's certificate."""
+    tls_cert: Path | None = None
+    """PEM file with a certificate of our own, if the server asks for one."""
+    tls_key: Path | None = None
+    """PEM file with its private key."""
+    token: str = ""
+    """Shows the server who calls. Others on this machine see a flag: better RECURRA_TOKEN, or a file."""
+    token_file: Path | None = None
+    """File with the token."""
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether to use TLS."""
+        return self.tls or self.tls_ca is not None or self.tls_cert is not None
+
+    def read_token(self) -> str:
+        """The token, as it is now; empty where there is none."""
+        return self.token_file.read_text().strip() if self.token_file is not None else self.token
+
+    def client(self, *, reconnect: float = 20.0, timeout: float | None = 30.0) -> Client:
+        """A client of it.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        credentials = tls(self.tls_ca, self.tls_cert, self.tls_key) if self.encrypted else None
+        return Client(
+            self.server, reconnect=reconnect, timeout=timeout, credentials=credentials, token=self.read_token()
+        )
+
+
+DEFAULT_SERVER: Final = Server()
 
 
 def console(*, stderr: bool = False) -> Console:

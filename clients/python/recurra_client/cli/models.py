@@ -20,7 +20,6 @@ from recurra_client.cli.common import (
     span,
 )
 from recurra_client.cli.usererror import UserError
-from recurra_client.client import Client
 
 
 async def models(  # noqa: D417 - the others are described by their types
@@ -49,7 +48,7 @@ async def models(  # noqa: D417 - the others are described by their types
     """
     if (load or unload) and (not name or (load and unload)):
         raise UserError("name the model to load, or to unload")
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         if unload:
             versions = await client.unload_model(name, version)
             console().print(f"unloaded {name} {', '.join(versions)}")

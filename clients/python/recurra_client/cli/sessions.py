@@ -10,7 +10,6 @@ from recurra.v1 import sessions_pb2
 from rich.table import Table
 
 from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Durability, Server, console, print_json, seconds, span
-from recurra_client.client import Client
 
 app = App(
     name="sessions", help="List, open, reset, close, fork, export and import the sessions of a server, or drain it."
@@ -37,7 +36,7 @@ async def list_(  # noqa: D417 - the others are described by their types
     limit
         The most to list.
     """
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         sessions = [session async for session in client.sessions.list(model, limit=limit)]
         if json:
             print_json(sessions)
@@ -52,7 +51,7 @@ async def list_(  # noqa: D417 - the others are described by their types
 @app.command
 async def get(session_id: SessionId, /, *, server: Server = DEFAULT_SERVER, json: AsJson = False) -> None:
     """Tell how a session stands; this does not count as use."""
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         _answer(await client.sessions.get(session_id), json=json)
 
 
@@ -82,7 +81,7 @@ async def open_(  # noqa: D417 - the others are described by their types
         Seconds it may go unused before it expires. Unset: the server's default.
     """
     async with (
-        Client(server, reconnect=0) as client,
+        server.client(reconnect=0) as client,
         client.session(
             model,
             version=version,
@@ -98,7 +97,7 @@ async def open_(  # noqa: D417 - the others are described by their types
 @app.command
 async def reset(session_id: SessionId, /, *, server: Server = DEFAULT_SERVER, json: AsJson = False) -> None:
     """Put a session back to its initial states and step number 0."""
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         _answer(await client.sessions.reset(session_id), json=json)
 
 
@@ -111,7 +110,7 @@ async def close(
     json: AsJson = False,
 ) -> None:
     """Close sessions and free their memory; tells how they stood."""
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         closed = [await client.sessions.close(session_id) for session_id in session_ids]
         print_json(closed) if json else _print(closed)
 
@@ -132,7 +131,7 @@ async def fork(  # noqa: D417 - the others are described by their types
     id
         The new one's id. Empty: an unguessable one is made.
     """
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         _answer(await client.sessions.fork(session_id, id), json=json)
 
 
@@ -147,7 +146,7 @@ async def export(  # noqa: D417 - the others are described by their types
     file
         Where to; "-" for stdout.
     """
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         snapshot = await client.sessions.export(session_id)
     _write(file, snapshot)
 
@@ -175,7 +174,7 @@ async def import_(  # noqa: D417 - the others are described by their types
         Seconds that it may go unused before it expires. Unset: the server's default.
     """
     snapshot = _read(file)
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         session = await client.sessions.import_(snapshot, id, idle_timeout=idle_timeout, durability=durability or "")
         _answer(session, json=json)
 
@@ -192,7 +191,7 @@ async def rewind(  # noqa: D417 - the others are described by their types
         What `recurra sessions export` wrote; "-" for stdin.
     """
     snapshot = _read(file)
-    async with Client(server, reconnect=0) as client:
+    async with server.client(reconnect=0) as client:
         _answer(await client.sessions.rewind(session_id, snapshot), json=json)
 
 
@@ -208,14 +207,14 @@ async def drain(  # noqa: D417 - the others are described by their types
         Seconds that open streams may go on. Unset: as long as the server gives them on SIGTERM.
     """
     out = console(stderr=True)
-    async with Client(server, reconnect=0, timeout=None) as client:
-        with out.status(f"draining {server} ...") if out.is_terminal else nullcontext():
+    async with server.client(reconnect=0, timeout=None) as client:
+        with out.status(f"draining {server.server} ...") if out.is_terminal else nullcontext():
             drained = await client.sessions.drain(grace=grace)
     if json:
         print_json(drained)
     else:
         console().print(
-            f"{server} is drained: {drained.moved:,} sessions can go on elsewhere, {drained.left:,} end with it"
+            f"{server.server} is drained: {drained.moved:,} sessions can go on elsewhere, {drained.left:,} end with it"
         )
 
 

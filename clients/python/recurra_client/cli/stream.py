@@ -18,7 +18,6 @@ from recurra_client.cli.plot import require_matplotlib, save_plot
 from recurra_client.cli.predictions import PredictionsWriter
 from recurra_client.cli.track import Reading
 from recurra_client.cli.usererror import UserError
-from recurra_client.client import Client
 
 _Positive = validators.Number(gte=1)
 
@@ -79,7 +78,7 @@ async def stream(  # noqa: D417 - `durability` and `server` are described by the
     paths = files or ("-",)
     if "-" in paths and sys.stdin.isatty():
         raise UserError(f"give files to stream, or pipe CSV lines in: recurra stream {model} < readings.csv")
-    async with Client(server, reconnect=0) as client:  # tells at once if no server is there
+    async with server.client(reconnect=0) as client:  # tells at once if no server is there
         described = await client.model(model, version)
     gate_units = units_of(described) if gates else 0
     feeds = [open_feed(path, described, truth) for path in paths]
@@ -87,7 +86,7 @@ async def stream(  # noqa: D417 - `durability` and `server` are described by the
     out = console(stderr=output == "-")
     with _open_output(output) as file:
         writer = PredictionsWriter(file, Reading(described)) if file else None
-        async with Client(server) as client:
+        async with server.client() as client:
             follower = Follower(client, described, feeds, pace, out, writer, gate_units, durability or "")
             await follower.run()
     if plot is not None:

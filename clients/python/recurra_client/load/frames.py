@@ -53,12 +53,14 @@ def setting(name: int, value: int) -> bytes:
     return name.to_bytes(2) + value.to_bytes(4)
 
 
-def request(authority: str, path: str) -> bytes:
+def request(authority: str, path: str, token: str = "") -> bytes:
     """The headers of a call, marked as never to be indexed: so the same bytes can begin every call."""
     headers = [
         (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", authority),
         ("content-type", "application/grpc"), ("te", "trailers"),
     ]  # fmt: skip
+    if token:
+        headers.append(("authorization", f"Bearer {token}"))
     return Encoder().encode([(name, value, True) for name, value in headers], huffman=False)
 
 

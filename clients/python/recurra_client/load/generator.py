@@ -53,9 +53,12 @@ async def run_load(
     reporter = asyncio.create_task(_report(outcome, progress, index))
     try:
         count = plan.in_flight if plan.api == "batch" else plan.connections or plan.sessions
+        encryption = None if plan.tls is None else plan.tls.context()
         for begin in range(0, count, _AT_ONCE):
             some = range(begin, min(begin + _AT_ONCE, count))
-            connections += await asyncio.gather(*(WireConnection.connect(plan.target) for _ in some))
+            connections += await asyncio.gather(
+                *(WireConnection.connect(plan.target, encryption, plan.token) for _ in some)
+            )
         senders = _lanes(plan, connections)
         timing = Timing(plan.warmup, plan.seconds, began)
         if plan.pace:

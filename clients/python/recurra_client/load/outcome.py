@@ -1,13 +1,36 @@
 """What is asked of a load, and what came of it."""
 
+import ssl
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from recurra.v1 import models_pb2, sessions_pb2
 
 Api = Literal["stream", "unary", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files, as in `recurra_client.tls`."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """For HTTP/2.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate is not None:
+            context.load_cert_chain(self.certificate, self.key)
+        context.set_alpn_protocols(["h2"])
+        return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +58,10 @@ class Plan:
     """Of the sessions; unspecified: as the server has it."""
     outputs: tuple[str, ...] = ()
     """The outputs that each step asks for by name; empty: those that are answered by default."""
+    tls: Tls | None = None
+    """How connections are encrypted; None: not at all."""
+    token: str = ""
+    """Shows the server who calls."""
     in_flight: int = 1
     """In a closed loop: messages sent and not yet answered, of each session; or in all, if they are batches."""
 

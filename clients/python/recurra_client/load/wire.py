@@ -9,6 +9,7 @@ can end. No encryption, no compression.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final, cast
@@ -136,16 +137,17 @@ class WireStream:
 
 
 class WireConnection(asyncio.Protocol):
-    """An HTTP/2 connection without encryption, and the streams on it.
+    """An HTTP/2 connection, and the streams on it.
 
     Attributes:
         window: Bytes that may be sent, on all streams together.
         initial_window: Bytes that may be sent on a new stream.
     """
 
-    def __init__(self, authority: str) -> None:
+    def __init__(self, authority: str, token: str = "") -> None:
         self.window = self.initial_window = f.DEFAULT_WINDOW
         self._authority = authority
+        self._token = token
         self._transport: asyncio.Transport | None = None
         self._streams: dict[bytes, WireStream] = {}  # by number, as it stands in a frame
         self._next = 1
@@ -159,7 +161,7 @@ class WireConnection(asyncio.Protocol):
         self._going = False  # the server takes no new streams
 
     @classmethod
-    async def connect(cls, target: str) -> "WireConnection":
+    async def connect(cls, target: str, encryption: ssl.SSLContext | None = None, token: str = "") -> "WireConnection":
         """Connect to HOST:PORT.
 
         Raises:
@@ -167,7 +169,9 @@ class WireConnection(asyncio.Protocol):
         """
         host, _, port = target.rpartition(":")
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: cls(target), host.strip("[]"), int(port))
+        _, connection = await loop.create_connection(
+            lambda: cls(target, token), host.strip("[]"), int(port), ssl=encryption
+        )
         return connection
 
     def open(
@@ -186,7 +190,7 @@ class WireConnection(asyncio.Protocol):
         if self._transport is None or self._going:
             raise self._lost
         if path not in self._requests:
-            self._requests[path] = f.request(self._authority, path)
+            self._requests[path] = f.request(self._authority, path, self._token)
         stream = WireStream(self, self._next, received, ended)
         self._streams[self._next.to_bytes(4)] = stream
         self.write(f.frame(f.HEADERS, f.END_HEADERS, self._next, self._requests[path]))

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from recurra.openinference import open_inference_pb2 as pb
 
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import (
     EngineError,
     InvalidRequestError,
@@ -31,6 +32,8 @@ class Caller(Protocol):
 
     gone: bool
     trace: Trace | None
+    account: Account | None
+    """Whose sequences it sees; None where callers are not told apart."""
     leases: set[ExitStack]
     """Sessions whose first step is not answered: to be closed should nobody wait for it any more."""
 

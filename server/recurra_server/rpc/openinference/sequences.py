@@ -1,13 +1,14 @@
 """Sequences: which session a request belongs to, where it begins and where it ends."""
 
 from collections import deque
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 from recurra.openinference import open_inference_pb2 as pb
 
 from recurra_server.driver import Driver
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import (
     CapacityError,
     InvalidRequestError,
@@ -46,7 +47,7 @@ class Sequences:
         self._driver = driver
         self._engine = driver.engine
         self._codecs: dict[ServedModel, Codec] = {}
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[Account | None, str], _Line] = {}
 
     def take(self, inference: Inference, request: pb.ModelInferRequest) -> None:
         """Run a request when its turn comes; its caller is told what became of it.
@@ -58,10 +59,10 @@ class Sequences:
             model = self._engine.model(inference.model_name, inference.version)
             self._read(inference, request, model)
             lease = ExitStack()
-            self._submit_first(inference, lease.enter_context(self._engine.borrow(model, inference.arrived)), lease)
+            self._submit_first(inference, lease.enter_context(self._borrow(model, inference)), lease)
             return
         name = session_id(inference.model_name, inference.sequence)
-        line = self._lines.get(name) if self._lines else None
+        line = self._lines.get((inference.waiter.account, name)) if self._lines else None
         if inference.start:
             model = self._engine.model(inference.model_name, inference.version)
             self._read(inference, request, model)
@@ -91,27 +92,30 @@ class Sequences:
         if request.outputs:
             inference.ask(codec.choose(request.outputs))
 
+    def _borrow(self, model: ServedModel, inference: Inference) -> AbstractContextManager[Session]:
+        return self._engine.borrow(model, inference.arrived, caller=inference.waiter.account)
+
     def _find(self, name: str, inference: Inference) -> Session:
         try:
-            return self._engine.session(name, inference.arrived)
+            return self._engine.session(name, inference.arrived, inference.waiter.account)
         except (SessionNotFoundError, SessionExpiredError):
             self._engine.model(inference.model_name, inference.version)  # what is missing may be the model
             raise
 
     def _begin(self, name: str, inference: Inference) -> None:
         """Begin a sequence, once the one with the same id is at rest."""
-        model = inference.codec.model
+        model, account = inference.codec.model, inference.waiter.account
         try:
-            before = self._engine.session(name, self._driver.clock())
+            before = self._engine.session(name, self._driver.clock(), account)
         except (SessionNotFoundError, SessionExpiredError):
             pass
         else:
             if before.current is not None:
-                before.model.turns.at_rest(before, partial(self._release, name, before))
-                self._lines[name] = _Line(model, deque([inference]))
+                before.model.turns.at_rest(before, partial(self._release, account, name, before))
+                self._lines[account, name] = _Line(model, deque([inference]))
                 return
             self._engine.close(before)
-        session = self._engine.open(model, self._driver.clock(), session_id=name)
+        session = self._engine.open(model, self._driver.clock(), session_id=name, caller=account)
         lease = ExitStack()
         lease.callback(self._end, session)
         self._submit_first(inference, session, lease)
@@ -127,22 +131,22 @@ class Sequences:
             )
         line.inferences.append(inference)
 
-    def _release(self, name: str, before: Session) -> None:
+    def _release(self, account: Account | None, name: str, before: Session) -> None:
         """The sequence before is at rest, or has ended: go on with what waits behind it."""
-        inferences = self._lines.pop(name).inferences
+        inferences = self._lines.pop((account, name)).inferences
         self._end(before)
         while inferences:
             inference = inferences.popleft()
             if inference.waiter.gone:
                 continue
-            line = self._lines.get(name)
+            line = self._lines.get((account, name))
             try:
                 if line is not None:  # one of these begins anew in its turn
                     self._join(line, inference)
                 elif inference.start:
                     self._begin(name, inference)
                 else:
-                    self._submit_next(inference, self._engine.session(name, self._driver.clock()))
+                    self._submit_next(inference, self._engine.session(name, self._driver.clock(), account))
             except Exception as error:
                 inference.fail(to_engine_error(error))
 

@@ -10,6 +10,7 @@ from recurra.openinference import open_inference_pb2 as pb
 from recurra.openinference import open_inference_pb2_grpc
 
 from recurra_server.driver import Driver
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import EngineError, ModelNotFoundError, UnsupportedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc.models import Catalog
@@ -19,6 +20,7 @@ from recurra_server.rpc.openinference.sequences import Sequences
 from recurra_server.rpc.openinference.stream import InferStream
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.streams import OpenStreams
+from recurra_server.security.identity import caller_account
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 from recurra_server.tracecontext import TRACE
 
@@ -102,7 +104,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     @guarded
     async def ModelInfer(self, request: pb.ModelInferRequest, context: _Context) -> pb.ModelInferResponse:
         """Apply one step or chunk."""
-        call, now = _Call(), self._driver.clock()
+        call, now = _Call(caller_account()), self._driver.clock()
         inference = read_request(request, call, now)
         left = context.time_remaining()
         if left is not None:
@@ -120,7 +122,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""
-        stream = InferStream(self._driver, self._sequences, self.edge, context, self._stream_window)
+        stream = InferStream(self._driver, self._sequences, self.edge, context, self._stream_window, caller_account())
         await self._streams.serve(stream, context)
 
     # --- the model repository --------------------------------------------------------------
@@ -166,7 +168,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 class _Call:
     """A coroutine that waits for one answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account | None) -> None:
+        self.account = account
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone = False
         self.trace = TRACE.get()

@@ -7,6 +7,7 @@ import grpc
 from recurra.openinference import open_inference_pb2 as pb
 
 from recurra_server.driver import Driver
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import EngineError
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
@@ -22,13 +23,23 @@ class InferStream(Stream):
     """One ModelStreamInfer call.
 
     Attributes:
+        account: Whose sequences it sees; None where callers are not told apart.
         leases: What ends the sessions whose first step is not answered.
     """
 
     MESSAGE = "ModelInferRequest"
 
-    def __init__(self, driver: Driver, sequences: Sequences, edge: EdgeCounts, context: _Context, window: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        sequences: Sequences,
+        edge: EdgeCounts,
+        context: _Context,
+        window: int,
+        account: Account | None,
+    ) -> None:
         super().__init__(context, window=window, max_steps=driver.engine.limits.max_chunk_steps)
+        self.account = account
         self.leases: set[ExitStack] = set()
         self._clock = driver.clock
         self._sequences = sequences

@@ -1,0 +1,142 @@
+"""Whose sessions are whose, and how much of the server one caller may have.
+
+Each caller has an account, and finds only the sessions in it: what is another's is not there. Where callers are
+not told apart, all have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from recurra_server.engine.errors import CapacityError
+
+if TYPE_CHECKING:
+    from recurra_server.engine.sessions import Session
+
+_BURST = 1.0  # seconds: who was quiet may be ahead by so much
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Bounds of one caller; None is unbounded.
+
+    Attributes:
+        sessions: Open sessions.
+        state_bytes: What these and running calls may remember in all.
+        steps_per_second: Time steps, on average over a second.
+    """
+
+    sessions: int | None = None
+    state_bytes: int | None = None
+    steps_per_second: float | None = None
+
+
+class Account:
+    """One caller's sessions, and what it uses.
+
+    Attributes:
+        key: Names the caller in the store; empty for the one account of callers who are not told apart.
+        quota: Its bounds; they may change while it is in use.
+        sessions: Its open sessions by their id.
+        borrowed: Sessions that only a running call knows.
+        state_bytes: What all of these remember.
+        queued: Its steps that were accepted and are not answered yet.
+    """
+
+    __slots__ = ("__weakref__", "_paid_until", "borrowed", "key", "queued", "quota", "sessions", "state_bytes")
+
+    def __init__(self, key: str = "", quota: Quota = Quota()) -> None:
+        self.key = key
+        self.quota = quota
+        self.sessions: dict[str, Session] = {}
+        self.borrowed = 0
+        self.state_bytes = 0
+        self.queued = 0
+        self._paid_until = 0.0
+
+    def store_key(self, session_id: str) -> str:
+        """The name of one of its sessions in the store: no other account has it ("/" cannot be in an id)."""
+        return f"{self.key}/{session_id}" if self.key else session_id
+
+    def session_id(self, store_key: str) -> str:
+        """The id of the session that has this name in the store."""
+        return store_key.removeprefix(f"{self.key}/") if self.key else store_key
+
+    def check_room(self, state_bytes: int) -> None:
+        """Whether it may have one more session that remembers so much.
+
+        Raises:
+            CapacityError: It may not.
+        """
+        quota = self.quota
+        if quota.sessions is not None and len(self.sessions) + self.borrowed >= quota.sessions:
+            raise _full(
+                f"all {quota.sessions} sessions that you may have are in use", "identity_sessions", quota.sessions
+            )
+        if quota.state_bytes is not None and self.state_bytes + state_bytes > quota.state_bytes:
+            what = f"your sessions remember {self.state_bytes:,} bytes, and may {quota.state_bytes:,}"
+            raise _full(what, "identity_state_bytes", quota.state_bytes)
+
+    def charge(self, steps: int, now: float) -> float:
+        """Note that so many time steps are to be run.
+
+        Returns:
+            Seconds for which it has to pause then, to keep to its steps per second.
+        """
+        rate = self.quota.steps_per_second
+        if rate is None:
+            return 0.0
+        self._paid_until = max(self._paid_until, now - _BURST) + steps / rate
+        return max(0.0, self._paid_until - now)
+
+    def spend(self, steps: int, now: float) -> None:
+        """As `charge`, for who cannot be made to pause.
+
+        Raises:
+            CapacityError: It has to pause first; nothing was noted.
+        """
+        rate = self.quota.steps_per_second
+        if rate is not None and self._paid_until > now:
+            raise CapacityError(
+                f"you may run {rate:g} steps a second, and are ahead of that",
+                retry_after=self._paid_until - now,
+                bound="identity_steps_per_second",
+                limit=rate,
+            )
+        self.charge(steps, now)
+
+
+class Accounts:
+    """The accounts of those who have sessions, or are known otherwise; the rest is forgotten.
+
+    Attributes:
+        nobody: The account of callers who are not told apart.
+    """
+
+    def __init__(self) -> None:
+        self.nobody = Account()
+        self._known: WeakValueDictionary[str, Account] = WeakValueDictionary()
+
+    def of(self, key: str, quota: Quota) -> Account:
+        """A caller's account, with the bounds that it has now."""
+        account = self._known.get(key)
+        if account is None:
+            account = self._known[key] = Account(key, quota)
+        account.quota = quota
+        return account
+
+    def sessions(self) -> Iterator[Session]:
+        """The open sessions of all callers."""
+        for account in (self.nobody, *self._known.values()):
+            yield from account.sessions.values()
+
+    def known(self) -> Mapping[str, Account]:
+        """Those that are not forgotten, by key."""
+        return dict(self._known)
+
+
+def _full(what: str, bound: str, limit: int) -> CapacityError:
+    return CapacityError(f"{what}; close some", retry_after=1.0, bound=bound, limit=limit)

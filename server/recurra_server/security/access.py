@@ -1,0 +1,287 @@
+"""Tells who calls: from a token, or from a client's certificate."""
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jwt
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from recurra_server.engine.accounts import Accounts
+from recurra_server.engine.errors import ForbiddenError, UnauthenticatedError
+from recurra_server.security.identity import Identity, Role, account_key
+from recurra_server.security.keys import IssuerKeys
+from recurra_server.security.policy import Certificate, Jwt, Limits, Policy, PolicyError, read_policy
+
+_log = structlog.get_logger(__name__)
+_LONGEST_TOKEN = 8192
+_LONGEST_NAME = 1024
+_MOST_REMEMBERED = 10_000
+_SCHEME = "bearer "
+_KEYS_SECONDS = 300.0
+# What gRPC tells of a client's certificate, in the order in which it is looked at.
+_NAMES = ("peer_spiffe_id", "x509_uri", "x509_dns", "x509_common_name")
+
+
+class Access:
+    """Who may do what, as the access file says; it is read again when it changes. Belongs to the event loop's thread.
+
+    Raises:
+        PolicyError: The file cannot be used.
+    """
+
+    def __init__(self, path: Path, accounts: Accounts, *, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._accounts = accounts
+        self._clock = clock
+        self._remembered: OrderedDict[bytes, Identity] = OrderedDict()  # by the SHA-256 of their tokens
+        self._static: list[tuple[bytes, Identity]] = []
+        self._keys: IssuerKeys | None = None
+        self._policy = Policy()
+        self._seen = self._stamp()
+        self._adopt(read_policy(path))
+
+    @property
+    def has_certificates(self) -> bool:
+        """Whether a certificate alone can say who somebody is."""
+        return bool(self._policy.certificates)
+
+    # --- the file --------------------------------------------------------------------------
+
+    async def keep_current(self, interval: float = 1.0) -> None:
+        """Read the file again when it changes, and the issuer's keys now and then."""
+        fetch_at = 0.0
+        while True:
+            if self._keys is not None and time.monotonic() >= fetch_at:
+                fetch_at = time.monotonic() + _KEYS_SECONDS
+                await self._keys.fetch()
+            await asyncio.sleep(interval)
+            self.reload()
+
+    def reload(self) -> None:
+        """Read the file again if it has changed; one that cannot be used changes nothing."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            policy = read_policy(self._path)
+        except PolicyError as error:
+            _log.error("access_file_refused", why=str(error))
+            return
+        self._adopt(policy)
+        _log.info("access_file_reloaded", tokens=len(policy.tokens), certificates=len(policy.certificates))
+
+    def _adopt(self, policy: Policy) -> None:
+        if policy.jwt is None:
+            self._keys = None
+        elif self._keys is None or self._keys.source != policy.jwt.jwks:
+            self._keys = IssuerKeys(policy.jwt.jwks)
+        self._policy = policy
+        self._remembered.clear()
+        self._static = [
+            (entry.digest, self._identity(f"token:{entry.name}", entry.roles, entry.limits)) for entry in policy.tokens
+        ]
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return 0, 0, 0
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    # --- who it is -------------------------------------------------------------------------
+
+    async def by_token(self, authorization: Sequence[str | bytes]) -> Identity | None:
+        """Who shows a token in these headers; None where there is none.
+
+        Raises:
+            UnauthenticatedError: It is not known, or does not hold (any more).
+        """
+        token = _token_of(authorization)
+        if token is None:
+            return None
+        try:
+            return self.identify(token)
+        except _UnknownKeyError:
+            assert self._keys is not None  # noqa: S101 - else there are no keys to miss
+            await self._keys.look_again()
+        try:
+            return self.identify(token)
+        except _UnknownKeyError:
+            raise _refused("it is signed with a key that its issuer does not have") from None
+
+    def identify(self, token: str) -> Identity:
+        """Who shows a token.
+
+        Raises:
+            UnauthenticatedError: It is not known, or does not hold (any more).
+        """
+        digest = hashlib.sha256(token.encode()).digest()
+        found = None
+        for known, identity in self._static:  # all of them, whichever it is: the time taken tells nothing
+            if hmac.compare_digest(known, digest):
+                found = identity
+        if found is not None:
+            return found
+        if self._policy.jwt is None or self._keys is None or token.count(".") != 2:
+            raise _refused("it is not known")
+        remembered = self._remembered.get(digest)
+        if remembered is None:
+            remembered = self._remembered[digest] = self._by_jwt(token, self._policy.jwt, self._keys)
+            if len(self._remembered) > _MOST_REMEMBERED:
+                self._remembered.popitem(last=False)
+        elif remembered.expires_at <= self._clock():
+            del self._remembered[digest]
+            raise _refused("it has expired")
+        return remembered
+
+    def by_certificate(self, peer: Mapping[str, Sequence[bytes]]) -> Identity:
+        """Who a client's certificate is for.
+
+        Args:
+            peer: What gRPC tells of it.
+
+        Raises:
+            UnauthenticatedError: There is none, or nobody in the file has its name.
+        """
+        names = [name.decode(errors="replace")[:_LONGEST_NAME] for kind in _NAMES for name in peer.get(kind, ())]
+        for entry in self._policy.certificates:
+            if entry.name in names or (entry.name == "*" and names):
+                return self._by_name(entry, names[0])
+        if not names:
+            raise nobody()
+        raise UnauthenticatedError("nobody in the server's access file has a name of your certificate")
+
+    def check(self, identity: Identity, role: Role, peer: Mapping[str, Sequence[bytes]] | None = None) -> None:
+        """Whether somebody may do something.
+
+        Args:
+            identity: Who.
+            role: What is needed.
+            peer: What gRPC tells of their certificate.
+
+        Raises:
+            UnauthenticatedError: The token is bound to a certificate, and that was not shown.
+            ForbiddenError: They may not.
+        """
+        if identity.certificate is not None and not _shows(identity.certificate, peer or {}):
+            raise _refused("it is bound to a certificate, which was not shown with it (RFC 8705)")
+        if role not in identity.roles:
+            raise ForbiddenError(f"this needs the role {role.value!r}, which you do not have", role=role.value)
+
+    def may_read_metrics(self, authorization: str) -> bool:
+        """Whether a request over HTTP may read the metrics. Any thread."""
+        try:
+            token = _token_of([authorization] if authorization else [])
+            if token is None:
+                return False
+            self.check(self.identify(token), Role.METRICS)
+        except (UnauthenticatedError, ForbiddenError, _UnknownKeyError):
+            return False
+        return True
+
+    def still_holds(self, identity: Identity) -> bool:
+        """Whether somebody would still be taken for who they have shown they are: their token may have been removed."""
+        if identity.expires_at <= self._clock():
+            return False
+        if identity.name.startswith("token:"):
+            return any(known.name == identity.name for _, known in self._static)
+        return True
+
+    def _by_name(self, entry: Certificate, first: str) -> Identity:
+        name = first if entry.name == "*" else entry.name
+        return self._identity(f"certificate:{name}", entry.roles, entry.limits)
+
+    def _by_jwt(self, token: str, issuer: Jwt, keys: IssuerKeys) -> Identity:
+        try:
+            key = keys.find(jwt.get_unverified_header(token).get("kid"))
+            if key is None:
+                raise _UnknownKeyError
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=list(issuer.algorithms),
+                audience=issuer.audience,
+                issuer=issuer.issuer,
+                leeway=issuer.leeway,
+                options={"require": ["exp", "iss", "aud", issuer.identity_claim]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise _refused("it has expired") from None
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            raise _refused(f"it does not hold ({type(error).__name__.removesuffix('Error')})") from None
+        subject = claims[issuer.identity_claim]
+        if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_NAME:
+            raise _refused(f"its {issuer.identity_claim} is no name")
+        thumbprint = _bound_to(claims)
+        return self._identity(
+            f"jwt:{issuer.issuer}:{subject}",
+            issuer.roles | _roles_in(claims.get(issuer.roles_claim)),
+            issuer.limits,
+            expires_at=float(claims["exp"]) + issuer.leeway,
+            certificate=thumbprint,
+        )
+
+    def _identity(self, name: str, roles: frozenset[Role], limits: Limits | None, **more: Any) -> Identity:
+        quota = (limits or self._policy.limits).quota
+        return Identity(name, roles, self._accounts.of(account_key(name), quota), **more)
+
+
+class _UnknownKeyError(Exception):
+    """A token is signed with a key that is not known yet."""
+
+
+def nobody() -> UnauthenticatedError:
+    """The error for who does not say who they are."""
+    return UnauthenticatedError("say who you are: with a token, as `authorization: Bearer <token>` in the metadata")
+
+
+def _refused(why: str) -> UnauthenticatedError:
+    return UnauthenticatedError(f"your token is not accepted: {why}")
+
+
+def _token_of(authorization: Sequence[str | bytes]) -> str | None:
+    """The token in the headers of this name.
+
+    Raises:
+        UnauthenticatedError: They are not one, of a known kind.
+    """
+    if not authorization:
+        return None
+    header = authorization[0]
+    if len(authorization) > 1 or not isinstance(header, str) or not header[: len(_SCHEME)].lower() == _SCHEME:
+        raise UnauthenticatedError("the metadata `authorization` must be one, and `Bearer` with a token")
+    token = header[len(_SCHEME) :].strip()
+    if not token or len(token) > _LONGEST_TOKEN or not token.isascii():
+        raise _refused("it is not known")
+    return token
+
+
+def _roles_in(claim: object) -> frozenset[Role]:
+    words = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
+    return frozenset(Role(word) for word in words if word in list(Role))
+
+
+def _bound_to(claims: Mapping[str, Any]) -> bytes | None:
+    """SHA-256 of the certificate that a token is bound to (RFC 8705, section 3.1)."""
+    confirmation = claims.get("cnf")
+    if confirmation is None:
+        return None
+    try:
+        return jwt.utils.base64url_decode(confirmation["x5t#S256"])
+    except (KeyError, TypeError, ValueError):
+        raise _refused("it is bound to something that the server cannot check") from None
+
+
+def _shows(thumbprint: bytes, peer: Mapping[str, Sequence[bytes]]) -> bool:
+    for pem in peer.get("x509_pem_cert", ()):
+        return hmac.compare_digest(x509.load_pem_x509_certificate(pem).fingerprint(SHA256()), thumbprint)
+    return False

@@ -1,0 +1,119 @@
+"""Servers that are protected, and the table of what was tried against them.
+
+`pytest tests/security --attack-table` prints the table at the end.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.support import models
+from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
+from tests.support.server import ServerProcess, running_server
+from tests.support.wire import Stubs, error_info
+
+_ROWS: list[tuple[str, str, str]] = []
+Attack = Callable[[str, str, str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tell of the option."""
+    parser.addoption("--attack-table", action="store_true", help="print what was tried, and what came back")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table."""
+    if config.getoption("--attack-table", default=False):
+        terminalreporter.section("attacks")
+        terminalreporter.line("| edge | what was tried | what came back |\n|---|---|---|")
+        for row in sorted(set(_ROWS)):
+            terminalreporter.line(f"| {' | '.join(row)} |")
+
+
+@pytest.fixture
+def attack() -> Attack:
+    """Notes an edge, what was tried, and what came back: to be called where that has been asserted."""
+    return lambda edge, tried, came_back: _ROWS.append((edge, tried, came_back))
+
+
+def refused(call: Callable[[], Any]) -> str:
+    """The status and reason of a call that must fail, such as "UNAUTHENTICATED"."""
+    return reason_of(failure(call))
+
+
+def failure(call: Callable[[], Any]) -> Any:
+    """The error of a call that must fail."""
+    try:
+        answer = call()
+        if hasattr(answer, "__next__"):
+            next(answer)
+    except grpc.RpcError as error:
+        return error
+    pytest.fail("the call succeeded")
+
+
+def reason_of(error: Any) -> str:
+    """The status and reason of a failure."""
+    status: str = error.code().name
+    try:
+        reason = error_info(error).reason
+    except KeyError:
+        return status
+    return status if reason == status else f"{status} {reason}"
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository."""
+    root = tmp_path_factory.mktemp("models")
+    models.publish(root, "counter", models.counter())
+    models.publish(root, "echo", models.feed_forward(1, 1, feedback={"output": "y", "input": "x"}))
+    return root
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs certificates."""
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Issuer:
+    """Who issues JWTs."""
+    return Issuer(tmp_path_factory.mktemp("issuer"))
+
+
+@pytest.fixture(scope="session")
+def access_file(tmp_path_factory: pytest.TempPathFactory, issuer: Issuer) -> Path:
+    """Who may do what."""
+    path = tmp_path_factory.mktemp("access") / "access.yaml"
+    write_access_file(path, issuer)
+    return path
+
+
+@pytest.fixture(scope="session")
+def guarded(repository: Path, authority: Authority, access_file: Path) -> Iterator[ServerProcess]:
+    """A server with TLS that tells callers apart by their tokens."""
+    flags = ("--access", str(access_file), "--max-message-mb", "1", "--max-chunk-steps", "64", "--log-level", "debug")
+    with running_server(repository, *authority.flags(), *flags) as server:
+        yield server
+
+
+Caller = Callable[[str], Stubs]
+
+
+@pytest.fixture
+def caller(guarded: ServerProcess, authority: Authority) -> Iterator[Caller]:
+    """Connections with a token: that of somebody in the access file, or any other; "" for none."""
+    opened: list[Stubs] = []
+
+    def connect(token: str) -> Stubs:
+        opened.append(Stubs(guarded.target, authority.credentials(), token=TOKENS.get(token, token)))
+        return opened[-1]
+
+    yield connect
+    for stubs in opened:
+        stubs.channel.close()

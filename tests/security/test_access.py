@@ -1,0 +1,387 @@
+"""Who may do what: tokens, JWTs, certificates, roles."""
+
+import base64
+import hashlib
+import hmac
+import json
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+import pytest
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from recurra.openinference import open_inference_pb2 as oip
+from recurra.v1.inference_pb2 import StreamStepsRequest
+from recurra.v1.models_pb2 import ListModelsRequest, LoadModelRequest, UnloadModelRequest
+from recurra.v1.sessions_pb2 import ExportSessionRequest, ImportSessionRequest, OpenSessionRequest
+from recurra_server.rpc import access
+
+from tests.security.conftest import Attack, Caller, refused
+from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
+from tests.support.server import ServerProcess, running_server
+from tests.support.wire import Stubs, tensor
+
+SERVICES = (
+    "recurra.v1.ModelsService",
+    "recurra.v1.SessionsService",
+    "recurra.v1.InferenceService",
+    "inference.GRPCInferenceService",
+    "grpc.health.v1.Health",
+)
+OPERATE = {
+    "/grpc.health.v1.Health/List",  # tells of more than one asks for
+    "/recurra.v1.ModelsService/LoadModel",
+    "/recurra.v1.ModelsService/UnloadModel",
+    "/recurra.v1.SessionsService/ExportSession",
+    "/recurra.v1.SessionsService/ImportSession",
+    "/recurra.v1.SessionsService/RewindSession",
+    "/inference.GRPCInferenceService/RepositoryModelLoad",
+    "/inference.GRPCInferenceService/RepositoryModelUnload",
+}
+OPEN = {
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+}
+
+
+def methods() -> Iterator[tuple[str, bool, bool]]:
+    """Every method of every service, and whether the caller and the server stream."""
+    for service in SERVICES:
+        for method in descriptor_pool.Default().FindServiceByName(service).methods:
+            yield f"/{service}/{method.name}", method.client_streaming, method.server_streaming
+
+
+def call_raw(stubs: Any, method: str, *, client_streaming: bool, server_streaming: bool) -> Callable[[], Any]:
+    """Call a method with an empty message."""
+    if client_streaming:
+        return lambda: stubs.channel.stream_stream(method)(iter([b""]), timeout=20)
+    if server_streaming:
+        return lambda: stubs.channel.unary_stream(method)(b"", timeout=20)
+    return lambda: stubs.channel.unary_unary(method)(b"", timeout=20)
+
+
+def ask(stubs: Stubs) -> int:
+    return len(stubs.models.ListModels(ListModelsRequest(), timeout=20).models)
+
+
+@pytest.mark.parametrize(("method", "client_streaming", "server_streaming"), list(methods()))
+def test_without_a_token_only_health_is_open(
+    caller: Caller, method: str, client_streaming: bool, server_streaming: bool, attack: Attack
+) -> None:
+    call = call_raw(caller(""), method, client_streaming=client_streaming, server_streaming=server_streaming)
+    if method in OPEN:
+        next(call()) if server_streaming else call()
+    else:
+        assert refused(call) == "UNAUTHENTICATED"
+        attack("gRPC", "every call but health, without a token", "UNAUTHENTICATED")
+
+
+def test_every_call_has_a_role() -> None:
+    for method, *_ in methods():
+        assert (method in access.OPEN) == (method in OPEN)
+        if method not in OPEN:
+            assert access.role_for(method).value == ("operate" if method in OPERATE else "predict"), method
+    assert access.role_for("/grpc.channelz.v1.Channelz/GetServers").value == "operate"
+    assert access.role_for("/made.up.Service/Call").value == "operate"
+
+
+def test_tools_that_look_inside_need_a_token(caller: Caller, attack: Attack) -> None:
+    def look(stubs: Stubs) -> Any:
+        stub = reflection_pb2_grpc.ServerReflectionStub(stubs.channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        return stub.ServerReflectionInfo(iter([request]), timeout=20)
+
+    assert refused(lambda: look(caller(""))) == "UNAUTHENTICATED"
+    assert next(look(caller("alice"))).list_services_response.service
+    attack("gRPC", "reflection, without a token", "UNAUTHENTICATED")
+
+
+def test_health_stays_open(caller: Caller) -> None:
+    answer = caller("").health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+BAD_TOKENS = {
+    "a made-up token": "0123456789abcdef0123456789",
+    "a token with its last character changed": TOKENS["alice"][:-1] + "0",
+    "a token in capitals": TOKENS["alice"].upper(),
+    "an empty token": " ",
+    "a token of 8,000 characters": "x" * 8000,
+    "the name of somebody": "alice-",
+}
+
+
+@pytest.mark.parametrize("tried", BAD_TOKENS)
+def test_a_wrong_token_is_refused(caller: Caller, tried: str, attack: Attack) -> None:
+    assert refused(lambda: ask(caller(BAD_TOKENS[tried]))) == "UNAUTHENTICATED"
+    attack("gRPC", tried, "UNAUTHENTICATED")
+
+
+def test_headers_that_are_not_one_token_are_refused(
+    guarded: ServerProcess, authority: Authority, attack: Attack
+) -> None:
+    stubs, good = Stubs(guarded.target, authority.credentials()), f"Bearer {TOKENS['alice']}"
+    for tried, headers in {
+        "two authorization headers": [good, good],
+        "a password (Basic)": ["Basic YWxpY2U6YWxpY2U="],
+        "a token without Bearer": [TOKENS["alice"]],
+    }.items():
+        metadata = tuple(("authorization", header) for header in headers)
+        assert refused(lambda m=metadata: stubs.models.ListModels(ListModelsRequest(), metadata=m)) == "UNAUTHENTICATED"  # type: ignore[misc]
+        attack("gRPC", tried, "UNAUTHENTICATED")
+    assert stubs.models.ListModels(ListModelsRequest(), metadata=(("authorization", good.replace("B", "b")),)).models
+    stubs.channel.close()
+
+
+# --- roles ----------------------------------------------------------------------------------
+
+
+def test_who_may_only_predict_may_not_operate(caller: Caller, attack: Attack) -> None:
+    alice = caller("alice")
+    assert ask(alice) == 2
+    for method, client_streaming, server_streaming in methods():
+        if method in OPERATE:
+            call = call_raw(alice, method, client_streaming=client_streaming, server_streaming=server_streaming)
+            assert refused(call) == "PERMISSION_DENIED FORBIDDEN"
+    attack("gRPC", "load, unload, export, import, rewind with a token that may predict", "PERMISSION_DENIED FORBIDDEN")
+
+
+def test_who_may_only_read_metrics_may_not_predict(caller: Caller) -> None:
+    assert refused(lambda: ask(caller("max"))) == "PERMISSION_DENIED FORBIDDEN"
+
+
+def test_an_operator_may_operate(caller: Caller) -> None:
+    olga = caller("olga")
+    olga.models.LoadModel(LoadModelRequest(name="counter"))
+    opened = olga.sessions.OpenSession(OpenSessionRequest(model="counter")).session
+    snapshot = olga.sessions.ExportSession(ExportSessionRequest(session_id=opened.session_id)).snapshot
+    olga.sessions.ImportSession(ImportSessionRequest(snapshot=snapshot))
+    assert refused(lambda: olga.models.UnloadModel(UnloadModelRequest(name="absent"))) == "NOT_FOUND MODEL_NOT_FOUND"
+
+
+def scrape(server: ServerProcess, authority: Authority, header: str) -> int:
+    request = urllib.request.Request(server.metrics_url, headers={"Authorization": header} if header else {})  # noqa: S310
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=20) as answer:  # noqa: S310
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_metrics_need_their_role(guarded: ServerProcess, authority: Authority, attack: Attack) -> None:
+    assert scrape(guarded, authority, f"Bearer {TOKENS['max']}") == 200
+    for tried, header in {
+        "no token": "",
+        "a made-up token": "Bearer 0123456789abcdef0123456789",
+        "a token that may predict": f"Bearer {TOKENS['alice']}",
+        "no Bearer": TOKENS["max"],
+    }.items():
+        assert scrape(guarded, authority, header) == 401
+        attack("metrics", tried, "401")
+
+
+# --- JWT ------------------------------------------------------------------------------------
+
+
+def test_a_token_of_the_issuer_is_taken(caller: Caller, issuer: Issuer) -> None:
+    assert ask(caller(issuer.token())) == 2
+    assert refused(lambda: ask(caller(issuer.token(roles=["metrics"])))) == "PERMISSION_DENIED FORBIDDEN"
+    assert ask(caller(issuer.token(roles="openid predict"))) == 2
+
+
+def forged(issuer: Issuer, tmp_path: Path) -> dict[str, str]:
+    """Tokens that must not be taken."""
+    now = time.time()
+    claims = jwt.decode(issuer.token(roles=["predict", "operate"]), options={"verify_signature": False})
+    headers = {"kid": issuer.key_id}
+    good = issuer.token()
+    head, _, signature = good.split(".")
+    stranger = Issuer(tmp_path / "stranger")
+    stranger.key_id = issuer.key_id
+    no_signature = jwt.encode(claims, None, "none", headers=headers)  # type: ignore[arg-type]
+    # The public key, which everybody has, as if it were a shared secret (CVE-2016-5431 and its kin).
+
+    def part(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    signed = f"{part(json.dumps({'alg': 'HS256', 'kid': issuer.key_id}).encode())}.{part(json.dumps(claims).encode())}"
+    mac = part(hmac.new(issuer.public_pem, signed.encode(), hashlib.sha256).digest())
+    return {
+        "a JWT that has expired": issuer.token(lives=-1.0),
+        "a JWT that is not valid yet": issuer.token(nbf=now + 300),
+        "a JWT for another audience": issuer.token(aud="other"),
+        "a JWT of another issuer": issuer.token(iss="https://evil.test"),
+        "a JWT without expiry": issuer.token(exp=None),
+        "a JWT without audience": issuer.token(aud=None),
+        "a JWT without subject": issuer.token(sub=None),
+        "a JWT signed with a key of one's own": stranger.token(),
+        "a JWT without signature (alg none)": no_signature,
+        "a JWT signed with the public key (alg HS256)": f"{signed}.{mac}",
+        "a JWT whose claims were changed": f"{head}.{part(json.dumps(claims).encode())}.{signature}",
+        "a JWT cut short": good[:-10],
+        "a JWT bound to a certificate, without it (replayed)": issuer.token(cnf={"x5t#S256": "A" * 43}),
+        "a JWT bound to what cannot be checked": issuer.token(cnf={"jkt": "x"}),
+        "dots": "..",
+        "a header that is a list": f"{part(b'[]')}.{part(b'{}')}.",
+    }
+
+
+def test_forged_tokens_are_refused(caller: Caller, issuer: Issuer, tmp_path: Path, attack: Attack) -> None:
+    for tried, token in forged(issuer, tmp_path).items():
+        came_back = refused(lambda t=token: ask(caller(t)))  # type: ignore[misc]
+        assert came_back == "UNAUTHENTICATED", tried
+        attack("gRPC", tried, came_back)
+
+
+def test_a_new_key_of_the_issuer_is_known_at_once_and_the_old_one_no_more(
+    repository: Path, tmp_path: Path, attack: Attack
+) -> None:
+    issuer, access_file = Issuer(tmp_path / "issuer"), tmp_path / "access.yaml"
+    write_access_file(access_file, issuer)
+    with running_server(repository, "--access", str(access_file), "--no-metrics", ready="who may") as server:
+        signed_before = issuer.token("not shown yet")
+        assert ask_with(server, issuer.token()) == 2
+        issuer.rotate()  # within ten seconds of the first look, so the next is due later
+        deadline = time.monotonic() + 60
+        while (came_back := outcome(server, issuer.token())) != "ok":
+            assert came_back == "UNAUTHENTICATED"
+            assert time.monotonic() < deadline
+        assert outcome(server, issuer.token("another")) == "ok"
+        assert outcome(server, signed_before) == "UNAUTHENTICATED"
+        attack("gRPC", "a JWT signed with a key that its issuer has withdrawn", "UNAUTHENTICATED")
+
+
+def ask_with(server: ServerProcess, token: str) -> int:
+    stubs = Stubs(server.target, token=token)
+    with stubs.channel:
+        return ask(stubs)
+
+
+def outcome(server: ServerProcess, token: str) -> str:
+    try:
+        ask_with(server, token)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "ok"
+
+
+def test_a_stream_ends_when_its_token_expires(caller: Caller, issuer: Issuer, attack: Attack) -> None:
+    stubs = caller(issuer.token(lives=2.0))
+    opening = StreamStepsRequest(open=OpenSessionRequest(model="counter"), inputs=[tensor([1.0])])
+
+    def messages() -> Iterator[StreamStepsRequest]:
+        yield opening
+        pause.wait(60)
+
+    pause = threading.Event()
+    call = stubs.inference.StreamSteps(messages())
+    assert next(call).result.step == 1
+    assert refused(lambda: next(call)) == "UNAUTHENTICATED"
+    pause.set()
+    attack("gRPC", "a stream that outlives its token", "ended with UNAUTHENTICATED")
+
+
+# --- certificates ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mutual(repository: Path, authority: Authority, access_file: Path) -> Iterator[ServerProcess]:
+    """A server whose clients have certificates."""
+    flags = (*authority.flags(), "--tls-client-ca", str(authority.ca), "--access", str(access_file), "--no-metrics")
+    with running_server(repository, *flags, ready="who may") as server:
+        yield server
+
+
+def test_a_certificate_says_who_somebody_is(mutual: ServerProcess, authority: Authority, attack: Attack) -> None:
+    gateway = Stubs(mutual.target, authority.client("gateway").credentials())
+    assert ask(gateway) == 2
+    load = LoadModelRequest(name="counter")
+    assert refused(lambda: gateway.models.LoadModel(load)) == "PERMISSION_DENIED FORBIDDEN"
+    stream = gateway.inference.StreamSteps(iter(()))
+    assert list(stream) == []
+    stranger = Stubs(mutual.target, authority.client("stranger").credentials())
+    assert refused(lambda: ask(stranger)) == "UNAUTHENTICATED"
+    attack("gRPC", "a certificate of ours with a name that is not in the access file", "UNAUTHENTICATED")
+    for stubs in (gateway, stranger):
+        stubs.channel.close()
+
+
+def test_a_stolen_token_is_useless_without_the_certificate_it_is_bound_to(
+    mutual: ServerProcess, authority: Authority, issuer: Issuer, attack: Attack
+) -> None:
+    own, thief = authority.client("own"), authority.client("thief")
+    token = issuer.token(cnf={"x5t#S256": own.thumbprint})
+    assert ask(Stubs(mutual.target, own.credentials(), token=token)) == 2
+    came_back = refused(lambda: ask(Stubs(mutual.target, thief.credentials(), token=token)))
+    assert came_back == "UNAUTHENTICATED"
+    attack("gRPC", "a stolen token that is bound to a certificate (RFC 8705), with another certificate", came_back)
+    infer = oip.ModelReadyRequest(name="counter")
+    assert Stubs(mutual.target, own.credentials(), token=token).open_inference.ModelReady(infer).ready
+
+
+# --- the file -------------------------------------------------------------------------------
+
+
+def test_the_access_file_is_read_again(repository: Path, tmp_path: Path, attack: Attack) -> None:
+    issuer, access_file = Issuer(tmp_path / "issuer"), tmp_path / "access.yaml"
+    write_access_file(access_file, issuer)
+    with running_server(repository, "--access", str(access_file), "--no-metrics", ready="who may") as server:
+        assert outcome(server, TOKENS["alice"]) == "ok"
+        access_file.write_text("tokens: [{name: alice, roles: [everything]}]")
+        wait_for_words(server, "access_file_refused")
+        assert outcome(server, TOKENS["alice"]) == "ok"  # what cannot be used changes nothing
+        write_access_file(access_file, issuer, tokens=[])
+        wait_for_words(server, "access_file_reloaded")
+        assert outcome(server, TOKENS["alice"]) == "UNAUTHENTICATED"
+        attack("gRPC", "a token that was taken back", "UNAUTHENTICATED within a second")
+        assert not any(token in server.output for token in TOKENS.values())
+
+
+def wait_for_words(server: ServerProcess, words: str) -> None:
+    while words not in server.output:
+        assert server.new_output.wait(30)
+        server.new_output.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("tokens: [{name: a, roles: [predict], token: short}]", "20 characters"),
+        ("tokens: [{name: a, roles: [predict]}]", "either sha256 or token"),
+        ("tokens: [{name: a, roles: [rule], sha256: " + "0" * 64 + "}]", "roles"),
+        ("jwt: {issuer: i, audience: a, jwks: 'http://issuer.test/keys'}", "use https"),
+        ("jwt: {issuer: i, audience: a, jwks: keys.json, algorithms: [HS256]}", "algorithms"),
+        ("tokens: [", "not YAML"),
+        ("tolkens: []", "tolkens"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_a_wrong_access_file_is_one_line(repository: Path, tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "access.yaml"
+    path.write_text(text)
+    with pytest.raises(RuntimeError, match=why) as refusal:
+        ServerProcess(repository, "--access", str(path))
+    assert str(refusal.value).count("\n") == 2
+    assert "short" not in str(refusal.value).replace(str(path), "")
+
+
+def test_no_secret_is_in_the_log(guarded: ServerProcess, caller: Caller, issuer: Issuer) -> None:
+    token = issuer.token()
+    ask(caller(token))
+    with pytest.raises(grpc.RpcError):
+        ask(caller("wrong-wrong-wrong-wrong-wrong"))
+    for secret in (*TOKENS.values(), token, "wrong-wrong"):
+        assert secret not in guarded.output
