@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run train lessons test unit clients fuzz kills lint format proto dashboards pictures bench docker certificate clean
+.PHONY: help setup run train lessons test unit clients fuzz kills lint format proto dashboards pictures bench fairness docker certificate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,9 @@ pictures: $(INSTALLED) ## Play some minutes of load, and draw the dashboards of 
 
 bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only limit,bulk --quick' chooses
 	$(BIN)/python -m benchmarks $(BENCH)
+
+fairness: $(INSTALLED) ## Measure what a quiet caller feels of one that floods
+	$(BIN)/python -m benchmarks --only fairness $(BENCH)
 
 docker: ## Build the server's image
 	docker build --file deploy/docker/Dockerfile --tag recurra .

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter, validators
 
 from benchmarks import machine, plots, report
 from benchmarks.client import ClientProcess
-from benchmarks.parts import durability, messages, options, paced, scale, sequences, steps
+from benchmarks.parts import durability, fairness, messages, options, paced, scale, sequences, steps
 from benchmarks.parts.bench import Bench, Part
 from benchmarks.runs import Effort, Findings
 
@@ -24,6 +24,7 @@ PARTS: Final[dict[str, Part]] = {
     "telemetry": options.telemetry,
     "workers": options.workers,
     "outputs": options.outputs,
+    "fairness": fairness.fairness,
     "paced": paced.paced,
     "scale": scale.scale,
     "durability": durability.durability,
@@ -47,8 +48,8 @@ def main(
     Parameters
     ----------
     only
-        Parts to measure, with commas: limit, bulk, chunks, telemetry, workers, outputs, paced, scale, durability,
-        openinference, peers. Empty: all.
+        Parts to measure, with commas: limit, bulk, chunks, telemetry, workers, outputs, fairness, paced, scale,
+        durability, openinference, peers. Empty: all.
     quick
         One short round, to see that everything works.
     rounds

@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -58,7 +58,11 @@ class ClientProcess:
 
     def run(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Run a function of a module there."""
-        return self._pool.submit(function, *arguments, **named).result()
+        return self.begin(function, *arguments, **named).result()
+
+    def begin(self, function: Callable[..., T], *arguments: Any, **named: Any) -> "Future[T]":
+        """Begin to run it there."""
+        return self._pool.submit(function, *arguments, **named)
 
 
 def in_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -148,7 +152,7 @@ def _judge(good: bytes) -> Judge:
 
 
 async def _load(target: str, pid: int, model: str, fields: dict[str, Any]) -> Values:
-    plan, time = Plan(target, await _describe(target, model), **fields), _ServerTime(pid)
+    plan, time = Plan(target, await _describe(target, model, fields.get("token", "")), **fields), _ServerTime(pid)
     outcome = await run_load(plan, lambda: None, [0], 0, time.begin)
     time.end()
     values = _values(outcome, outcome.steps, time.seconds)
@@ -159,8 +163,8 @@ async def _load(target: str, pid: int, model: str, fields: dict[str, Any]) -> Va
     return values
 
 
-async def _describe(target: str, model: str) -> models_pb2.Model:
-    async with Client(target) as client:
+async def _describe(target: str, model: str, token: str) -> models_pb2.Model:
+    async with Client(target, token=token) as client:
         return await client.model(model)
 
 

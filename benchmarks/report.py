@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from benchmarks.contenders import OPEN_INFERENCE
-from benchmarks.parts import durability, messages, options, paced, scale, sequences, steps
+from benchmarks.parts import durability, fairness, messages, options, paced, scale, sequences, steps
 from benchmarks.peers.registry import TRITON
 from benchmarks.runs import Findings, Spread
 
@@ -72,6 +72,7 @@ _TITLES: Final = {
     durability.TRIP: "Saving checkpoints with nothing round it; the case is how many at once",
     durability.SIZE: "A checkpoint of LSTM-128",
     durability.TAKE_OVER: "The first call for a session that only the store has; the case is how many others it holds",
+    fairness.FAIRNESS: "A quiet caller: 8 sessions with a step every 10 ms, beside noisy ones",
     options.TELEMETRY: "Metrics and logging, on and off",
     options.WORKERS: "Workers, LSTM-512x2",
     options.OUTPUTS: "An optional output; the case is the number of sessions",
@@ -112,6 +113,8 @@ def markdown(findings: Findings, machine: Mapping[str, str], how: str) -> str:
                 lines += [*_in_round_trips(findings), ""]
             if part == durability.TAKE_OVER:
                 lines += [*_beside_many(figures), ""]
+            if part == fairness.FAIRNESS:
+                lines += [*_beside(findings), ""]
             if part == scale.PART:
                 lines += [*_scaled(figures), ""]
     if findings.unavailable:
@@ -134,6 +137,17 @@ def _cell(spread: Spread | None, text: _Format) -> str:
         return ""
     middle, low, high = text(spread.median), text(spread.low), text(spread.high)
     return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def _beside(findings: Findings) -> list[str]:
+    """The quiet caller's p99 to what it is alone, pair by pair in each round."""
+    p99 = {(s.case, s.round): s.values["p99"] for s in findings.samples if s.part == fairness.FAIRNESS}
+    lines = []
+    for case in dict.fromkeys(case for case, _ in p99 if case != fairness.ALONE):
+        ratios = [value / p99[fairness.ALONE, turn] for (other, turn), value in p99.items() if other == case]
+        spread = Spread.of(ratios)
+        lines.append(f"* p99 {case} / alone: **{spread.median:.2f}** ({spread.low:.2f}-{spread.high:.2f})")
+    return lines
 
 
 def _ratios(findings: Findings, part: str, ours: str, base: str | None) -> list[str]:

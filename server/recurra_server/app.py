@@ -38,6 +38,7 @@ from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.streams import OpenStreams
 from recurra_server.rpc.traced import TraceReader
+from recurra_server.rpc.turnstile import Turnstile
 from recurra_server.security.certificates import Certificates
 from recurra_server.settings import Settings
 from recurra_server.shared_catalog import SharedCatalog
@@ -91,7 +92,8 @@ class App:
             self.driver.observers.append(SlowSteps(settings.slow_seconds).observe_batch)
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self._streams = OpenStreams(edge)
+        turnstile = None if settings.protection.access is None else Turnstile(self.driver.clock)
+        self._streams = OpenStreams(edge, turnstile)
         self._told = asyncio.Event()
         self._store = open_store(settings.store) if settings.store else None
         if self._store is not None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import DeadlineError, EngineError, InputNotFiniteError, InternalError
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.outputs import Choice
@@ -122,7 +123,7 @@ class Blocks:
         self._slots = slots
         self._turns = turns
         self._workspaces = workspaces
-        self._ready: deque[Block] = deque()
+        self._ready: dict[Account, deque[Block]] = {}  # by turns, so that nobody keeps others back
 
     @property
     def has_ready(self) -> bool:
@@ -136,7 +137,7 @@ class Blocks:
         by step.
         """
         return (
-            self._turns.depth + len(sessions) <= self._limits.max_queue
+            self._has_room(sessions)
             and len(set(sessions)) == len(sessions)
             and len({session.group for session in sessions}) == 1
             and not any(session.current is not None or session.closed for session in sessions)
@@ -144,10 +145,14 @@ class Blocks:
             and (not numbers or all(map(_is_next, sessions, numbers)))
         )
 
+    def _has_room(self, sessions: Sequence[Session]) -> bool:
+        free, owner = self._limits.max_queue - self._turns.depth, sessions[0].owner
+        return len(sessions) <= free and (not owner.key or owner.queued + len(sessions) <= free)
+
     def submit(self, block: Block) -> None:
         """Accept a block of steps that `takes` has approved of."""
         self._turns.begin_all(block.sessions, block)
-        self._ready.append(block)
+        self._ready.setdefault(block.sessions[0].owner, deque()).append(block)
 
     def next_batch(self, now: float) -> BlockBatch | None:
         """Stack the next block that somebody waits for; None where there is none.
@@ -156,7 +161,11 @@ class Blocks:
             Exception: A bug, or no memory; the block has failed, others can go on.
         """
         while self._ready:
-            block = self._ready.popleft()
+            owner = next(iter(self._ready))
+            blocks = self._ready.pop(owner)
+            block = blocks.popleft()
+            if blocks:
+                self._ready[owner] = blocks  # to the end
             if block.waiter.gone:
                 self._drop(block, None, now)
             elif block.deadline <= now:

@@ -44,14 +44,20 @@ class Turns:
         session = step.session
         if session.closed:
             raise not_found(session.id)
-        if self.depth >= self._limits.max_queue:
+        free = self._limits.max_queue - self.depth
+        if free <= 0:
             raise _too_many("steps wait already; the server cannot keep up", "max_queue", self._limits.max_queue)
+        owner = session.owner
+        if owner.key and owner.queued >= free:  # who holds no more than is free leaves room for others
+            raise _too_many("of your steps wait already; read their replies first", "fair_share", owner.queued)
         if session.current is None:
             self.depth += 1
+            owner.queued += 1
             self._begin(step, now)
             return
         self._line(session).append(step)
         self.depth += 1
+        owner.queued += 1
 
     def at_rest(self, session: Session, action: Action) -> None:
         """Call `action` once no step of the session is in flight or waits before it; also when it has ended.
@@ -106,6 +112,7 @@ class Turns:
     def begin_all(self, sessions: Sequence[Session], block: Block) -> None:
         """A block begins: it is in flight in each of its sessions, which are at rest."""
         self.depth += len(sessions)
+        sessions[0].owner.queued += len(sessions)
         for session in sessions:
             session.current = block
 
@@ -113,6 +120,7 @@ class Turns:
         """A block is over; `failed` are the reasons of its rows that failed, `gone` whether anybody waits."""
         self.depth -= len(sessions)
         for session in sessions:
+            session.owner.queued -= 1
             session.current = None
         if gone:
             self.outcomes["cancelled"] += len(sessions)
@@ -187,6 +195,7 @@ class Turns:
     def _answer(self, step: Step) -> None:
         """Tell whoever waits for a step; it is not in line any more."""
         self.depth -= 1
+        step.session.owner.queued -= 1
         if step.waiter.gone:
             self.outcomes["cancelled"] += 1
         else:

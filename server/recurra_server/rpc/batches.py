@@ -51,6 +51,7 @@ async def step_batch(driver: Driver, request: _Request, deadline: float, caller:
     table, count, is_chunk = decode_table(request.inputs, model.signature, rows, driver.engine.limits.max_chunk_steps)
     if not (model.fits_block(count) and model.blocks.takes(sessions, numbers)):
         return await _step_by_step(driver, request, now, deadline, caller)
+    sessions[0].owner.spend(rows * count, now)
     waiter = _Gather()
     blocks = []
     for begin in range(0, rows, model.max_batch_size):
@@ -92,6 +93,7 @@ async def _step_by_step(
     model = models.pop()
     signature, choice = model.signature, model.choose(request.outputs)
     table, count, is_chunk = decode_table(request.inputs, signature, rows, driver.engine.limits.max_chunk_steps)
+    next(iter(sessions.values())).owner.spend(len(sessions) * count, now)
     data = list(zip(*(split_rows(data, rows) for data in table), strict=True))
     numbers = request.steps or [0] * rows
     waiter = _Gather()

@@ -1,5 +1,6 @@
 """Generate: each output becomes the next input."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -66,6 +67,8 @@ async def _run(
     index = next(i for i, spec in enumerate(specs) if spec.name == feedback.output)
     inputs, count, _ = decode_steps(request.inputs, signature, bound)
     for _ in range(request.max_steps):
+        if pause := session.owner.charge(count, driver.clock()):
+            await asyncio.sleep(pause)
         step = await driver.run_step(session, inputs, count, choice=choice)
         last = [blob[-out.step_bytes :] for out, blob in zip(specs, step.outputs, strict=True)]
         following = draw(np.frombuffer(last[index], specs[index].np_dtype)) if feedback.sampled else last[index]

@@ -44,6 +44,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         inputs, count, chunk = decode_steps(
             request.inputs, session.model.signature, self._engine.limits.max_chunk_steps
         )
+        session.owner.spend(count, self._driver.clock())
         step = await self._driver.run_step(
             session, inputs, count, number=request.step, deadline=self._deadline(context), choice=choice
         )
@@ -72,6 +73,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         states = decode_states(request.initial_states, model.signature.kept)
         inputs, count, chunk = decode_steps(request.inputs, model.signature, self._engine.limits.max_chunk_steps)
         with self._engine.borrow(model, self._driver.clock(), states, caller_account()) as session:
+            session.owner.spend(count, self._driver.clock())
             step = await self._driver.run_step(session, inputs, count, deadline=self._deadline(context), choice=choice)
         specs, outputs = step.specs, step.outputs
         lead = [count] if chunk and not request.last_only else []

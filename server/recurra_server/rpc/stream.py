@@ -154,8 +154,10 @@ class StepStream(Stream):
         choice = session.model.choose(request.outputs) if request.outputs else None
         plain = not (chunk or opened or request.close or choice)
         waiter = self if plain else _Message(self, driver, opened, chunk=chunk, close=request.close)
-        driver.submit(Step(session, inputs, count, waiter, driver.clock(), number=request.step, choice=choice))
+        step = Step(session, inputs, count, waiter, driver.clock(), number=request.step, choice=choice)
+        driver.submit(step)
         self._unanswered_steps += count
+        self._pause = session.owner.charge(count, step.arrived)
 
     def _close(self, session: Session, opened: sessions_pb2.Session | None) -> None:
         """Called by the engine once the session is at rest, or has ended."""

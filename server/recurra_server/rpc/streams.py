@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from recurra_server.engine.errors import DrainingError, EngineError, InvalidRequestError, UnauthenticatedError
 from recurra_server.rpc.status import abort
+from recurra_server.rpc.turnstile import Turnstile
 from recurra_server.rpc.writer import EagerWriter
 from recurra_server.security.identity import CALLER, Identity
 from recurra_server.telemetry.metrics import EdgeCounts
@@ -38,6 +39,7 @@ class Stream(ABC):
         gone: Whether the call is over.
         trace: What the call is part of; None where nothing is traced.
         identity: Whose call it is; None where callers are not told apart.
+        turnstile: What keeps callers from crowding one another out; None likewise.
     """
 
     MESSAGE: ClassVar[str]
@@ -46,10 +48,12 @@ class Stream(ABC):
         self.gone = False
         self.trace = TRACE.get()
         self.identity = CALLER.get()
+        self.turnstile: Turnstile | None = None
         self._context = context
         self._window = window
         self._max_steps = max_steps
         self._unanswered = self._unanswered_steps = 0
+        self._pause = 0.0  # seconds for which the caller has to be made to wait
         self._writer = EagerWriter(context.write, self._written, self._fail)
         self._room: asyncio.Future[None] | None = None  # what the reader waits for when the window is full
         self._all_read = False
@@ -99,6 +103,13 @@ class Stream(ABC):
                 self._unanswered += 1
                 if (rest := self._accept(request)) is not None:
                     await rest
+                if self.turnstile is not None and self.identity is not None:
+                    wait = self.turnstile.enter(self.identity.account)
+                    if wait is not None:
+                        await wait
+                if self._pause:
+                    await asyncio.sleep(self._pause)
+                    self._pause = 0.0
                 while self._unanswered >= self._window or self._unanswered_steps > self._max_steps:
                     self._room = asyncio.get_running_loop().create_future()
                     await self._room
@@ -131,8 +142,9 @@ class Stream(ABC):
 class OpenStreams:
     """All streams of all APIs: told when the server shuts down, and ended when its patience is over."""
 
-    def __init__(self, edge: EdgeCounts) -> None:
+    def __init__(self, edge: EdgeCounts, turnstile: Turnstile | None = None) -> None:
         self._edge = edge
+        self._turnstile = turnstile
         self._streams: set[Stream] = set()
         self._none = asyncio.Event()
         self._grace: float | None = None  # set while the server shuts down
@@ -172,6 +184,7 @@ class OpenStreams:
     @contextlib.contextmanager
     def _opened(self, stream: Stream) -> Iterator[None]:
         self._streams.add(stream)
+        stream.turnstile = self._turnstile
         self._edge.streams += 1
         if self._grace is not None:
             stream.announce(self._grace)

@@ -110,7 +110,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if left is not None:
             inference.deadline = min(inference.deadline, now + left)
         try:
+            if call.account is not None:
+                call.account.spend(0, now)
             self._sequences.take(inference, request)
+            if call.account is not None:
+                call.account.charge(inference.count, now)
             await call.told
         except EngineError as error:
             raise inference.explain(error) from None

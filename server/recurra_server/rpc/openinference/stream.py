@@ -69,6 +69,8 @@ class InferStream(Stream):
             self._writer.put(self._refusal, (request.id[:_ECHOED], known), 0)
         else:
             self._unanswered_steps += inference.count
+            if self.account is not None:
+                self._pause = self.account.charge(inference.count, inference.arrived)
 
     def answered(self, step: Inference) -> None:
         """Called by the engine: answer a request that was accepted."""

@@ -1,0 +1,57 @@
+"""A quiet caller beside one that floods: what it feels of it."""
+
+import hashlib
+import json
+import os
+import secrets
+from concurrent.futures import Future
+from typing import Any, Final
+
+from benchmarks import contenders
+from benchmarks.client import ClientProcess, Values, load
+from benchmarks.parts.bench import Bench
+from benchmarks.processes import free_port
+
+FAIRNESS: Final = "fairness"
+ALONE: Final = "alone"
+_MODEL: Final = "lstm-128"
+_QUIET: Final[dict[str, Any]] = {"api": "stream", "sessions": 8, "pace": 0.01, "arrivals": 100.0, "warmup": 0.5}
+_QUOTA: Final = 2_000
+_NOISY: Final = 64
+
+
+def fairness(bench: Bench) -> None:
+    """Alone, beside callers that send ten times what they may, and beside callers that send all they can."""
+    tokens = {name: secrets.token_hex(16) for name in ("quiet", "bounded", "flooding")}
+    access = bench.models / "access.yaml"
+    access.write_text(json.dumps({"tokens": [_entry(name, token) for name, token in tokens.items()]}))
+    noises: dict[str, dict[str, Any]] = {
+        ALONE: {},
+        "beside ten times a bound": {
+            "token": tokens["bounded"], "sessions": _NOISY, "in_flight": 256, "pace": _NOISY / (10 * _QUOTA),
+            "arrivals": 1000.0,
+        },
+        "beside a flood of streams": {"token": tokens["flooding"], "sessions": _NOISY, "in_flight": 256},
+        "beside a flood of calls": {
+            "token": tokens["flooding"], "sessions": _NOISY, "in_flight": 16, "api": "unary", "connections": 4,
+        },
+    }  # fmt: skip
+    ours = contenders.ours(bench.models, _MODEL, "--access", str(access), "--admit-below", "0")
+    for turn in range(bench.effort.rounds):
+        for case, noise in noises.items():
+            port = free_port()
+            with ours.running(port) as pid, ClientProcess() as other:
+                target, seconds = f"127.0.0.1:{port}", bench.effort.seconds
+                loud: Future[Values] | None = None
+                if noise:
+                    other.run(os.nice, 10)  # it is the server that is to be fair, not this machine
+                    loud = other.begin(load, target, pid, _MODEL, **{"api": "stream", "seconds": seconds + 3, **noise})
+                values = bench.client.run(load, target, pid, _MODEL, **_QUIET, token=tokens["quiet"], seconds=seconds)
+                if loud is not None:
+                    values["others' steps/s"] = loud.result()["steps_per_second"]
+                bench.findings.add(FAIRNESS, "quiet caller", case, turn, values)
+
+
+def _entry(name: str, token: str) -> dict[str, Any]:
+    limits = {"limits": {"steps_per_second": _QUOTA}} if name == "bounded" else {}
+    return {"name": name, "roles": ["predict"], "sha256": hashlib.sha256(token.encode()).hexdigest(), **limits}

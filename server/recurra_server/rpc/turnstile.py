@@ -1,0 +1,67 @@
+"""Lets the messages of each caller in by turns, a few in each turn of the event loop.
+
+All messages are read on one thread. Where one caller floods it, a turn of the loop would be as long as there are
+streams of theirs, and everybody else's next message waits for its end. So while several callers are there, a turn
+takes only so many messages of each.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from recurra_server.engine.accounts import Account
+
+EACH: Final = 8
+"""Messages of one caller in a turn: less than half a millisecond of work."""
+_LATELY: Final = 1.0  # seconds for which somebody counts as being there
+
+
+class Turnstile:
+    """Belongs to the event loop's thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._passed: dict[Account, int] = {}  # in this turn
+        self._waiting: dict[Account, deque[asyncio.Future[None]]] = {}
+        self._turning = False
+        self._here: set[Account] = set()  # since `_since`, and in the second before
+        self._before: set[Account] = set()
+        self._since = 0.0
+
+    def enter(self, account: Account) -> "asyncio.Future[None] | None":
+        """A message of a caller was taken in: before the next one of the same stream, wait for what this returns."""
+        self._here.add(account)
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._turn)
+        passed = self._passed.get(account, 0)
+        self._passed[account] = passed + 1
+        if passed < EACH or not self._is_crowded():
+            return None
+        wait: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(account, deque()).append(wait)
+        return wait
+
+    def _is_crowded(self) -> bool:
+        return len(self._here | self._before) > 1
+
+    def _turn(self) -> None:
+        """A turn is over: let those in who wait for the next."""
+        self._passed.clear()
+        now = self._clock()
+        if now - self._since > _LATELY:
+            self._before, self._here, self._since = self._here, set(self._waiting), now
+        for account, waiting in list(self._waiting.items()):
+            crowded, admitted = self._is_crowded(), 0
+            while waiting and (admitted < EACH or not crowded):
+                wait = waiting.popleft()
+                if not wait.done():  # else its stream is gone
+                    wait.set_result(None)
+                    admitted += 1
+            self._passed[account] = admitted
+            if not waiting:
+                del self._waiting[account]
+        self._turning = bool(self._waiting)
+        if self._turning:
+            asyncio.get_running_loop().call_soon(self._turn)

@@ -1,0 +1,190 @@
+"""No caller takes what is others': bounds of each, and turns."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from recurra.v1.inference_pb2 import (
+    GenerateRequest,
+    ModelVersion,
+    PredictRequest,
+    StepBatchRequest,
+    StepRequest,
+    StreamStepsRequest,
+)
+from recurra.v1.sessions_pb2 import CloseSessionRequest, OpenSessionRequest
+from recurra_server.engine.accounts import Account, Quota
+from recurra_server.engine.errors import CapacityError
+from recurra_server.engine.limits import Limits
+from recurra_server.rpc.turnstile import EACH, Turnstile
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+from tests.security.conftest import Attack, failure, reason_of, refused
+from tests.support.authority import TOKENS, Issuer, write_access_file
+from tests.support.harness import Harness
+from tests.support.openinference import request
+from tests.support.server import ServerProcess, running_server
+from tests.support.wire import Stream, Stubs, error_info, tensor
+
+
+def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness({"counter": runtimes["counter"]}, Limits(max_batch_size=4))
+    noisy, quiet = Account("noisy"), Account("quiet")
+    theirs = [harness.open("counter", caller=noisy) for _ in range(40)]
+    for session in theirs:
+        harness.submit(session, np.ones((1, 1), np.float32))
+    step = harness.submit(harness.open("counter", caller=quiet), np.ones((1, 1), np.float32))
+    harness.run_batch()
+    assert step in harness.answered, "one of forty-one, and last to come: in the first batch all the same"
+    harness.run()
+    assert len(harness.answered) == 41
+    assert noisy.queued == quiet.queued == 0
+
+
+def test_nobody_holds_more_of_the_queue_than_is_left_for_others(runtimes: dict[str, OnnxRuntime]) -> None:
+    harness = Harness({"counter": runtimes["counter"]}, Limits(max_queue=30))
+    accepted = []
+    for name in ("first", "second", "third"):
+        account = Account(name)
+        with contextlib.suppress(CapacityError):
+            while True:
+                harness.submit(harness.open("counter", caller=account), np.ones((1, 1), np.float32))
+        accepted.append(account.queued)
+    assert accepted == [15, 8, 4]
+    harness.run()
+    assert len(harness.answered) == sum(accepted)
+
+
+def test_steps_per_second_are_kept_over_a_second() -> None:
+    account = Account("a", Quota(steps_per_second=10))
+    assert [account.charge(1, 100.0) for _ in range(10)] == [0.0] * 10  # a second's worth at once
+    assert account.charge(5, 100.0) == pytest.approx(0.5)
+    with pytest.raises(CapacityError) as refusal:
+        account.spend(1, 100.0)
+    assert refusal.value.retry_after == pytest.approx(0.5)
+    account.spend(1, 100.51)
+
+
+async def test_the_turnstile_lets_a_few_in_each_turn_where_there_are_several() -> None:
+    turnstile, noisy, quiet = Turnstile(asyncio.get_running_loop().time), Account("noisy"), Account("quiet")
+    assert all(turnstile.enter(noisy) is None for _ in range(10 * EACH)), "alone, nobody waits"
+    assert turnstile.enter(quiet) is None
+    await asyncio.sleep(0)
+    waits = [turnstile.enter(noisy) for _ in range(5 * EACH)]
+    assert sum(wait is None for wait in waits) == EACH
+    assert turnstile.enter(quiet) is None
+    left = [wait for wait in waits if wait is not None]
+    left.pop(0).cancel()  # its stream is gone: nobody waits for its place
+    for turns in range(1, 5):
+        await asyncio.sleep(0)
+        assert sum(wait.done() for wait in left) == min(turns * EACH, len(left))
+        assert turnstile.enter(quiet) is None
+
+
+# --- against a server -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bounded(repository: Path, tmp_path_factory: pytest.TempPathFactory, issuer: Issuer) -> Iterator[ServerProcess]:
+    """A server where everybody has bounds."""
+    path = tmp_path_factory.mktemp("a") / "access.yaml"
+    limits = {"sessions": 3, "state_mb": 12 / 2**20, "steps_per_second": 50}
+    write_access_file(path, issuer, limits=limits)
+    with running_server(repository, "--access", str(path), "--no-metrics", ready="who may") as server:
+        yield server
+
+
+@pytest.fixture
+def alice(bounded: ServerProcess) -> Iterator[Stubs]:
+    stubs = Stubs(bounded.target, token=TOKENS["alice"])
+    yield stubs
+    stubs.channel.close()
+
+
+@pytest.fixture
+def bob(bounded: ServerProcess) -> Iterator[Stubs]:
+    stubs = Stubs(bounded.target, token=TOKENS["bob"])
+    yield stubs
+    stubs.channel.close()
+
+
+def opened(stubs: Stubs, model: str = "counter") -> str:
+    return stubs.sessions.OpenSession(OpenSessionRequest(model=model)).session.session_id
+
+
+def bound_of(error: object) -> str:
+    assert isinstance(error, grpc.RpcError)
+    return str(error_info(error).metadata["bound"])
+
+
+def test_sessions_are_bounded_for_each_and_all_their_ways_in(alice: Stubs, bob: Stubs, attack: Attack) -> None:
+    ids = [opened(alice) for _ in range(3)]
+    ways = (
+        lambda: opened(alice),
+        lambda: alice.open_inference.ModelInfer(request([[1.0]], sequence=1, start=True)),
+        lambda: alice.inference.Predict(PredictRequest(model="counter", inputs=[tensor([[1.0]])])),
+        lambda: alice.inference.Generate(
+            GenerateRequest(model=ModelVersion(name="echo"), inputs=[tensor([1.0])], max_steps=1)
+        ),
+    )
+    for way in ways:
+        error = failure(way)
+        assert reason_of(error) == "RESOURCE_EXHAUSTED CAPACITY"
+        assert bound_of(error) == "identity_sessions"
+    bob.sessions.CloseSession(CloseSessionRequest(session_id=opened(bob)))  # others are not touched
+    for session_id in ids:
+        alice.sessions.CloseSession(CloseSessionRequest(session_id=session_id))
+    alice.sessions.CloseSession(CloseSessionRequest(session_id=opened(alice)))
+    attack("gRPC", "more sessions than one's own bound", "RESOURCE_EXHAUSTED CAPACITY; others open theirs")
+
+
+def test_steps_are_bounded_for_each(alice: Stubs, bob: Stubs, attack: Attack) -> None:
+    session_id, others = opened(alice), opened(bob)
+    chunk = [tensor(np.ones((64, 1)))]
+    alice.inference.Step(StepRequest(session_id=session_id, inputs=chunk))
+    steps = (
+        lambda: alice.inference.Step(StepRequest(session_id=session_id, inputs=[tensor([1.0])])),
+        lambda: alice.inference.StepBatch(StepBatchRequest(session_ids=[session_id], inputs=[tensor([[1.0]])])),
+        lambda: alice.inference.Predict(PredictRequest(model="counter", inputs=[tensor([[1.0]])])),
+        lambda: alice.open_inference.ModelInfer(request([[1.0]])),
+    )
+    for step in steps:
+        alice.inference.StreamSteps(iter([StreamStepsRequest(session_id=session_id, inputs=chunk)]))
+        error = failure(lambda: [step() for _ in range(100)])  # noqa: B023
+        assert reason_of(error) == "RESOURCE_EXHAUSTED CAPACITY"
+        assert bound_of(error) == "identity_steps_per_second"
+    bob.inference.Step(StepRequest(session_id=others, inputs=[tensor([1.0])]))
+    for stubs, each in ((alice, session_id), (bob, others)):
+        stubs.sessions.CloseSession(CloseSessionRequest(session_id=each))
+    attack(
+        "gRPC", "more steps a second than one's own bound, by calls", "RESOURCE_EXHAUSTED CAPACITY, and when to return"
+    )
+
+
+def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None:
+    stream = Stream(bob)
+    session_id = stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
+    for _ in range(150):
+        stream.send(session_id=session_id, inputs=[tensor([1.0])])
+    answers = stream.end()
+    assert [answer.result.step for answer in answers] == list(range(1, 151))
+    bob.sessions.CloseSession(CloseSessionRequest(session_id=session_id))
+    attack("gRPC", "more steps a second than one's own bound, on a stream", "it is read more slowly")
+
+
+def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer, repository: Path) -> None:
+    write_access_file(tmp_path / "access.yaml", issuer, limits={"state_mb": 8 / 2**20})
+    with running_server(
+        repository, "--access", str(tmp_path / "access.yaml"), "--no-metrics", ready="who may"
+    ) as server:
+        stubs = Stubs(server.target, token=TOKENS["alice"])
+        with stubs.channel:
+            opened(stubs)
+            opened(stubs)
+            error = failure(lambda: opened(stubs))
+            assert bound_of(error) == "identity_state_bytes"
+            assert refused(lambda: opened(stubs)) == "RESOURCE_EXHAUSTED CAPACITY"
