@@ -145,6 +145,8 @@ class App:
                 asyncio.ensure_future(self.driver.checkpoints.write_forever()),
                 asyncio.ensure_future(self.driver.checkpoints.watch_forever()),
             ]
+        if (patience := settings.bounds.slow_reader_timeout) > 0:
+            self._chores.append(asyncio.ensure_future(self._streams.watch_readers(self.driver.clock, patience)))
         if self._access is not None:
             self._chores += [
                 asyncio.ensure_future(chore) for chore in (self._access.keep_current(), self._watch_callers())
@@ -276,7 +278,7 @@ class App:
         server = grpc.aio.server(
             interceptors=self._interceptors(edge),
             options=transport.options(
-                max_message_bytes=settings.max_message_mb << 20,
+                settings.bounds,
                 max_pending=2 * settings.limits.max_queue,
                 share_port=self._worker,
                 channelz=settings.channelz,
@@ -287,7 +289,9 @@ class App:
         models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), calls)
         drain = None if self._worker else self.drain
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge, drain), calls)
-        inference = InferenceServicer(self.driver, edge, self._streams, stream_window=settings.stream_window)
+        inference = InferenceServicer(
+            self.driver, edge, self._streams, stream_window=settings.stream_window, bounds=settings.bounds
+        )
         self.driver.on_forget += [self.metrics.timings.forget, inference.forget]
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, calls)
         open_inference = OpenInferenceServicer(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter, validators
 
 from recurra_server.engine.limits import Limits
+from recurra_server.security.bounds import Bounds
 
 _Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))]
 _Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
@@ -61,8 +62,6 @@ class Settings:
     """A batch that takes no longer than this many milliseconds runs on the event loop's thread."""
     drain_seconds: _Seconds = 10.0
     """On SIGTERM, seconds for which open streams may go on before they are ended."""
-    max_message_mb: _Positive = 16
-    """Largest message that is taken in, in MiB."""
     stream_window: _Positive = 256
     """Messages of one stream that may be read and not yet answered."""
     store: str = ""
@@ -84,6 +83,7 @@ class Settings:
     """Least severe log that is written."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """JSON lines or columns for people; auto: columns on a terminal."""
+    bounds: Annotated[Bounds, Parameter(name="*", group="Connections")] = field(default_factory=Bounds)
     protection: Annotated[Protection, Parameter(name="*", group="Protection")] = field(default_factory=Protection)
     limits: Annotated[Limits, Parameter(name="*", group="Bounds")] = field(default_factory=Limits)
 

@@ -63,7 +63,7 @@ def open_store(where: str) -> Store:
         embedded = EmbeddedValkey(Path(where.partition(":")[2] or _FOLDER))
         return Store(ValkeyStore(embedded.url), embedded)
     except (ValueError, EmbeddedError) as error:
-        raise StartError(f"--store {where}: {error}") from None
+        raise StartError(f"--store: {error}") from None  # the URL may hold a password
 
 
 def read_certificates(settings: Settings) -> Certificates | None:

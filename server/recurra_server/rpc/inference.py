@@ -1,5 +1,6 @@
 """InferenceService: steps, one by one, streamed, in bulk, whole, or generated."""
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -13,8 +14,9 @@ from recurra_server.rpc.generate import generate
 from recurra_server.rpc.results import StreamResultTemplate, result_of, timing_of
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.stream import StepStream
-from recurra_server.rpc.streams import OpenStreams
+from recurra_server.rpc.streams import SLOW_READER, OpenStreams
 from recurra_server.rpc.tensors import decode_states, decode_steps, encode
+from recurra_server.security.bounds import Bounds
 from recurra_server.security.identity import caller_account
 from recurra_server.telemetry.metrics import EdgeCounts
 
@@ -24,12 +26,15 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Decodes, awaits the engine, encodes."""
 
-    def __init__(self, driver: Driver, edge: EdgeCounts, streams: OpenStreams, *, stream_window: int) -> None:
+    def __init__(
+        self, driver: Driver, edge: EdgeCounts, streams: OpenStreams, *, stream_window: int, bounds: Bounds
+    ) -> None:
         self.edge = edge
         self._streams = streams
         self._driver = driver
         self._engine = driver.engine
         self._stream_window = stream_window
+        self._bounds = bounds
         self._templates: dict[ServedModel, StreamResultTemplate] = {}
 
     def forget(self, model: ServedModel) -> None:
@@ -52,7 +57,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def StreamSteps(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""
-        stream = StepStream(self._driver, self.edge, self._templates, context, self._stream_window, caller_account())
+        stream = StepStream(
+            self._driver,
+            self.edge,
+            self._templates,
+            context,
+            self._stream_window,
+            caller_account(),
+            most_sessions=self._bounds.max_sessions_per_stream,
+        )
         await self._streams.serve(stream, context)
 
     @guarded
@@ -86,7 +99,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Feed each output back as the next input."""
         async with contextlib.aclosing(generate(self._driver, request, caller_account())) as responses:
             async for response in responses:
-                await context.write(response)
+                try:
+                    async with asyncio.timeout(self._bounds.slow_reader_timeout or None):
+                        await context.write(response)
+                except TimeoutError:
+                    self.edge.count_error(SLOW_READER)
+                    raise asyncio.CancelledError from None
 
     def _deadline(self, context: _Context) -> float:
         left = context.time_remaining()

@@ -9,12 +9,17 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from recurra_server.engine.errors import DrainingError, EngineError, InvalidRequestError, UnauthenticatedError
+from recurra_server.engine.errors import (
+    DrainingError,
+    EngineError,
+    InvalidRequestError,
+    UnauthenticatedError,
+)
 from recurra_server.rpc.status import abort
 from recurra_server.rpc.turnstile import Turnstile
 from recurra_server.rpc.writer import EagerWriter
@@ -23,6 +28,10 @@ from recurra_server.telemetry.metrics import EdgeCounts
 from recurra_server.tracecontext import TRACE
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+SLOW_READER: Final = "SLOW_READER"
+"""How it is counted that a call was cut off whose caller read nothing. The caller is not told: it would not read it."""
 
 
 class Stream(ABC):
@@ -55,6 +64,8 @@ class Stream(ABC):
         self._unanswered = self._unanswered_steps = 0
         self._pause = 0.0  # seconds for which the caller has to be made to wait
         self._writer = EagerWriter(context.write, self._written, self._fail)
+        self._sending: object = None
+        self._sending_since = 0.0
         self._room: asyncio.Future[None] | None = None  # what the reader waits for when the window is full
         self._all_read = False
         self._expelled: EngineError | None = None
@@ -95,6 +106,25 @@ class Stream(ABC):
         """Read no more, answer what was read, and end the stream with an error."""
         self._expelled, self._all_read = error, True
         self._check_finished()
+
+    def is_stuck(self, now: float, patience: float) -> bool:
+        """Whether the caller has not taken in what is being sent for so many seconds; to be asked now and then."""
+        sending = self._writer.sending
+        if sending is None or sending is not self._sending:
+            self._sending, self._sending_since = sending, now
+            return False
+        return now - self._sending_since > patience
+
+    def cut(self) -> None:
+        """Serve the call no more, and drop what it holds.
+
+        There is no status, which would have to wait behind what is not read. gRPC keeps the message that it cannot
+        send until the connection ends: its Python server has no way to reset a stream.
+        """
+        self._sending = None
+        self._writer.abandon()
+        if not self._finished.done():
+            self._finished.cancel()
 
     async def _read(self) -> None:
         read = self._context.read
@@ -174,6 +204,15 @@ class OpenStreams:
                     await asyncio.wait_for(self._none.wait(), patience)
             for stream in self._streams:
                 stream.expel(DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
+
+    async def watch_readers(self, clock: Callable[[], float], patience: float) -> None:
+        """Cut off, for good, the streams whose callers take nothing in for `patience` seconds."""
+        while True:
+            await asyncio.sleep(patience / 4)
+            for stream in list(self._streams):
+                if stream.is_stuck(clock(), patience):
+                    self._edge.count_error(SLOW_READER)
+                    stream.cut()
 
     def expel_who(self, still_holds: Callable[[Identity], bool]) -> None:
         """End the streams of those who would not be let in any more."""

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import uvloop
 
+from recurra_server.security.bounds import Bounds
 from recurra_server.security.certificates import Certificates, Pems
 
 
@@ -79,31 +80,48 @@ def _take_bytes_before(sock: socket.socket, callback: Callable[..., Any]) -> Cal
     return call
 
 
-def options(
-    *, max_message_bytes: int, max_pending: int, share_port: bool, channelz: bool = False
-) -> list[tuple[str, int]]:
+def options(bounds: Bounds, *, max_pending: int, share_port: bool, channelz: bool = False) -> list[tuple[str, int]]:
     """The options of the gRPC server.
 
     Args:
-        max_message_bytes: The largest message that is taken in.
+        bounds: What connections may take.
         max_pending: Calls that may wait to be begun.
         share_port: Whether other servers may listen on the port; the kernel then gives each connection to one of them.
         channelz: Whether gRPC keeps account of its connections, for the channelz service.
     """
+    header, patience = bounds.max_header_kb << 10, _milliseconds(min(bounds.keepalive, 20.0))
+    optional = [
+        ("grpc.max_connection_idle_ms", _milliseconds(bounds.max_connection_idle)),
+        ("grpc.max_connection_age_ms", _milliseconds(bounds.max_connection_age)),
+    ]
     return [
-        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", bounds.max_message_mb << 20),
         ("grpc.max_send_message_length", -1),
+        # Between the two a call would be refused at random.
+        ("grpc.max_metadata_size", header),
+        ("grpc.absolute_max_metadata_size", header),
+        ("grpc.max_allowed_incoming_connections", bounds.max_connections),
+        ("grpc.max_concurrent_streams", bounds.max_streams_per_connection),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(bounds.handshake_timeout)),
         # Not by default: a second server on the port would take half of the calls in silence.
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.enable_channelz", int(channelz)),
         # Bursts wait in the engine's queue, whose bound is told to callers; the core's own would drop them.
         ("grpc.server.max_pending_requests", max_pending),
         ("grpc.server.max_pending_requests_hard_limit", 2 * max_pending),
-        # Callers keep idle streams alive with pings.
+        # Callers keep idle streams alive with pings, but no oftener than this.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_time_ms", _milliseconds(bounds.keepalive)),
+        ("grpc.keepalive_timeout_ms", patience),
+        ("grpc.http2.ping_timeout_ms", patience),  # a minute otherwise, whatever the one above says
+        ("grpc.max_connection_age_grace_ms", _milliseconds(min(bounds.max_connection_age, 60.0))),
+        *((name, value) for name, value in optional if value),
     ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def credentials(certificates: Certificates) -> grpc.ServerCredentials:

@@ -31,6 +31,7 @@ class EagerWriter:
         self._written = written
         self._failed = failed
         self._sending: Coroutine[Any, Any, None] | None = None
+        self._waited_for: Any = None
         self._size = 0
         self._outbox: deque[tuple[Render, Any, int]] = deque()
         self._closed = False
@@ -45,10 +46,28 @@ class EagerWriter:
             self._begin(render, about, size)
             self._resume()
 
+    @property
+    def sending(self) -> object:
+        """What is being sent; the same for as long as the same message is."""
+        return self._sending
+
     def close(self) -> None:
         """Begin nothing more; a message that is being sent ends on its own, whether it arrives or not."""
         self._closed = True
         self._outbox.clear()
+
+    def abandon(self) -> None:
+        """Close, and wait no longer for the message that is being sent.
+
+        With that nothing refers to the call any more, and gRPC gives it up.
+        """
+        self.close()
+        sending, self._sending = self._sending, None
+        if self._waited_for is not None:
+            self._waited_for.remove_done_callback(self._resume)
+            self._waited_for = None
+        if sending is not None:
+            sending.close()
 
     def _begin(self, render: Render, about: Any, size: int) -> None:
         try:
@@ -73,6 +92,7 @@ class EagerWriter:
                 # As a task does: tell the future that its await was seen, and come back when it is done.
                 waited_for._asyncio_future_blocking = False
                 waited_for.add_done_callback(self._resume)
+                self._waited_for = waited_for
                 return
 
     def _fail(self, error: Exception) -> None:

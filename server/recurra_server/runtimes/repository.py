@@ -45,9 +45,12 @@ def _sha256(path: Path) -> str:
 
 
 def find_models(root: Path) -> list[ModelFile]:
-    """List every version of every model below `root`; names that break the rules are left out."""
+    """List every version of every model below `root`; names that break the rules, and links that lead out, are not."""
+    inside = root.resolve()
     return [
         ModelFile(path.parent.parent.name, path.parent.name, path)
         for path in sorted(root.glob(f"*/*/{_MODEL}"))
-        if _NAME.fullmatch(path.parent.parent.name) and _NAME.fullmatch(path.parent.name)
+        if _NAME.fullmatch(path.parent.parent.name)
+        and _NAME.fullmatch(path.parent.name)
+        and path.resolve().is_relative_to(inside)
     ]
