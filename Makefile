@@ -11,8 +11,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# How long storm and soak take.
+MINUTES ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run train lessons test unit clients fuzz kills lint format proto dashboards pictures bench fairness docker certificate clean
+.PHONY: help setup run train lessons test unit clients fuzz kills lint format proto dashboards pictures bench attacks storm soak fairness \
+	lock audit sbom docker certificate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -89,8 +93,37 @@ pictures: $(INSTALLED) ## Play some minutes of load, and draw the dashboards of 
 bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only limit,bulk --quick' chooses
 	$(BIN)/python -m benchmarks $(BENCH)
 
+attacks: $(INSTALLED) ## Attack a server in all ways of SECURITY.md, and print what came back
+	$(BIN)/pytest tests/security -q --attack-table
+
+storm: $(INSTALLED) ## Throw made-up messages, damaged bytes, frames and noise at a server for MINUTES=60
+	$(BIN)/python -m tests.support.fuzz --minutes $(MINUTES)
+
+soak: $(INSTALLED) ## Load a server with callers who come, go and vanish for MINUTES=60
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
 fairness: $(INSTALLED) ## Measure what a quiet caller feels of one that floods
 	$(BIN)/python -m benchmarks --only fairness $(BENCH)
+
+# What the image holds, and what looks into that, in an environment of its own.
+SUPPLY := $(VENV)-supply/bin
+$(SUPPLY): Makefile
+	$(PYTHON) -m venv $(VENV)-supply
+	$@/pip install --quiet --disable-pip-version-check pip-tools==7.6.2 pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+lock: $(SUPPLY) ## Choose what the image holds anew, with hashes, into deploy/lock
+	$(SUPPLY)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --no-annotate --extra server -o deploy/lock/server.txt pyproject.toml
+	echo 'hatchling>=1.27' | $(SUPPLY)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate -o deploy/lock/build.txt -
+
+audit: $(SUPPLY) ## Look for known holes in what the image holds
+	$(SUPPLY)/pip-audit --disable-pip --require-hashes -r deploy/lock/server.txt
+
+sbom: $(SUPPLY) ## List what the image holds, as CycloneDX, into dist/sbom.json
+	@mkdir -p dist
+	$(SUPPLY)/cyclonedx-py requirements deploy/lock/server.txt --output-reproducible -o dist/sbom.json
 
 docker: ## Build the server's image
 	docker build --file deploy/docker/Dockerfile --tag recurra .
@@ -104,5 +137,5 @@ certificate: ## Make a certificate for localhost, for Envoy in docker-compose.ym
 	@chmod 644 $(CERTIFICATES)/tls.key  # the container's user is another
 
 clean: ## Remove .venv and caches; models, runs and data stay
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-supply build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

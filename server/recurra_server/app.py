@@ -298,7 +298,7 @@ class App:
             self.driver, edge, self._streams, self.metrics, catalog, stream_window=settings.stream_window
         )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, calls)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, Decoding(server, foreign=True))
         if settings.channelz:
             channelz.add_channelz_servicer(server)
         if settings.reflection:

@@ -135,6 +135,10 @@ class BlockingClient:
         """See `Client.resume`."""
         return BlockingSession(self._client.resume(session_id, outputs=outputs, keep=keep))
 
+    def is_serving(self) -> bool:
+        """See `Client.is_serving`."""
+        return _run(self._client.is_serving())
+
     def models(self) -> list[models_pb2.Model]:
         """See `Client.models`."""
         return _run(self._client.models())

@@ -22,6 +22,8 @@ from recurra_client.results import BatchResult, Generated
 from recurra_client.session import Session, get_session, once
 from recurra_client.tensors import to_array
 
+_SERVING: Final = b"\x08\x01"  # HealthCheckResponse(status=SERVING)
+
 
 class Client:
     """A client of one Recurra server (or of several behind one address); use it with `async with`.
@@ -126,6 +128,10 @@ class Client:
             keep: Leave it open on the server when the `async with` ends.
         """
         return Session(self._connection, lambda: get_session(self._connection, session_id), outputs=outputs, keep=keep)
+
+    async def is_serving(self) -> bool:
+        """Whether the server takes new sessions, as its health service says (`grpc.health.v1`)."""
+        return await self._connection.call(self._connection.health, b"") == _SERVING
 
     async def models(self) -> list[models_pb2.Model]:
         """Every loaded version of every model, by name, newest version first."""

@@ -102,6 +102,11 @@ class Connection:
         """Stub of the ModelsService."""
         return models_pb2_grpc.ModelsServiceStub(self._channel)
 
+    @cached_property
+    def health(self) -> "aio.UnaryUnaryMultiCallable[bytes, bytes]":
+        """The health service's Check, whose messages are so small that they need no stubs."""
+        return self._channel.unary_unary("/grpc.health.v1.Health/Check")
+
     async def close(self) -> None:
         """Close the channel; calls in progress are cancelled."""
         await self._channel.close()

@@ -23,10 +23,16 @@ class _Server(Protocol):
 
 
 class Decoding:
-    """Stands for a server where servicers are added to it."""
+    """Stands for a server where servicers are added to it.
 
-    def __init__(self, server: _Server) -> None:
+    Args:
+        server: The server.
+        foreign: They are not `guarded`: they get an empty message in place of one that cannot be read.
+    """
+
+    def __init__(self, server: _Server, *, foreign: bool = False) -> None:
         self._server = server
+        self._foreign = foreign
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Nothing: the methods themselves are registered, too, and asked first."""
@@ -34,21 +40,19 @@ class Decoding:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Register the methods of a service."""
         self._server.add_registered_method_handlers(
-            service, {name: _reading(handler) for name, handler in handlers.items()}
+            service, {name: self._reading(handler) for name, handler in handlers.items()}
         )
 
+    def _reading(self, handler: Any) -> Any:
+        if handler.request_streaming:  # streams see to it themselves
+            return handler
+        return handler._replace(request_deserializer=self._handing_over(handler.request_deserializer))
 
-def _reading(handler: Any) -> Any:
-    if handler.request_streaming:  # streams see to it themselves
-        return handler
-    return handler._replace(request_deserializer=_handing_over(handler.request_deserializer))
+    def _handing_over(self, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def decode(data: bytes) -> Any:
+            try:
+                return read(data)
+            except DecodeError as error:
+                return read(b"") if self._foreign else error
 
-
-def _handing_over(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def decode(data: bytes) -> Any:
-        try:
-            return read(data)
-        except DecodeError as error:
-            return error
-
-    return decode
+        return decode

@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "verify": Command("Prove that a model answers alike step by step, in chunks and whole.", "server"),
     "inspect": Command("Show what an ONNX file takes, answers and remembers, and a model.yaml for it.", "server"),
     "serve": Command("Serve the models of a repository over gRPC.", "server"),
+    "health": Command("Tell whether a server serves."),
     "models": Command("List the models of a server, or describe one."),
     "sessions": Command("List, open, reset, close, fork, export and import the sessions of a server."),
     "stream": Command("Feed CSV, NPY or stdin through a model, and watch what it predicts."),

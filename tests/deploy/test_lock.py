@@ -1,0 +1,43 @@
+"""What the image holds is named to the last bit, and is what the project asks for."""
+
+import re
+from importlib.metadata import requires
+
+from packaging.requirements import Requirement
+
+from tests.deploy.promql import ROOT
+
+LOCK = ROOT / "deploy" / "lock"
+
+
+def locked(name: str) -> dict[str, str]:
+    """The versions in a lock; each must have a hash."""
+    versions = {}
+    for entry in re.sub(r"\\\n\s*", " ", (LOCK / name).read_text()).splitlines():
+        if entry and not entry.startswith("#"):
+            requirement, *hashes = entry.split(" --hash=sha256:")
+            assert hashes, entry
+            assert all(re.fullmatch(r"[0-9a-f]{64}", digest.strip()) for digest in hashes)
+            package, _, version = requirement.split(";")[0].strip().partition("==")
+            versions[package.lower()] = version
+    return versions
+
+
+def test_the_lock_has_what_the_server_needs_and_nothing_of_training() -> None:
+    versions = locked("server.txt")
+    for text in requires("recurra") or ():
+        requirement = Requirement(text)
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": "server"})
+        if needed:
+            assert requirement.specifier.contains(versions[requirement.name.lower()]), text
+    assert "torch" not in versions
+    assert "hatchling" in locked("build.txt")
+
+
+def test_the_image_takes_only_what_is_locked() -> None:
+    build, final = (ROOT / "deploy" / "docker" / "Dockerfile").read_text().rsplit("FROM ", 1)
+    for command in re.findall(r"pip install ([^&\n]*)", build):
+        assert "--require-hashes" in command or "--no-deps" in command
+    assert not re.search(r"^(RUN|CMD|ENTRYPOINT) (?!\[|useradd)", final, re.MULTILINE), (
+        "nothing that needs a shell to run"
+    )

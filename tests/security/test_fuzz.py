@@ -1,0 +1,22 @@
+"""A few seconds of what `make storm` does for as long as it is told."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.security.conftest import Attack
+from tests.support.fuzz import Fuzzer, fuzzed_server
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_comes_the_server_serves_on(tmp_path: Path, seed: int, attack: Attack) -> None:
+    with fuzzed_server(tmp_path) as server:
+        fuzzer = Fuzzer(server, seed)
+        fuzzer.run(5.0)
+        assert not fuzzer.failures, fuzzer.failures[0]
+        assert set(fuzzer.cases) == {"call", "damaged call", "frames", "noise"}
+        assert fuzzer.came_back["OK"]
+        assert fuzzer.came_back["INVALID_ARGUMENT"]
+        server.terminate()
+        assert server.wait() == 0
+    attack("any", "made-up messages, damaged bytes, frames and noise", "statuses; no crash, no hang, no trace")
