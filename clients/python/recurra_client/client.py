@@ -4,7 +4,7 @@ import datetime
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Final, Self, overload
 
 import grpc
 from google.protobuf import duration_pb2
