@@ -61,7 +61,7 @@ def load() -> Task:
             segment_steps=72,
             learning_rate=0.003,
             schedule="cosine",
-            dropout=0.2,
+            dropout=0.0,
             input_noise=0.02,
         ),
         cells=("ffnn", "gru"),
