@@ -101,9 +101,9 @@ def test_a_missing_extra_is_named() -> None:
 
 def test_a_bug_is_one_line_too_and_its_trace_is_had_on_request() -> None:
     code = (
-        "import sys; from recurra_client.cli import models, run\n"
+        "import sys; from recurra_client.cli import common, run\n"
         "def broken(*_, **__): raise KeyError('lost')\n"
-        "models.Client = broken; sys.exit(run(['models']))"
+        "common.Client = broken; sys.exit(run(['models']))"
     )
     ended = in_process(code)
     assert ended.returncode == 1

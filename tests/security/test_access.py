@@ -44,6 +44,7 @@ OPERATE = {
     "/recurra.v1.SessionsService/ExportSession",
     "/recurra.v1.SessionsService/ImportSession",
     "/recurra.v1.SessionsService/RewindSession",
+    "/recurra.v1.SessionsService/DrainSessions",
     "/inference.GRPCInferenceService/RepositoryModelLoad",
     "/inference.GRPCInferenceService/RepositoryModelUnload",
 }

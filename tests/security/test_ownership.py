@@ -38,6 +38,7 @@ OTHERS = {
     "SessionsService/OpenSession",
     "SessionsService/ListSessions",
     "SessionsService/ImportSession",
+    "SessionsService/DrainSessions",
     "InferenceService/StreamSteps",
     "InferenceService/StepBatch",
     "InferenceService/Predict",

@@ -62,7 +62,7 @@ class Fuzzer:
             for service in SERVICES
             for method in descriptor_pool.Default().FindServiceByName(service).methods
             # What it serves must stay, lest there is nothing left to try.
-            if "Unload" not in method.name and method.name != "LoadModel" and "ModelLoad" not in method.name
+            if not any(word in method.name for word in ("Unload", "LoadModel", "ModelLoad", "Drain"))
         ]
 
     def run(self, seconds: float, report: Callable[[str], object] = print) -> None:

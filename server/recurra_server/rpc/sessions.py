@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from recurra.v1 import sessions_pb2, sessions_pb2_grpc
 
 from recurra_server.driver import Driver
@@ -22,6 +23,7 @@ from recurra_server.telemetry.metrics import EdgeCounts
 _Context = grpc.aio.ServicerContext[Any, Any]
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
+_MAX_GRACE = 86_400.0  # seconds
 _DURABILITIES = {
     Durability.EPHEMERAL: sessions_pb2.DURABILITY_EPHEMERAL,
     Durability.ASYNC: sessions_pb2.DURABILITY_ASYNC,
@@ -98,9 +100,14 @@ def _durability(
     return durability
 
 
+def _seconds(duration: Duration) -> float:
+    """What a caller sent, however absurd: protobuf's own conversions raise where it is out of range."""
+    return duration.seconds + duration.nanos / 1e9
+
+
 def _idle_timeout(request: sessions_pb2.OpenSessionRequest | sessions_pb2.ImportSessionRequest) -> float | None:
     """Seconds, where the request says."""
-    return request.idle_timeout.ToNanoseconds() / 1e9 if request.HasField("idle_timeout") else None
+    return _seconds(request.idle_timeout) if request.HasField("idle_timeout") else None
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
@@ -259,9 +266,9 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.DrainSessionsRequest, context: _Context
     ) -> sessions_pb2.DrainSessionsResponse:
         """Empty the server before it is ended."""
-        grace = request.grace.ToNanoseconds() / 1e9 if request.HasField("grace") else None
-        if grace is not None and grace < 0:
-            raise InvalidRequestError(f"grace must not be negative, as {grace:g} s is", field="grace")
+        grace = _seconds(request.grace) if request.HasField("grace") else None
+        if grace is not None and not 0 <= grace <= _MAX_GRACE:
+            raise InvalidRequestError(f"grace must be 0 to {_MAX_GRACE:g} s, not {grace:g} s", field="grace")
         if self._drain is None:
             raise InvalidRequestError(
                 "this server has several processes, and a call reaches one of them: SIGTERM drains all and ends them"

@@ -126,6 +126,11 @@ def test_inputs_may_leave_out_what_the_model_declares(stubs: Stubs) -> None:
         ({"model": "counter", "session_id": "no spaces"}, Code.INVALID_ARGUMENT, "SESSION_ID"),
         ({"model": "counter", "idle_timeout": {"seconds": 0}}, Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
         ({"model": "counter", "idle_timeout": {"seconds": 10**9}}, Code.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        (
+            {"model": "counter", "idle_timeout": {"seconds": 2**63 - 1, "nanos": 2**31 - 1}},
+            Code.INVALID_ARGUMENT,
+            "INVALID_REQUEST",
+        ),
         ({"model": "counter", "initial_states": [tensor([1, 2])]}, Code.INVALID_ARGUMENT, "INPUT_SHAPE"),
         ({"model": "counter", "initial_states": [tensor([np.inf])]}, Code.INVALID_ARGUMENT, "INPUT_NOT_FINITE"),
         ({"model": "counter", "initial_states": [tensor([1], name="q")]}, Code.INVALID_ARGUMENT, "INPUT_NAME"),

@@ -327,6 +327,7 @@ def test_a_drained_server_lets_go_of_what_others_can_go_on_with(repository: Path
         assert value_of(step(here, "ends", 1.0, 1)) == 1.0, "it still answers"
         again = here.sessions.DrainSessions(DrainSessionsRequest())
         assert (again.moved, again.left) == (0, 1)
-        negative = DrainSessionsRequest()
-        negative.grace.FromSeconds(-1)
-        assert reason_of(here.sessions.DrainSessions, negative)[0] == "INVALID_REQUEST"
+        for seconds in (-1, 2**63 - 1):
+            absurd = DrainSessionsRequest()
+            absurd.grace.seconds = seconds
+            assert reason_of(here.sessions.DrainSessions, absurd)[0] == "INVALID_REQUEST"
