@@ -1,5 +1,6 @@
 """A real Prometheus for tests: it scrapes real servers, and answers what Grafana would ask it."""
 
+import datetime
 import json
 import shutil
 import socket
@@ -60,8 +61,19 @@ class Prometheus:
             A time when that was what it had: seconds since 1970.
         """
         scraped = self._newer("recurra_workers", time.time())
-        self._newer("job_instance:recurra_used:ratio", time.time())
+        for _ in range(2):  # alerts look at what other groups of rules have recorded
+            self._evaluated(time.time())
         return scraped
+
+    def _evaluated(self, than: float) -> None:
+        """Wait until all groups of rules have been evaluated since this time."""
+        patience = time.monotonic() + 60
+        while time.monotonic() < patience:
+            told = [datetime.datetime.fromisoformat(group["lastEvaluation"]) for group in self.ask("rules")["groups"]]
+            if min(told).timestamp() > than:
+                return
+            time.sleep(0.05)
+        pytest.fail("Prometheus does not evaluate its rules")
 
     def _newer(self, series: str, than: float) -> float:
         """Wait until all series have a sample newer than this; returns the time of the newest."""
