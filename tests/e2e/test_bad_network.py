@@ -73,10 +73,10 @@ def readings(seed: int) -> NDArray[np.float32]:
 
 
 def check(proxy: RpcProxy) -> None:
-    """There was trouble enough."""
-    assert proxy.happened["reply lost"] > 3
-    assert proxy.happened["repeated"] > 3
-    assert proxy.happened["repeated late"] > 3
+    """There was trouble of every kind."""
+    assert proxy.happened["reply lost"] > 0
+    assert proxy.happened["repeated"] > 0
+    assert proxy.happened["repeated late"] > 0
     assert proxy.happened["connection cut"] > 0
 
 
