@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from recurra_server.checkpoints import Checkpoints
 from recurra_server.engine import handover
+from recurra_server.engine.accounts import Account, Quota
 from recurra_server.engine.durability import Durability
 from recurra_server.engine.ports import Checkpoint, StoreError
 from recurra_server.engine.sessions import Session
@@ -47,11 +48,15 @@ class Writer:
         self.store = Store()
         self.checkpoints = Checkpoints(self.owner.engine, self.store, interval=0.1, clock=lambda: self.owner.now)
 
-    async def open(self, session_id: str, durability: Durability = Durability.ASYNC) -> Session:
+    async def open(
+        self, session_id: str, durability: Durability = Durability.ASYNC, *, caller: Account | None = None
+    ) -> Session:
         """Open one."""
         engine = self.owner.engine
         beginning = handover.beginning(engine, engine.model("counter"), self.owner.now, None)
-        return await self.checkpoints.open(beginning, session_id=session_id, idle_timeout=None, durability=durability)
+        return await self.checkpoints.open(
+            beginning, session_id=session_id, idle_timeout=None, durability=durability, caller=caller
+        )
 
     def step(self, session: Session) -> None:
         """Step it, a moment later."""
@@ -103,15 +108,16 @@ async def test_what_was_not_saved_is_saved_again_whatever_was_raised(writer: Wri
 
 
 async def test_a_store_that_is_another_gets_what_does_not_change_too(writer: Writer) -> None:
-    for session_id in ("a", "b"):
-        await writer.open(session_id)
+    alice = writer.owner.engine.accounts.of("alice", Quota())
+    for session_id, caller in (("a", None), ("b", None), ("c", alice)):
+        await writer.open(session_id, caller=caller)
     await writer.checkpoints.look()
     await writer.checkpoints.write()
     assert writer.store.saves == []
     writer.store.name = "another"
     await writer.checkpoints.look()
     await writer.checkpoints.write()
-    assert writer.store.saves == [["a", "b"]]
+    assert writer.store.saves == [["a", "b", "alice/c"]], "everybody's"
 
 
 async def test_whether_the_store_is_there_is_known_when_nothing_is_written(writer: Writer) -> None:

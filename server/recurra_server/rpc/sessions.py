@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 from recurra.v1 import sessions_pb2, sessions_pb2_grpc
 
 from recurra_server.driver import Driver
@@ -100,14 +99,9 @@ def _durability(
     return durability
 
 
-def _seconds(duration: Duration) -> float:
-    """What a caller sent, however absurd: protobuf's own conversions raise where it is out of range."""
-    return duration.seconds + duration.nanos / 1e9
-
-
 def _idle_timeout(request: sessions_pb2.OpenSessionRequest | sessions_pb2.ImportSessionRequest) -> float | None:
     """Seconds, where the request says."""
-    return _seconds(request.idle_timeout) if request.HasField("idle_timeout") else None
+    return request.idle_timeout.ToNanoseconds() / 1e9 if request.HasField("idle_timeout") else None
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
@@ -266,7 +260,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.DrainSessionsRequest, context: _Context
     ) -> sessions_pb2.DrainSessionsResponse:
         """Empty the server before it is ended."""
-        grace = _seconds(request.grace) if request.HasField("grace") else None
+        grace = request.grace.ToNanoseconds() / 1e9 if request.HasField("grace") else None
         if grace is not None and not 0 <= grace <= _MAX_GRACE:
             raise InvalidRequestError(f"grace must be 0 to {_MAX_GRACE:g} s, not {grace:g} s", field="grace")
         if self._drain is None:

@@ -236,6 +236,9 @@ def test_models_that_would_take_the_server_down_are_left_out_at_the_start(root: 
             (told,) = [line for line in server.output.splitlines() if f'"model": "{name}"' in line]
             assert why in told
             assert health(server, name) == NOT_SERVING
+        failed = {labels["model"]: server.metrics().get("recurra_model_load_failed", **labels)
+                  for name, labels in server.metrics().labels() if name == "recurra_model_load_failed"}  # fmt: skip
+        assert failed == {"crashing": 1, "endless": 1, "huge": 1, "sum": 0, "zulu": 0}
         with client.session("zulu") as session:
             assert session.step([2.0]) == [2.0]
 
