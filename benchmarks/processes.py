@@ -43,6 +43,11 @@ def family(pid: int) -> list[int]:
     return sorted(members)
 
 
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that its parent has not asked after has."""
+    return (_stat(pid) or ["X"])[0] not in "ZX"
+
+
 def cpu_seconds(pids: Sequence[int]) -> float:
     """Processor time that processes have taken, in seconds (to 10 ms)."""
     return sum(int(fields[11]) + int(fields[12]) for pid in pids if (fields := _stat(pid))) / _TICKS
@@ -108,7 +113,7 @@ def _await_port(process: "subprocess.Popen[bytes]", port: int, output: int) -> N
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a server and all it has started; those that do not go are killed."""
-    if process.poll() is not None:  # its number may be another's by now
+    if process.returncode is not None:  # it was asked after, and its number may be another's by now
         return
     members = family(process.pid)
     process.terminate()

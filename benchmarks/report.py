@@ -43,6 +43,7 @@ COLUMNS: Final[dict[str, tuple[str, _Format]]] = {
     "client_cpu": ("client CPU", _percent),
     "late_p99": ("sent late p99 ms", _ms),
     "errors": ("errors", _count),
+    "crashes": ("server crashes before", _count),
     "resident_bytes": ("memory MiB", _mib),
     "bytes_per_session": ("bytes a session", _count),
     "open_seconds_each": ("open us", _us),

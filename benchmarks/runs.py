@@ -23,7 +23,7 @@ class Effort:
     """How long and how often is measured."""
 
     rounds: int = 5
-    seconds: float = 2.0
+    seconds: float = 1.2
     quick: bool = False
 
 

@@ -19,7 +19,7 @@ from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
 
 from benchmarks.client import Values
 from benchmarks.peers.registry import triton_libraries
-from benchmarks.processes import cpu_seconds, family
+from benchmarks.processes import alive, cpu_seconds, family
 from benchmarks.venvs import UnavailableError, environment
 
 SEQUENCE_STEPS: Final = 100
@@ -28,11 +28,16 @@ _WINDOWS: Final = 3  # it reports the mean of its last three
 _PATIENCE: Final = 120.0
 
 
+class ServerDiedError(Exception):
+    """The server ended while it was measured, for which perf_analyzer would wait for ever."""
+
+
 def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -> Values:
     """Step sequences in a closed loop, each over a stream of its own.
 
     Raises:
         UnavailableError: perf_analyzer cannot be installed or run, or reports errors.
+        ServerDiedError: The server did not survive it.
     """
     programs = environment("tritonclient", ("tritonclient[grpc]==2.51.0",))
     with tempfile.TemporaryDirectory() as folder:
@@ -48,19 +53,9 @@ def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -
         env = {**os.environ, "LD_LIBRARY_PATH": str(_libraries(Path(folder)))}
         before, cpu, began = _steps(target, model), cpu_seconds(family(pid)), time.perf_counter()
         client = _children_cpu()
-        try:
-            ran = subprocess.run(
-                [str(part) for part in command],
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=_PATIENCE + 3 * seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise UnavailableError("perf_analyzer did not end in time") from None
-        if ran.returncode or not report.exists():
-            raise UnavailableError(f"perf_analyzer: {_why(ran.stdout + ran.stderr)}")
+        _run([str(part) for part in command], env, pid, _PATIENCE + 3 * seconds)
+        if not report.exists():
+            raise UnavailableError("perf_analyzer wrote no report")
         with report.open() as file:
             row = next(csv.DictReader(file))
         took, client = time.perf_counter() - began, _children_cpu() - client
@@ -72,6 +67,28 @@ def measure(target: str, pid: int, model: str, sequences: int, seconds: float) -
             "server_cpu_per_step": (cpu_seconds(family(pid)) - cpu) / max(1, steps),
             "client_cpu": client / took,
         }
+
+
+def _run(command: list[str], env: dict[str, str], server: int, patience: float) -> None:
+    """Run perf_analyzer to its end, for as long as the server lives."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                code = process.wait(0.1)
+                break
+            except subprocess.TimeoutExpired:
+                died, late = not alive(server), time.monotonic() > deadline
+            if died or late:
+                process.kill()
+                process.wait()
+                raise ServerDiedError if died else UnavailableError("perf_analyzer did not end in time")
+        if not alive(server):
+            raise ServerDiedError
+        if code:
+            output.seek(0)
+            raise UnavailableError(f"perf_analyzer: {_why(output.read())}")
 
 
 def _why(output: str) -> str:

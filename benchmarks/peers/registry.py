@@ -191,5 +191,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a file into a folder; the old one may still be running."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    (target / source.name if target.is_dir() else target).unlink(missing_ok=True)
     shutil.copy(source, target)
