@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.image import would_start
 from tests.deploy.promql import DASHBOARDS, ROOT, promtool
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -86,3 +87,8 @@ def test_grafana_finds_prometheus_and_the_dashboards() -> None:
     assert f"./{DASHBOARDS.relative_to(ROOT)}:{folder}:ro" in grafana["volumes"]
     home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert (DASHBOARDS / home.removeprefix(f"{folder}/")).is_file()
+
+
+@pytest.mark.parametrize("name", ["recurra", "recurra-servers"])
+def test_a_server_starts_with_what_it_is_told(name: str, tmp_path: Path) -> None:
+    assert would_start(SERVICES[name]["environment"], tmp_path)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from recurra_server.settings import Settings
 
+from tests.deploy.image import would_start
 from tests.deploy.promql import ROOT
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -120,3 +121,8 @@ def test_envoy_is_given_the_configuration_that_is_tested_and_finds_the_servers(r
 
 def pods(resources: Resources) -> list[dict[str, Any]]:
     return [one["spec"]["template"]["spec"] for one in resources.values() if "template" in one.get("spec", {})]
+
+
+def test_a_server_starts_with_what_it_is_told(resources: Resources, tmp_path: Path) -> None:
+    (server,) = resources["Deployment", "recurra-servers"]["spec"]["template"]["spec"]["containers"]
+    assert would_start({entry["name"]: entry["value"] for entry in server["env"]}, tmp_path)
