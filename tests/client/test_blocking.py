@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from recurra_client import BlockingClient, BlockingSession, Client, InputError, Session, SessionNotFoundError, connect
-from recurra_client.admin import Sessions
-from recurra_client.blocking import BlockingSessions
+from recurra_client.blocking_session import BlockingSessions
+from recurra_client.sessions import Sessions
 
 from tests.support.server import ServerProcess
 

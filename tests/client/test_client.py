@@ -366,3 +366,9 @@ def test_a_client_can_be_made_outside_of_the_event_loop(server: ServerProcess) -
             return await session.step([2])
 
     assert asyncio.run(use()).tolist() == [2]
+
+
+async def test_what_the_latest_version_takes_is_not_asked_for_with_each_message(client: Client) -> None:
+    connection = client._connection
+    codecs = {id(await connection.codec("counter")) for _ in range(10)}
+    assert len(codecs) == 1

@@ -7,7 +7,8 @@ with connect("localhost:50051") as client, client.session("watch") as s:
 y = s.step(x)
 """
 
-from recurra_client.blocking import BlockingClient, BlockingSession, connect
+from recurra_client.blocking import BlockingClient, connect
+from recurra_client.blocking_session import BlockingSession
 from recurra_client.client import Client
 from recurra_client.credentials import tls
 from recurra_client.errors import (

@@ -1,60 +1,21 @@
 """The blocking client: the asyncio client, run by an event loop in a thread of its own."""
 
-import asyncio
 import datetime
-import functools
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, overload
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
-from recurra.v1 import models_pb2, sessions_pb2
+from recurra.v1 import models_pb2
 
-from recurra_client.admin import Sessions
+from recurra_client.blocking_session import BlockingSession, BlockingSessions
 from recurra_client.client import Client
 from recurra_client.codec import Inputs
 from recurra_client.credentials import Token
 from recurra_client.durability import Durability
-from recurra_client.feed import chunks, run_together
-from recurra_client.results import BatchResult, Generated, StepInfo
-from recurra_client.session import Session
-
-T = TypeVar("T")
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop that all blocking clients of this process share."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="recurra-client", daemon=True).start()
-    return loop
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    future = asyncio.run_coroutine_threadsafe(work, _loop())
-    try:
-        return future.result()
-    except BaseException:  # such as KeyboardInterrupt
-        future.cancel()
-        raise
-
-
-def _iterate(items: AsyncIterator[T]) -> Iterator[T]:
-    end = object()
-
-    async def advance() -> T | object:
-        return await anext(items, end)
-
-    async def finish() -> None:
-        await items.aclose()  # type: ignore[attr-defined]  # they are all generators
-
-    try:
-        while (item := _run(advance())) is not end:
-            yield item  # type: ignore[misc]
-    finally:
-        _run(finish())
+from recurra_client.loop_thread import iterate, run
+from recurra_client.results import BatchResult, Generated
 
 
 def connect(
@@ -78,7 +39,7 @@ def connect(
             token=token,
         )
 
-    return BlockingClient(_run(make()))
+    return BlockingClient(run(make()))
 
 
 class BlockingClient:
@@ -103,7 +64,7 @@ class BlockingClient:
 
     def close(self) -> None:
         """See `Client.close`."""
-        _run(self._client.close())
+        run(self._client.close())
 
     def session(
         self,
@@ -116,7 +77,7 @@ class BlockingClient:
         durability: Durability = "",
         outputs: Sequence[str] = (),
         keep: bool = False,
-    ) -> "BlockingSession":
+    ) -> BlockingSession:
         """See `Client.session`."""
         return BlockingSession(
             self._client.session(
@@ -131,29 +92,29 @@ class BlockingClient:
             )
         )
 
-    def resume(self, session_id: str, *, outputs: Sequence[str] = (), keep: bool = True) -> "BlockingSession":
+    def resume(self, session_id: str, *, outputs: Sequence[str] = (), keep: bool = True) -> BlockingSession:
         """See `Client.resume`."""
         return BlockingSession(self._client.resume(session_id, outputs=outputs, keep=keep))
 
     def is_serving(self) -> bool:
         """See `Client.is_serving`."""
-        return _run(self._client.is_serving())
+        return run(self._client.is_serving())
 
     def models(self) -> list[models_pb2.Model]:
         """See `Client.models`."""
-        return _run(self._client.models())
+        return run(self._client.models())
 
     def model(self, name: str, version: str = "") -> models_pb2.Model:
         """See `Client.model`."""
-        return _run(self._client.model(name, version))
+        return run(self._client.model(name, version))
 
     def load_model(self, name: str, version: str = "", *, digest: str = "") -> models_pb2.Model:
         """See `Client.load_model`."""
-        return _run(self._client.load_model(name, version, digest=digest))
+        return run(self._client.load_model(name, version, digest=digest))
 
     def unload_model(self, name: str, version: str = "") -> list[str]:
         """See `Client.unload_model`."""
-        return _run(self._client.unload_model(name, version))
+        return run(self._client.unload_model(name, version))
 
     @overload
     def predict(
@@ -179,7 +140,7 @@ class BlockingClient:
     ) -> NDArray[Any]: ...
     def predict(self, model: str, xs: Any, **options: Any) -> Any:
         """See `Client.predict`."""
-        return _run(self._client.predict(model, xs, **options))
+        return run(self._client.predict(model, xs, **options))
 
     @overload
     def step_batch(
@@ -207,11 +168,11 @@ class BlockingClient:
     ) -> BatchResult[NDArray[Any]]: ...
     def step_batch(self, model: str, session_ids: Sequence[str], x: Any, **options: Any) -> BatchResult[Any]:
         """See `Client.step_batch`."""
-        return _run(self._client.step_batch(model, session_ids, x, **options))
+        return run(self._client.step_batch(model, session_ids, x, **options))
 
     def generate(
         self,
-        start: "str | BlockingSession",
+        start: str | BlockingSession,
         x: Inputs,
         *,
         max_steps: int,
@@ -223,9 +184,9 @@ class BlockingClient:
         outputs: Sequence[str] = (),
     ) -> Iterator[Generated]:
         """See `Client.generate`."""
-        return _iterate(
+        return iterate(
             self._client.generate(
-                start if isinstance(start, str) else start._session,
+                start if isinstance(start, str) else start.asyncio_session,
                 x,
                 max_steps=max_steps,
                 version=version,
@@ -236,153 +197,3 @@ class BlockingClient:
                 outputs=outputs,
             )
         )
-
-
-class BlockingSession:
-    """`Session` without `await`: the same names, arguments, results and errors."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __enter__(self) -> Self:
-        """Open the session."""
-        return self.open()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the session, unless it is to be kept."""
-        _run(self._session.__aexit__(kind, error, trace))
-
-    @property
-    def id(self) -> str:
-        """See `Session.id`."""
-        return self._session.id
-
-    @property
-    def route(self) -> str:
-        """What a proxy chooses the server by, in all calls about this session."""
-        return self._session.route
-
-    @property
-    def model(self) -> models_pb2.Model:
-        """See `Session.model`."""
-        return self._session.model
-
-    @property
-    def last(self) -> StepInfo:
-        """See `Session.last`."""
-        return self._session.last
-
-    def open(self) -> Self:
-        """See `Session.open`."""
-        _run(self._session.open())
-        return self
-
-    def close(self) -> None:
-        """See `Session.close`."""
-        _run(self._session.close())
-
-    @overload
-    def step(self, x: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]: ...
-    @overload
-    def step(self, x: ArrayLike) -> NDArray[Any]: ...
-    def step(self, x: Any) -> Any:
-        """See `Session.step`."""
-        return _run(self._session.step(x))
-
-    @overload
-    def steps(self, xs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]: ...
-    @overload
-    def steps(self, xs: ArrayLike) -> NDArray[Any]: ...
-    def steps(self, xs: Any) -> Any:
-        """See `Session.steps`."""
-        return _run(self._session.steps(xs))
-
-    @overload  # a mapping is an iterable too, but the first that fits counts
-    def stream(  # type: ignore[overload-overlap]
-        self, xs: Mapping[str, ArrayLike], *, window: int = ...
-    ) -> Iterator[dict[str, NDArray[Any]]]: ...
-    @overload
-    def stream(self, xs: ArrayLike | Iterable[ArrayLike], *, window: int = ...) -> Iterator[NDArray[Any]]: ...
-    @overload
-    def stream(
-        self, xs: Iterable[Mapping[str, ArrayLike]], *, window: int = ...
-    ) -> Iterator[dict[str, NDArray[Any]]]: ...
-    def stream(self, xs: Any, *, window: int = 32) -> Iterator[Any]:
-        """See `Session.stream`; of an iterable, the next step is taken when the one before is answered."""
-        for chunk in chunks(xs, window):
-            outputs, error = _run(run_together(self._session.step, self._session.steps, chunk))
-            yield from outputs
-            if error is not None:
-                raise error
-
-    def export(self) -> bytes:
-        """See `Session.export`."""
-        return _run(self._session.export())
-
-    def info(self) -> sessions_pb2.Session:
-        """See `Session.info`."""
-        return _run(self._session.info())
-
-    def reset(self) -> None:
-        """See `Session.reset`."""
-        _run(self._session.reset())
-
-    def fork(self, session_id: str = "", *, keep: bool = False) -> "BlockingSession":
-        """See `Session.fork`."""
-        return BlockingSession(_run(self._session.fork(session_id, keep=keep)))
-
-
-class BlockingSessions:
-    """`Sessions` without `await`: the same names, arguments, results and errors."""
-
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
-
-    def list(self, model: str = "", *, limit: int | None = None) -> Iterator[sessions_pb2.Session]:
-        """See `Sessions.list`."""
-        return _iterate(self._sessions.list(model, limit=limit))
-
-    def count(self, model: str = "") -> int:
-        """See `Sessions.count`."""
-        return _run(self._sessions.count(model))
-
-    def get(self, session_id: str) -> sessions_pb2.Session:
-        """See `Sessions.get`."""
-        return _run(self._sessions.get(session_id))
-
-    def reset(self, session_id: str) -> sessions_pb2.Session:
-        """See `Sessions.reset`."""
-        return _run(self._sessions.reset(session_id))
-
-    def close(self, session_id: str) -> sessions_pb2.Session:
-        """See `Sessions.close`."""
-        return _run(self._sessions.close(session_id))
-
-    def fork(self, session_id: str, fork_session_id: str = "") -> sessions_pb2.Session:
-        """See `Sessions.fork`."""
-        return _run(self._sessions.fork(session_id, fork_session_id))
-
-    def export(self, session_id: str) -> bytes:
-        """See `Sessions.export`."""
-        return _run(self._sessions.export(session_id))
-
-    def import_(
-        self,
-        snapshot: bytes,
-        session_id: str = "",
-        *,
-        idle_timeout: float | None = None,
-        durability: Durability = "",
-    ) -> sessions_pb2.Session:
-        """See `Sessions.import_`."""
-        return _run(self._sessions.import_(snapshot, session_id, idle_timeout=idle_timeout, durability=durability))
-
-    def drain(self, *, grace: float | None = None) -> sessions_pb2.DrainSessionsResponse:
-        """See `Sessions.drain`."""
-        return _run(self._sessions.drain(grace=grace))
-
-    def rewind(self, session_id: str, snapshot: bytes) -> sessions_pb2.Session:
-        """See `Sessions.rewind`."""
-        return _run(self._sessions.rewind(session_id, snapshot))

@@ -1,5 +1,6 @@
 """The asyncio client."""
 
+import contextlib
 import datetime
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -8,19 +9,19 @@ from typing import Any, Final, Self, overload
 
 import grpc
 from google.protobuf import duration_pb2
-from grpc import aio
 from numpy.typing import ArrayLike, NDArray
 from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 
-from recurra_client.admin import Sessions
 from recurra_client.codec import Inputs
-from recurra_client.connection import Connection, route_by
+from recurra_client.connection import Connection
 from recurra_client.credentials import Token, with_token
 from recurra_client.durability import DURABILITIES, Durability
-from recurra_client.errors import StepGapError, from_message, from_rpc
+from recurra_client.errors import from_message
+from recurra_client.generation import generate_anew, generate_in_session
+from recurra_client.opening import get_session, once
 from recurra_client.results import BatchResult, Generated
-from recurra_client.session import Session, get_session, once
-from recurra_client.tensors import to_array
+from recurra_client.session import Session
+from recurra_client.sessions import Sessions
 
 _SERVING: Final = b"\x08\x01"  # HealthCheckResponse(status=SERVING)
 
@@ -333,44 +334,14 @@ class Client:
         if temperature is not None:
             request.sampling.CopyFrom(inference_pb2.Sampling(temperature=temperature, top_k=top_k, seed=seed))
         if isinstance(start, Session):
-            async with start.exclusively() as (codec, delivery, request.after_step):
-                request.session_id = start.id
-                request.outputs.extend(codec.wanted)
-                request.inputs.extend(codec.sequence(x)[0])
-                named, step, ended = isinstance(x, Mapping), 0, False
-                try:
-                    while not ended:
-                        try:
-                            async for generated in self._generate(request, named=named, route=start.route):
-                                step = generated.step
-                                yield generated
-                            ended = True
-                        except StepGapError as gap:  # before anything was generated
-                            await delivery.bring(gap)
-                finally:
-                    if step:
-                        delivery.changed(step, surely=ended)
+            generation = generate_in_session(self._connection, start, request, x)
         else:
             codec = (await self._connection.codec(start, version)).asking(outputs)
-            request.outputs.extend(codec.wanted)
             request.model.CopyFrom(inference_pb2.ModelVersion(name=start, version=version))
-            request.inputs.extend(codec.sequence(x)[0])
-            async for generated in self._generate(request, named=isinstance(x, Mapping)):
+            generation = generate_anew(self._connection, codec, request, x)
+        async with contextlib.aclosing(generation):
+            async for generated in generation:
                 yield generated
-
-    async def _generate(
-        self, request: inference_pb2.GenerateRequest, *, named: bool, route: str = ""
-    ) -> AsyncIterator[Generated]:
-        call = self._connection.inference.Generate(request, timeout=self._connection.timeout, metadata=route_by(route))
-        try:
-            async for answer in call:
-                outputs = {tensor.name: to_array(tensor) for tensor in answer.result.outputs}
-                output = outputs if named else next(iter(outputs.values()))
-                yield Generated(output, to_array(answer.next_input), answer.result.step)
-        except aio.AioRpcError as error:
-            raise from_rpc(error) from None
-        finally:
-            call.cancel()  # the caller may have had enough
 
 
 def _duration(value: float | datetime.timedelta) -> duration_pb2.Duration:

@@ -1,6 +1,7 @@
 """What the calls of one client share: the channel, the time limits, and trying again when the connection breaks."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -25,6 +26,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 Result = TypeVar("Result")
 
+_LATEST_SECONDS = 1.0  # for which the latest version is taken to be the latest
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 ROUTE: Final = "recurra-session"
@@ -44,7 +46,7 @@ def pauses(uniform: Callable[[float, float], float] = random.uniform) -> Iterato
 
 
 def channel_options(keepalive: float | None) -> list[tuple[str, int]]:
-    """GRPC channel options: keep-alive, quick reconnects, and answers of any size."""
+    """Options of gRPC's channels: keep-alive, quick reconnects, and answers of any size."""
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -78,7 +80,7 @@ class Connection:
         self.reconnect = reconnect
         self._options = channel_options(keepalive)
         self._credentials = credentials
-        self._codecs: dict[tuple[str, str], Codec] = {}
+        self._codecs: dict[tuple[str, str], tuple[Codec, float]] = {}  # and until when it holds
 
     # The channel belongs to the event loop that runs when it is made, so it is made by the first call.
     @cached_property
@@ -204,13 +206,13 @@ class Connection:
         Raises:
             ModelNotFoundError: No such model or version is loaded.
         """
-        kept = self._codecs.get((model, version))
-        if kept is not None and (not digest or kept.model.digest == digest):
+        kept, until = self._codecs.get((model, version), (None, 0.0))
+        if kept is not None and time.monotonic() < until and (not digest or kept.model.digest == digest):
             return kept
         request = models_pb2.GetModelRequest(name=model, version=version, digest=digest)
         codec = Codec((await self.call(self.models.GetModel, request)).model)
-        if version:  # which one is the latest may change
-            self._codecs[model, version] = codec
+        # Which one is the latest may change.
+        self._codecs[model, version] = codec, math.inf if version else time.monotonic() + _LATEST_SECONDS
         return codec
 
     def _unreachable(self, trouble: RecurraError, seconds: float) -> UnavailableError:
@@ -223,5 +225,5 @@ class Connection:
 
 
 def _plain(message: str) -> str:
-    """GRPC's message without its repetition of addresses: only the last cause is of interest."""
+    """The message of gRPC without its repetition of addresses: only the last cause is of interest."""
     return message.rsplit(": ", 1)[-1].rstrip(".")

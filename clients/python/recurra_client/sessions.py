@@ -8,7 +8,7 @@ from recurra.v1 import sessions_pb2
 
 from recurra_client.connection import Connection
 from recurra_client.durability import DURABILITIES, Durability
-from recurra_client.session import fork_session, get_session, once
+from recurra_client.opening import fork_session, get_session, once
 
 PAGE_SIZE: Final = 1000
 

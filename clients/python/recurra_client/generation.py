@@ -1,0 +1,61 @@
+"""Generation: a model that goes on from its own outputs."""
+
+from collections.abc import AsyncGenerator, Mapping
+
+from grpc import aio
+from recurra.v1 import inference_pb2
+
+from recurra_client.codec import Codec, Inputs
+from recurra_client.connection import Connection, route_by
+from recurra_client.errors import StepGapError, from_rpc
+from recurra_client.results import Generated
+from recurra_client.session import Session
+from recurra_client.tensors import to_array
+
+
+async def generate_anew(
+    connection: Connection, codec: Codec, request: inference_pb2.GenerateRequest, x: Inputs
+) -> AsyncGenerator[Generated]:
+    """Generate from a model's beginning, without a session; see `Client.generate`."""
+    request.outputs.extend(codec.wanted)
+    request.inputs.extend(codec.sequence(x)[0])
+    async for generated in _answers(connection, request, named=isinstance(x, Mapping)):
+        yield generated
+
+
+async def generate_in_session(
+    connection: Connection, session: Session, request: inference_pb2.GenerateRequest, x: Inputs
+) -> AsyncGenerator[Generated]:
+    """Generate from where a session stands, and advance it; see `Client.generate`."""
+    async with session.exclusively() as (codec, delivery, request.after_step):
+        request.session_id = session.id
+        request.outputs.extend(codec.wanted)
+        request.inputs.extend(codec.sequence(x)[0])
+        named, step, ended = isinstance(x, Mapping), 0, False
+        try:
+            while not ended:
+                try:
+                    async for generated in _answers(connection, request, named=named, route=session.route):
+                        step = generated.step
+                        yield generated
+                    ended = True
+                except StepGapError as gap:  # before anything was generated
+                    await delivery.bring(gap)
+        finally:
+            if step:
+                delivery.changed(step, surely=ended)
+
+
+async def _answers(
+    connection: Connection, request: inference_pb2.GenerateRequest, *, named: bool, route: str = ""
+) -> AsyncGenerator[Generated]:
+    call = connection.inference.Generate(request, timeout=connection.timeout, metadata=route_by(route))
+    try:
+        async for answer in call:
+            outputs = {tensor.name: to_array(tensor) for tensor in answer.result.outputs}
+            output = outputs if named else next(iter(outputs.values()))
+            yield Generated(output, to_array(answer.next_input), answer.result.step)
+    except aio.AioRpcError as error:
+        raise from_rpc(error) from None
+    finally:
+        call.cancel()  # the caller may have had enough
