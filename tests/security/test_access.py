@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import grpc
 import jwt
 import pytest
 from google.protobuf import descriptor_pool
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from recurra.openinference import open_inference_pb2 as oip
 from recurra.v1.inference_pb2 import StreamStepsRequest
 from recurra.v1.models_pb2 import ListModelsRequest, LoadModelRequest, UnloadModelRequest
-from recurra.v1.sessions_pb2 import ExportSessionRequest, ImportSessionRequest, OpenSessionRequest
+from recurra.v1.sessions_pb2 import DrainSessionsRequest, ExportSessionRequest, ImportSessionRequest, OpenSessionRequest
 from recurra_server.rpc import access
 
 from tests.security.conftest import Attack, Caller, refused
@@ -320,6 +322,28 @@ def test_a_certificate_says_who_somebody_is(mutual: ServerProcess, authority: Au
         stubs.channel.close()
 
 
+def test_a_stranger_is_refused_before_a_message_is_read(mutual: ServerProcess, authority: Authority) -> None:
+    never = threading.Event()
+
+    def no_message() -> Iterator[Any]:
+        never.wait(60)
+        yield b""
+
+    stubs = Stubs(mutual.target, authority.client("stranger").credentials())
+    for method in ("/recurra.v1.InferenceService/Step", "/recurra.v1.InferenceService/Generate"):
+        call: Any = stubs.channel.stream_stream(method)
+        assert refused(partial(call, no_message(), timeout=20)) == "UNAUTHENTICATED"
+    never.set()
+    stubs.channel.close()
+
+
+def test_who_sends_no_message_is_told_so(mutual: ServerProcess, authority: Authority) -> None:
+    stubs = Stubs(mutual.target, authority.client("gateway").credentials())
+    call: Any = stubs.channel.stream_stream("/recurra.v1.InferenceService/Step")
+    assert refused(partial(call, iter(()), timeout=20)) == "INVALID_ARGUMENT"
+    stubs.channel.close()
+
+
 def test_a_stolen_token_is_useless_without_the_certificate_it_is_bound_to(
     mutual: ServerProcess, authority: Authority, issuer: Issuer, attack: Attack
 ) -> None:
@@ -331,6 +355,16 @@ def test_a_stolen_token_is_useless_without_the_certificate_it_is_bound_to(
     attack("gRPC", "a stolen token that is bound to a certificate (RFC 8705), with another certificate", came_back)
     infer = oip.ModelReadyRequest(name="counter")
     assert Stubs(mutual.target, own.credentials(), token=token).open_inference.ModelReady(infer).ready
+
+
+def test_a_drain_tells_of_the_sessions_of_all_callers(repository: Path, access_file: Path) -> None:
+    with running_server(repository, "--access", str(access_file), "--no-metrics", ready="who may") as server:
+        alice, olga = (Stubs(server.target, token=TOKENS[name]) for name in ("alice", "olga"))
+        alice.sessions.OpenSession(OpenSessionRequest(model="counter"))
+        left = olga.sessions.DrainSessions(DrainSessionsRequest(grace=Duration())).left
+        assert left == 1
+        for stubs in (alice, olga):
+            stubs.channel.close()
 
 
 # --- the file -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Installed only where there is an access file; without it no call passes here.
 """
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
@@ -100,27 +100,24 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _behind(check: Callable[[_Context], Awaitable[None]], handler: Any) -> Any:
-    """A method that checks its context first."""
+    """A method that checks its context first, before it reads a message: so it is of the kind that reads for itself."""
     method = next(
         found
         for found in (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
         if found is not None
     )
 
-    async def call(request: Any, context: _Context) -> Any:
+    async def call(requests: Any, context: _Context) -> None:
         await check(context)
-        return await method(request, context)
+        request = requests if handler.request_streaming else await context.read()
+        if request is grpc.aio.EOF:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no message")
+        if inspect.isasyncgenfunction(method):
+            async for response in method(request, context):
+                await context.write(response)
+        elif handler.response_streaming:
+            await method(request, context)
+        else:
+            await context.write(await method(request, context))
 
-    async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
-        await check(context)
-        async for response in method(request, context):
-            yield response
-
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    behind = generate if inspect.isasyncgenfunction(method) else call
-    return make(behind, handler.request_deserializer, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)

@@ -18,7 +18,7 @@ from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import ForbiddenError, UnauthenticatedError
 from recurra_server.security.identity import Identity, Role, account_key
 from recurra_server.security.keys import IssuerKeys
-from recurra_server.security.policy import Certificate, Jwt, Limits, Policy, PolicyError, read_policy
+from recurra_server.security.policy import Certificate, IdentityLimits, Jwt, Policy, PolicyError, Token, read_policy
 
 _log = structlog.get_logger(__name__)
 _LONGEST_TOKEN = 8192
@@ -31,7 +31,9 @@ _NAMES = ("peer_spiffe_id", "x509_uri", "x509_dns", "x509_common_name")
 
 
 class Access:
-    """Who may do what, as the access file says; it is read again when it changes. Belongs to the event loop's thread.
+    """Who may do what, as the access file says; it is read again when it changes.
+
+    Belongs to the event loop's thread, but for `may_read_metrics`.
 
     Raises:
         PolicyError: The file cannot be used.
@@ -87,7 +89,8 @@ class Access:
         self._policy = policy
         self._remembered.clear()
         self._static = [
-            (entry.digest, self._identity(f"token:{entry.name}", entry.roles, entry.limits)) for entry in policy.tokens
+            (entry.digest, self._identity(f"token:{entry.name}", entry, entry.roles, entry.limits))
+            for entry in policy.tokens
         ]
 
     def _stamp(self) -> tuple[int, int, int]:
@@ -139,7 +142,7 @@ class Access:
             if len(self._remembered) > _MOST_REMEMBERED:
                 self._remembered.popitem(last=False)
         elif remembered.expires_at <= self._clock():
-            del self._remembered[digest]
+            self._remembered.pop(digest, None)  # another thread may have been quicker
             raise _refused("it has expired")
         return remembered
 
@@ -189,16 +192,21 @@ class Access:
         return True
 
     def still_holds(self, identity: Identity) -> bool:
-        """Whether somebody would still be taken for who they have shown they are: their token may have been removed."""
+        """Whether somebody who makes predictions would still be let in: the file may have changed since."""
         if identity.expires_at <= self._clock():
             return False
-        if identity.name.startswith("token:"):
-            return any(known.name == identity.name for _, known in self._static)
-        return True
+        entry, policy = identity.entry, self._policy
+        match entry:
+            case Token():
+                return any(Role.PREDICT in now.roles for now in policy.tokens if now.digest == entry.digest)
+            case Certificate():
+                return any(Role.PREDICT in now.roles for now in policy.certificates if now.name == entry.name)
+            case _:
+                return policy.jwt is not None and policy.jwt == entry
 
     def _by_name(self, entry: Certificate, first: str) -> Identity:
         name = first if entry.name == "*" else entry.name
-        return self._identity(f"certificate:{name}", entry.roles, entry.limits)
+        return self._identity(f"certificate:{name}", entry, entry.roles, entry.limits)
 
     def _by_jwt(self, token: str, issuer: Jwt, keys: IssuerKeys) -> Identity:
         try:
@@ -224,15 +232,23 @@ class Access:
         thumbprint = _bound_to(claims)
         return self._identity(
             f"jwt:{issuer.issuer}:{subject}",
+            issuer,
             issuer.roles | _roles_in(claims.get(issuer.roles_claim)),
             issuer.limits,
             expires_at=float(claims["exp"]) + issuer.leeway,
             certificate=thumbprint,
         )
 
-    def _identity(self, name: str, roles: frozenset[Role], limits: Limits | None, **more: Any) -> Identity:
+    def _identity(
+        self,
+        name: str,
+        entry: Token | Certificate | Jwt,
+        roles: frozenset[Role],
+        limits: IdentityLimits | None,
+        **more: Any,
+    ) -> Identity:
         quota = (limits or self._policy.limits).quota
-        return Identity(name, roles, self._accounts.of(account_key(name), quota), **more)
+        return Identity(name, entry, roles, self._accounts.of(account_key(name), quota), **more)
 
 
 class _UnknownKeyError(Exception):

@@ -26,6 +26,7 @@ class Identity:
 
     Attributes:
         name: For logs; with where it comes from in front, so that names from different places never meet.
+        entry: What of the access file they are known by.
         roles: What they may do.
         account: Their sessions.
         expires_at: Until when it holds, in seconds since 1970.
@@ -33,6 +34,7 @@ class Identity:
     """
 
     name: str
+    entry: object
     roles: frozenset[Role]
     account: Account
     expires_at: float = math.inf

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import structlog
 from jwt import PyJWK, PyJWKSet
-from jwt.exceptions import PyJWTError
 
 _log = structlog.get_logger(__name__)
 _TIMEOUT = 5.0
@@ -52,7 +51,7 @@ class IssuerKeys:
         try:
             text = await asyncio.to_thread(_read, self.source)
             keys = PyJWKSet.from_json(text).keys
-        except (OSError, ValueError, PyJWTError) as error:
+        except Exception as error:  # whatever the issuer answers, and however
             _log.error("keys_not_fetched", source=self.source, why=str(error))
             return
         self._keys = {key.key_id: key for key in keys if key.public_key_use in (None, "sig")}

@@ -29,7 +29,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class Limits(_Strict):
+class IdentityLimits(_Strict):
     """Bounds of one identity; what is not given has none."""
 
     sessions: _Positive | None = None
@@ -48,7 +48,7 @@ class Somebody(_Strict):
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     roles: frozenset[Role]
-    limits: Limits | None = None
+    limits: IdentityLimits | None = None
 
 
 class Token(Somebody):
@@ -91,7 +91,7 @@ class Jwt(_Strict):
     """A list, or words in a text: those that are roles are given."""
     roles: frozenset[Role] = frozenset()
     """Given to everybody who has a token."""
-    limits: Limits | None = None
+    limits: IdentityLimits | None = None
 
     @model_validator(mode="after")
     def _no_plain_http(self) -> Self:
@@ -107,7 +107,7 @@ class Policy(_Strict):
     tokens: tuple[Token, ...] = ()
     certificates: tuple[Certificate, ...] = ()
     jwt: Jwt | None = None
-    limits: Limits = Limits()
+    limits: IdentityLimits = IdentityLimits()
     """Of everybody who has none of their own."""
 
     @model_validator(mode="after")

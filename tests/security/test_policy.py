@@ -1,0 +1,79 @@
+"""The access file as it changes, and the keys of an issuer: without a server."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recurra_server.engine.accounts import Accounts
+from recurra_server.security.access import Access
+from recurra_server.security.keys import IssuerKeys
+
+from tests.support.authority import TOKENS, Issuer, write_access_file
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Issuer:
+    return Issuer(tmp_path / "issuer")
+
+
+@pytest.fixture
+def change(tmp_path: Path, issuer: Issuer) -> Callable[..., Path]:
+    """Writes the access file anew."""
+
+    def write(**more: Any) -> Path:
+        write_access_file(tmp_path / "access.yaml", issuer, **more)
+        return tmp_path / "access.yaml"
+
+    return write
+
+
+ALICE = {"name": "alice", "roles": ["predict"], "sha256": hashlib.sha256(TOKENS["alice"].encode()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "holds"),
+    [
+        ({}, True),
+        ({"tokens": [ALICE | {"limits": {"sessions": 1}}]}, True),
+        ({"tokens": []}, False),
+        ({"tokens": [ALICE | {"sha256": "0" * 64}]}, False),
+        ({"tokens": [ALICE | {"roles": ["metrics"]}]}, False),
+    ],
+)
+def test_a_token_holds_while_the_file_has_it(change: Callable[..., Path], changed: dict[str, Any], holds: bool) -> None:
+    access = Access(change(), Accounts())
+    alice = access.identify(TOKENS["alice"])
+    change(**changed)
+    access.reload()
+    assert access.still_holds(alice) is holds
+
+
+def test_a_certificate_holds_while_the_file_has_its_name(change: Callable[..., Path]) -> None:
+    access = Access(change(), Accounts())
+    gateway = access.by_certificate({"x509_common_name": [b"gateway"]})
+    assert access.still_holds(gateway)
+    change(certificates=[])
+    access.reload()
+    assert not access.still_holds(gateway)
+
+
+async def test_a_jwt_holds_while_the_file_has_its_issuer(change: Callable[..., Path], issuer: Issuer) -> None:
+    access = Access(change(), Accounts())
+    ann = await access.by_token([f"Bearer {issuer.token()}"])
+    assert ann is not None
+    assert access.still_holds(ann)
+    change(jwt=None)
+    access.reload()
+    assert not access.still_holds(ann)
+
+
+@pytest.mark.parametrize("answer", ["[]", "7", "{}", "no JSON", '{"keys": 1}', '{"keys": [1]}'])
+async def test_keys_stay_whatever_the_issuer_answers(issuer: Issuer, answer: str) -> None:
+    keys = IssuerKeys(str(issuer.jwks))
+    await keys.fetch()
+    assert keys.find(None) is not None
+    issuer.jwks.write_text(answer)
+    await keys.fetch()
+    assert keys.find(None) is not None
