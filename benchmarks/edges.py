@@ -20,9 +20,9 @@ from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc.openinference.infer_stream import InferStream
 from recurra_server.rpc.openinference.sequences import Sequences
-from recurra_server.rpc.openinference.stream import InferStream
-from recurra_server.rpc.stream import StepStream
+from recurra_server.rpc.step_stream import StepStream
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts
 from rich.console import Console

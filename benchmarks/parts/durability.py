@@ -139,12 +139,12 @@ async def _measure_take_over(target: str, url: str, count: int, rounds: int) -> 
             times = []
             for one in ours:
                 began = time.perf_counter()
-                await client.sessions.get(one.session_id)
+                await client.sessions.get(one.store_key)
                 times.append(time.perf_counter() - began)
             p50, p99 = np.percentile(times, [50, 99])
             found.append({"p50": float(p50), "p99": float(p99)})
             for one in ours:
-                await client.sessions.close(one.session_id)
+                await client.sessions.close(one.store_key)
     return found
 
 

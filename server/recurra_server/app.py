@@ -3,41 +3,25 @@
 import asyncio
 import platform
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
 import structlog
-from grpc_channelz.v1 import channelz, channelz_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 from prometheus_client import CollectorRegistry
-from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
-from recurra.v1 import (
-    inference_pb2,
-    inference_pb2_grpc,
-    models_pb2,
-    models_pb2_grpc,
-    sessions_pb2,
-    sessions_pb2_grpc,
-)
 
 from recurra_server.catalog import Catalog
 from recurra_server.checkpoints import Checkpoints
+from recurra_server.chores import Chores
 from recurra_server.driver import Driver
 from recurra_server.engine.engine import Engine
+from recurra_server.grpc_server import SERVICES, build_server
 from recurra_server.peer import Peer
 from recurra_server.rpc import transport
-from recurra_server.rpc.access import AccessInterceptor
-from recurra_server.rpc.decoding import Decoding
-from recurra_server.rpc.inference import InferenceServicer
-from recurra_server.rpc.models import ModelKey, ModelsServicer
-from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
-from recurra_server.rpc.sessions import SessionsServicer
-from recurra_server.rpc.streams import OpenStreams
-from recurra_server.rpc.traced import TraceReader
+from recurra_server.rpc.models import ModelKey
+from recurra_server.rpc.stream_base import OpenStreams
 from recurra_server.rpc.turnstile import Turnstile
 from recurra_server.security.certificates import Certificates
 from recurra_server.settings import Settings
@@ -55,15 +39,6 @@ _log = structlog.get_logger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _STORE = "recurra.store"
-_SERVICES = [
-    file.services_by_name[name].full_name
-    for file, name in (
-        (models_pb2.DESCRIPTOR, "ModelsService"),
-        (sessions_pb2.DESCRIPTOR, "SessionsService"),
-        (inference_pb2.DESCRIPTOR, "InferenceService"),
-        (open_inference_pb2.DESCRIPTOR, "GRPCInferenceService"),
-    )
-]
 
 
 class App:
@@ -95,6 +70,7 @@ class App:
         turnstile = None if settings.protection.access is None else Turnstile(self.driver.clock)
         self._streams = OpenStreams(edge, turnstile)
         self._told = asyncio.Event()
+        self._chores = Chores()
         self._store = open_store(settings.store) if settings.store else None
         if self._store is not None:
             self.metrics.store = ObservedStore(self._store.sessions)
@@ -106,12 +82,24 @@ class App:
         self._tracing = self._open_tracing() if settings.traces else None
         self._access = read_access(settings, self.engine.accounts)
         self._catalog = Catalog(settings, self.driver, self._executor, self._tell_health, edge.loads)
-        self._server = self._build_server(edge, keeper)
+        self._server = build_server(
+            settings,
+            driver=self.driver,
+            edge=edge,
+            streams=self._streams,
+            metrics=self.metrics,
+            catalog=self._catalog if keeper is None else SharedCatalog(self._catalog, self.engine, keeper),
+            health=self._health,
+            access=self._access,
+            read_trace=None if self._tracing is None else self._tracing.read,
+            drain=None if self._worker else self.drain,
+            share_port=self._worker,
+        )
 
     async def start(
-        self, *, but: Collection[ModelKey] = (), tried: Mapping[ModelKey, str] | None = None
+        self, *, excluded: Collection[ModelKey] = (), verdicts: Mapping[ModelKey, str] | None = None
     ) -> tuple[int, int]:
-        """Load all models (see `screen` for `but` and `tried`), listen, and say so through the health service.
+        """Load all models (see `screen` for `excluded` and `verdicts`), listen, and say so through the health service.
 
         Returns:
             The ports of gRPC and of the metrics, which is 0 where there are none.
@@ -122,39 +110,18 @@ class App:
         settings = self.settings
         for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can know that there is a server to end
             asyncio.get_running_loop().add_signal_handler(number, self.end)
-        self._loading = asyncio.ensure_future(self._load_models(but, tried))
+        self._loading = asyncio.ensure_future(self._load_models(excluded, verdicts))
         try:
             await self._loading
         except asyncio.CancelledError:
             raise StartError("told to end before it served") from None
-        if self._store is not None:
-            await self._store.start()
-        try:
-            port = self._listen(f"{settings.host}:{settings.port}")
-        except RuntimeError:
-            raise StartError(
-                f"cannot listen on {settings.host}:{settings.port}: the port is in use, or not allowed; choose --port"
-            ) from None
+        port = self._listen(settings.host, settings.port)
         self._exporter = self._export() if settings.metrics else None
-        self._chores = [
-            asyncio.ensure_future(chore) for chore in (self.driver.expire_forever(), self.driver.watch_load())
-        ]
-        if self.driver.checkpoints is not None:
-            self.driver.checkpoints.on_store.append(self._tell_store)
-            self._chores += [
-                asyncio.ensure_future(self.driver.checkpoints.write_forever()),
-                asyncio.ensure_future(self.driver.checkpoints.watch_forever()),
-            ]
-        if (patience := settings.bounds.slow_reader_timeout) > 0:
-            self._chores.append(asyncio.ensure_future(self._streams.watch_readers(self.driver.clock, patience)))
-        if self._access is not None:
-            self._chores += [
-                asyncio.ensure_future(chore) for chore in (self._access.keep_current(), self._watch_callers())
-            ]
-        if settings.watch:
-            self._chores.append(asyncio.ensure_future(self._catalog.watch_forever(settings.watch)))
+        if self._store is not None:  # last of all that can fail: an embedded one runs by itself
+            await self._store.start()
+        self._begin_chores()
         await self._server.start()
-        for service in ("", *_SERVICES, *([_STORE] if self._store is not None else [])):
+        for service in ("", *SERVICES, *([_STORE] if self._store is not None else [])):
             await self._health.set(service, _SERVING)
         await self._catalog.tell_health_of_all()
         return port, self._exporter.port if self._exporter is not None else 0
@@ -192,12 +159,12 @@ class App:
         await self._health.enter_graceful_shutdown()
         await self._streams.drain(self.settings.drain_seconds if grace is None else grace)
         moved = await self.driver.checkpoints.hand_over() if self.driver.checkpoints is not None else 0
-        return moved, self.engine.sessions("", 0, 0)[1]
+        return moved, sum(1 for _ in self.engine.accounts.sessions())
 
     async def stop(self) -> None:
         """Stop listening, and end what is left."""
         await self._server.stop(grace=1.0)
-        await _end(self._chores)
+        await self._chores.end()
         if self.driver.checkpoints is not None and self._store is not None:
             if not await self.driver.checkpoints.write():
                 _log.error("checkpoints_lost", sessions=len(self.engine.ledger.changed))
@@ -207,6 +174,19 @@ class App:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         self._executor.shutdown()
+
+    def _begin_chores(self) -> None:
+        driver, access, patience = self.driver, self._access, self.settings.bounds.slow_reader_timeout
+        self._chores.begin(driver.expire_forever, driver.watch_load)
+        if driver.checkpoints is not None:
+            driver.checkpoints.on_store.append(self._tell_store)
+            self._chores.begin(driver.checkpoints.write_forever, driver.checkpoints.watch_forever)
+        if patience > 0:
+            self._chores.begin(lambda: self._streams.watch_readers(driver.clock, patience))
+        if access is not None:
+            self._chores.begin(access.keep_current, lambda: self._streams.watch_callers(access.still_holds))
+        if self.settings.watch:
+            self._chores.begin(lambda: self._catalog.watch_forever(self.settings.watch))
 
     def _open_tracing(self) -> "Tracing":
         """Have spans made of batches and requests to the store.
@@ -238,13 +218,22 @@ class App:
             return "it shuts down"
         return "" if self.engine.models() else "no model is served"
 
-    def _listen(self, address: str) -> int:
-        if self._certificates is None:
-            return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, transport.credentials(self._certificates))
+    def _listen(self, host: str, port: int) -> int:
+        """Take the port.
 
-    async def _load_models(self, but: Collection[ModelKey], tried: Mapping[ModelKey, str] | None) -> None:
-        found, where = await self._catalog.load_all(but=but, tried=tried), self.settings.models
+        Raises:
+            StartError: It is taken or not allowed.
+        """
+        address = f"{host}:{port}"
+        try:
+            if self._certificates is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, transport.credentials(self._certificates))
+        except RuntimeError:
+            raise StartError(f"cannot listen on {address}: the port is in use, or not allowed; choose --port") from None
+
+    async def _load_models(self, excluded: Collection[ModelKey], verdicts: Mapping[ModelKey, str] | None) -> None:
+        found, where = await self._catalog.load_all(excluded=excluded, verdicts=verdicts), self.settings.models
         if not self.engine.models():
             raise StartError(
                 f"none of the {found} models in {where} can be served (the log says why)"
@@ -252,60 +241,11 @@ class App:
                 else f"there is no {where}/<name>/<version>/model.onnx: train one (recurra train) or choose --models"
             )
 
-    async def _watch_callers(self, interval: float = 1.0) -> None:
-        """End the streams of callers whose time is up, every `interval` seconds."""
-        assert self._access is not None  # noqa: S101 - else nobody is told apart
-        while True:
-            await asyncio.sleep(interval)
-            self._streams.expel_who(self._access.still_holds)
-
     def _tell_store(self, up: bool) -> None:
         self._telling = asyncio.ensure_future(self._health.set(_STORE, _SERVING if up else _NOT_SERVING))
 
     async def _tell_health(self, service: str, serving: bool) -> None:
         await self._health.set(service, _SERVING if serving else _NOT_SERVING)
-
-    def _interceptors(self, edge: EdgeCounts) -> list[grpc.aio.ServerInterceptor]:
-        interceptors: list[grpc.aio.ServerInterceptor] = []
-        if self._tracing is not None:
-            interceptors.append(TraceReader(self._tracing.read))
-        if self._access is not None:
-            interceptors.append(AccessInterceptor(self._access, edge))
-        return interceptors
-
-    def _build_server(self, edge: EdgeCounts, keeper: Peer | None) -> grpc.aio.Server:
-        settings = self.settings
-        server = grpc.aio.server(
-            interceptors=self._interceptors(edge),
-            options=transport.options(
-                settings.bounds,
-                max_pending=2 * settings.limits.max_queue,
-                share_port=self._worker,
-                channelz=settings.channelz,
-            ),
-        )
-        catalog = self._catalog if keeper is None else SharedCatalog(self._catalog, self.engine, keeper)
-        calls: Any = Decoding(server)
-        models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(self.engine, edge, catalog), calls)
-        drain = None if self._worker else self.drain
-        sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(self.driver, edge, drain), calls)
-        inference = InferenceServicer(
-            self.driver, edge, self._streams, stream_window=settings.stream_window, bounds=settings.bounds
-        )
-        self.driver.on_forget += [self.metrics.timings.forget, inference.forget]
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, calls)
-        open_inference = OpenInferenceServicer(
-            self.driver, edge, self._streams, self.metrics, catalog, stream_window=settings.stream_window
-        )
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, calls)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, Decoding(server, foreign=True))
-        if settings.channelz:
-            channelz.add_channelz_servicer(server)
-        if settings.reflection:
-            names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
-            names += [channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name] * settings.channelz
-            reflection.enable_server_reflection(names, server)
-        return server
 
 
 def export(
@@ -327,14 +267,6 @@ def export(
         return Exporter(registry, healthy, ready, host, port, allow=allow, tls=context)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}; choose --metrics-port") from None
-
-
-async def _end(chores: Sequence[asyncio.Future[None]]) -> None:
-    """Cancel, and again: `asyncio.wait_for` of Python 3.11, which the store's client uses, can lose a cancellation."""
-    while pending := [chore for chore in chores if not chore.done()]:
-        for chore in pending:
-            chore.cancel()
-        await asyncio.wait(pending, timeout=0.2)
 
 
 def _build_info() -> dict[str, str]:

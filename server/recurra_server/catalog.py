@@ -64,7 +64,9 @@ class Catalog:
         self._one_at_a_time = asyncio.Lock()
         self._seen: dict[tuple[str, str], _Stamp] = {}
 
-    async def load_all(self, *, but: Collection[ModelKey] = (), tried: Mapping[ModelKey, str] | None = None) -> int:
+    async def load_all(
+        self, *, excluded: Collection[ModelKey] = (), verdicts: Mapping[ModelKey, str] | None = None
+    ) -> int:
         """Load every version before the server starts; what cannot be loaded is logged. See `screen`.
 
         Returns:
@@ -72,9 +74,9 @@ class Catalog:
         """
         files = find_models(self._settings.models)
         self._seen = self._stamps(files)
-        async for file, digest, why in screen(self._settings, files, but=but, tried=tried or {}):
+        async for file, digest, why in screen(self._settings, files, excluded=excluded, verdicts=verdicts or {}):
             self._loads[file.name, file.version] = False  # until it is served
-            if why and (file.name, file.version, digest) in (tried or {}):
+            if why and (file.name, file.version, digest) in (verdicts or {}):
                 continue  # whoever tried it has said so
             with log_if_refused(file):
                 refuse_if(why, file)
@@ -136,6 +138,7 @@ class Catalog:
         for model in models:
             self._engine.shelf.remove(model)
             _log.info("model_unloaded", model=name, version=model.version, sessions=model.sessions)
+        for model in models:  # after all are gone: other calls come between
             await self.tell_health(name, model.version)
         return Unloaded([model.key for model in models], sum(model.sessions for model in models))
 

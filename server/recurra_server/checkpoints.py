@@ -116,7 +116,7 @@ class Checkpoints:
         ledger, owned = self._engine.ledger, None
         deletions, ledger.deletions = ledger.deletions, {}
         try:
-            await self._store.delete([(session_id, *place) for session_id, place in deletions.items()])
+            await self._store.delete([(store_key, *place) for store_key, place in deletions.items()])
             owned = await self._store.save([save.checkpoint for save in batch])
             self._heard(None)
         except StoreError as error:
@@ -170,7 +170,7 @@ class Checkpoints:
                 durability=durability,
                 caller=caller,
             )
-            if first.session_id in self._engine.ledger.deletions:
+            if first.store_key in self._engine.ledger.deletions:
                 await self.write(everything=False)
             epoch = await self._ask(self._store.create(first))
             if epoch is None:
@@ -180,7 +180,7 @@ class Checkpoints:
             try:
                 return handover.adopt(self._engine, replace(first, epoch=epoch), self._clock(), caller)
             except EngineError:
-                await self._ask(self._store.delete([(first.session_id, epoch, first.idle_timeout)]))
+                await self._ask(self._store.delete([(first.store_key, epoch, first.idle_timeout)]))
                 raise
 
     async def take_over(self, session_id: str, caller: Account | None = None) -> Session | None:
@@ -201,6 +201,7 @@ class Checkpoints:
             if self._engine.draining:
                 raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
             self._engine.check_room()
+            (caller or self._engine.accounts.nobody).check_room(0)
             checkpoint = await self._ask(self._store.take_over(key))
             if checkpoint is None:
                 return None

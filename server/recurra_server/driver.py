@@ -17,7 +17,7 @@ import structlog
 from recurra_server.checkpoints import Checkpoints
 from recurra_server.engine.accounts import Account
 from recurra_server.engine.batch import Batch
-from recurra_server.engine.blocks import Block, BlockBatch
+from recurra_server.engine.block import Block, BlockBatch
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundError, StepGapError
 from recurra_server.engine.outputs import Choice

@@ -19,16 +19,16 @@ async def screen(
     settings: Settings,
     files: Sequence[ModelFile],
     *,
-    but: Collection[ModelKey] = (),
-    tried: Mapping[ModelKey, str] = MappingProxyType({}),
+    excluded: Collection[ModelKey] = (),
+    verdicts: Mapping[ModelKey, str] = MappingProxyType({}),
 ) -> AsyncGenerator[tuple[ModelFile, str, str]]:
     """Try versions. While the caller is busy with one, the next is tried already.
 
     Args:
         settings: How to serve.
         files: The versions.
-        but: Those that are passed over.
-        tried: Those that need not be tried any more, and why they cannot be used.
+        excluded: Those that are passed over.
+        verdicts: Those that need not be tried any more, and why they cannot be used.
 
     Yields:
         Each version, its digest, and why it cannot be used; empty where it can. One that cannot be read is logged.
@@ -37,12 +37,12 @@ async def screen(
     for file in files:
         with log_if_refused(file):
             known.append((file, digest_of(file)))
-    known = [(file, digest) for file, digest in known if (file.name, file.version, digest) not in but]
-    new = [file for file, digest in known if (file.name, file.version, digest) not in tried]
-    async with contextlib.aclosing(rehearse_all(settings, new)) as verdicts:
+    known = [(file, digest) for file, digest in known if (file.name, file.version, digest) not in excluded]
+    new = [file for file, digest in known if (file.name, file.version, digest) not in verdicts]
+    async with contextlib.aclosing(rehearse_all(settings, new)) as new_verdicts:
         for file, digest in known:
             key = (file.name, file.version, digest)
-            yield file, digest, tried[key] if key in tried else await anext(verdicts)
+            yield file, digest, verdicts[key] if key in verdicts else await anext(new_verdicts)
 
 
 def rehearse_all(settings: Settings, files: Sequence[ModelFile]) -> AsyncGenerator[str]:

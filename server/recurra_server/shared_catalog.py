@@ -75,14 +75,14 @@ class Changes:
     Attributes:
         members: The workers that serve.
         left_out: What workers leave out of the repository, as it was unloaded by call.
-        tried: What was tried, and why it cannot be used; nothing where it can.
+        verdicts: Of what was tried, why it cannot be used; nothing where it can.
         one_at_a_time: Held while something changes; to be held as well while a worker begins.
     """
 
     def __init__(self) -> None:
         self.members: dict[int, Peer] = {}
         self.left_out: set[ModelKey] = set()
-        self.tried: dict[ModelKey, str] = {}
+        self.verdicts: dict[ModelKey, str] = {}
         self.one_at_a_time = asyncio.Lock()
 
     def add(self, place: int, worker: Peer) -> None:
@@ -106,7 +106,7 @@ class Changes:
             raise
         served = await _all(self.members.values(), "serve")
         self.left_out -= {key for key in self.left_out if key[:2] == (name, found["version"])}
-        self.tried[name, found["version"], found["digest"]] = ""
+        self.verdicts[name, found["version"], found["digest"]] = ""
         return {"version": found["version"], "changed": any(one["changed"] for one in served)}
 
     async def _unload(self, name: str, version: str) -> dict[str, Any]:

@@ -47,13 +47,13 @@ class Begin:
 
     Attributes:
         settings: How to serve.
-        but: What it leaves out of the model repository.
-        tried: What it need not try in another process, and why it cannot be used; nothing where it can.
+        excluded: What it leaves out of the model repository.
+        verdicts: What it need not try in another process, and why it cannot be used; nothing where it can.
     """
 
     settings: Settings
-    but: list[ModelKey] = field(default_factory=list)
-    tried: list[tuple[ModelKey, str]] = field(default_factory=list)
+    excluded: list[ModelKey] = field(default_factory=list)
+    verdicts: list[tuple[ModelKey, str]] = field(default_factory=list)
 
 
 BEGIN = TypeAdapter(Begin)
@@ -79,7 +79,7 @@ def run(begin: Begin, ready: Callable[[Ready], None], *, worker: bool = False) -
 async def _serve(begin: Begin, ready: Callable[[Ready], None], *, worker: bool) -> None:
     keeper = await _keeper() if worker else None
     app = App(begin.settings, keeper=keeper)
-    port, metrics_port = await app.start(but=begin.but, tried=dict(begin.tried))
+    port, metrics_port = await app.start(excluded=begin.excluded, verdicts=dict(begin.verdicts))
     gc.freeze()  # what is there now stays: it need not be looked at again and again
     ready(Ready(port, metrics_port, [_about(model) for model in app.engine.models()]))
     if keeper is not None:

@@ -114,7 +114,7 @@ class Workers:
     async def _try_models(self) -> None:
         """Try the models once for all workers."""
         async for file, digest, why in screen(self._settings, find_models(self._settings.models)):
-            self._changes.tried[file.name, file.version, digest] = why
+            self._changes.verdicts[file.name, file.version, digest] = why
             with log_if_refused(file):
                 refuse_if(why, file)
 
@@ -165,7 +165,7 @@ class Workers:
         self._running[place] = worker = _Worker(process, Ready())
         assert process.stdin is not None  # noqa: S101 - they are pipes
         assert process.stdout is not None  # noqa: S101
-        begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.tried.items()))
+        begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.verdicts.items()))
         process.stdin.write(BEGIN.dump_json(begin) + b"\n")
         line = await process.stdout.readline()
         worker.ready = READY.validate_json(line) if line else Ready(error="a worker ended before it served")

@@ -8,6 +8,7 @@ from recurra_server.checkpoints import Checkpoints
 from recurra_server.engine import handover
 from recurra_server.engine.accounts import Account, Quota
 from recurra_server.engine.durability import Durability
+from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.ports import Checkpoint, StoreError
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -31,7 +32,7 @@ class Store(MemoryStore):
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Save them."""
         self.on_save()
-        self.saves.append([checkpoint.session_id for checkpoint in checkpoints])
+        self.saves.append([checkpoint.store_key for checkpoint in checkpoints])
         return await super().save(checkpoints)
 
     async def identity(self) -> str:
@@ -140,3 +141,18 @@ async def test_only_what_is_saved_is_handed_over(writer: Writer) -> None:
     writer.store.on_save = lambda: writer.step(changing) if len(writer.store.saves) < 10 else None
     assert await writer.checkpoints.hand_over() == 1
     assert (saved.closed, changing.closed, ephemeral.closed) == (True, False, False)
+
+
+async def test_a_session_that_its_caller_has_no_room_for_is_not_taken_from_its_owner(
+    runtimes: dict[str, OnnxRuntime],
+) -> None:
+    there, here = Writer(runtimes), Writer(runtimes)
+    here.checkpoints = Checkpoints(here.owner.engine, there.store, interval=0.1, clock=lambda: here.owner.now)
+    accounts = [writer.owner.engine.accounts.of("ann", Quota(sessions=1)) for writer in (there, here)]
+    owned = await there.open("a", caller=accounts[0])
+    await here.open("b", caller=accounts[1])
+    with pytest.raises(CapacityError):
+        await here.checkpoints.take_over("a", accounts[1])
+    there.step(owned)
+    assert await there.checkpoints.write()
+    assert not owned.closed, "it is still its owner's"

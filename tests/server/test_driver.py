@@ -17,7 +17,7 @@ from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Step
-from recurra_server.rpc.stream import StepStream
+from recurra_server.rpc.step_stream import StepStream
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts
 

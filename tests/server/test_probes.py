@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,6 +11,9 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from prometheus_client import CollectorRegistry
+from recurra_server.security.certificates import CertificateError
+from recurra_server.telemetry.exporter import Exporter
 
 from tests.support import models
 from tests.support.server import ServerProcess, running_server
@@ -82,3 +87,19 @@ def ask(server: ServerProcess, path: str) -> tuple[int, str]:
 
 def children(server: ServerProcess) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+
+
+def test_a_certificate_that_cannot_be_read_just_now_ends_one_connection(capfd: pytest.CaptureFixture[str]) -> None:
+    files = {"fit": False}
+
+    def context() -> ssl.SSLContext:
+        if not files["fit"]:
+            raise CertificateError("they are being changed")
+        raise ssl.SSLError("no more was asked for")
+
+    exporter = Exporter(CollectorRegistry(), lambda: "", lambda: "", "127.0.0.1", 0, tls=context)
+    for files["fit"] in (False, True):
+        with socket.create_connection(("127.0.0.1", exporter.port), timeout=10) as connection:
+            assert connection.recv(1) == b""
+    exporter.close()
+    assert "Traceback" not in capfd.readouterr().err

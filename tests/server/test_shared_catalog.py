@@ -15,7 +15,7 @@ KEY = ("sum", "1", "sha256:1")
 async def test_a_version_that_a_call_has_loaded_is_no_longer_known_as_one_that_cannot_be(works: bool) -> None:
     """It was tried at the start, and did not fit into memory then, for example."""
     changes = Changes()
-    changes.tried[KEY] = "no memory"
+    changes.verdicts[KEY] = "no memory"
     changes.left_out.add(KEY)
     to_keeper, to_worker = asyncio.StreamReader(), asyncio.StreamReader()
     keeper, worker = Peer(to_keeper, to_worker.feed_data), Peer(to_worker, to_keeper.feed_data)
@@ -40,4 +40,4 @@ async def test_a_version_that_a_call_has_loaded_is_no_longer_known_as_one_that_c
             assert not works
         for task in listening:
             task.cancel()
-    assert (changes.tried, changes.left_out) == (({KEY: ""}, set()) if works else ({KEY: "no memory"}, {KEY}))
+    assert (changes.verdicts, changes.left_out) == (({KEY: ""}, set()) if works else ({KEY: "no memory"}, {KEY}))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from recurra_server.engine.blocks import Block
+from recurra_server.engine.block import Block
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel

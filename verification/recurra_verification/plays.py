@@ -23,10 +23,6 @@ class Played(NamedTuple):
     outputs: dict[str, Array]
     states: dict[str, Array]
 
-    def tensors(self) -> dict[str, Array]:
-        """Outputs and states together."""
-        return self.outputs | self.states
-
 
 class Player(Protocol):
     """Runs a model by a plan."""

@@ -6,7 +6,7 @@ not told apart, all have one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -132,10 +132,6 @@ class Accounts:
         """The open sessions of all callers."""
         for account in (self.nobody, *self._known.values()):
             yield from account.sessions.values()
-
-    def known(self) -> Mapping[str, Account]:
-        """Those that are not forgotten, by key."""
-        return dict(self._known)
 
 
 def _full(what: str, bound: str, limit: int) -> CapacityError:

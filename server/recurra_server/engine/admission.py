@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recurra_server.engine.blocks import Block
+from recurra_server.engine.block import Block
 from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.steps import Step
 

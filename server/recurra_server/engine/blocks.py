@@ -1,4 +1,4 @@
-"""Blocks: a step or chunk of each of many sessions that came in one message, and runs in one model call.
+"""Blocks: steps and chunks of many sessions that came in one message, and run in one model call.
 
 What is done for a single step is done here for all rows at once, as far as that goes: the inputs lie in the message
 as the model wants them, and the outputs leave in one piece.
@@ -6,113 +6,18 @@ as the model wants them, and the outputs leave in one piece.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recurra_server.engine.accounts import Account
+from recurra_server.engine.block import Block, BlockBatch, RowByRow
 from recurra_server.engine.errors import DeadlineError, EngineError, InputNotFiniteError, InternalError
 from recurra_server.engine.limits import Limits
-from recurra_server.engine.outputs import Choice
 from recurra_server.engine.sessions import KeptReply, Session, not_found, state_not_finite
 from recurra_server.engine.slots import SlotTable
-from recurra_server.engine.steps import Buffer, Step
+from recurra_server.engine.steps import Step
 from recurra_server.engine.turns import Turns
-from recurra_server.engine.workspace import Tensor, Workspace, Workspaces
-
-
-class BlockWaiter(Protocol):
-    """Who waits for a block."""
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody waits any more: what has not been run will not be, and is not answered."""
-        ...
-
-    def block_answered(self, block: "Block") -> None:
-        """Called once, when each row has succeeded or failed. Must not raise."""
-        ...
-
-
-class Block:
-    """One request to advance B different sessions of a model by `count` steps each; rows fail one by one.
-
-    Attributes:
-        sessions: Whose rows they are.
-        inputs: For each input of the signature, all rows `[B, count, *dims]` as little-endian bytes.
-        count: Steps of each row.
-        choice: The outputs that are asked for by name; None for the default ones.
-        waiter: Who is told when it is done.
-        numbered: Whether the steps have numbers, so that the replies are to be kept.
-        arrived, deadline: Times in seconds.
-        errors: Why rows failed, by row.
-        outputs: For each output that is answered, all rows as little-endian bytes; zeros where a row failed.
-        last_numbers: Each session's last step applied; 0 where the row failed.
-        started: When its model call began.
-        compute: Seconds spent in it.
-    """
-
-    started = 0.0
-    compute = 0.0
-
-    def __init__(
-        self,
-        sessions: list[Session],
-        inputs: tuple[Buffer, ...],
-        count: int,
-        waiter: BlockWaiter,
-        arrived: float,
-        *,
-        numbered: bool = False,
-        deadline: float = float("inf"),
-        choice: Choice | None = None,
-    ) -> None:
-        self.sessions = sessions
-        self.inputs = inputs
-        self.count = count
-        self.waiter = waiter
-        self.arrived = arrived
-        self.numbered = numbered
-        self.deadline = deadline
-        self.choice = choice
-        self.errors: dict[int, EngineError] = {}
-        self.outputs: list[bytearray] = []
-        self.last_numbers: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.sessions)
-
-
-class BlockBatch:
-    """A block's model call, ready to `run`.
-
-    Attributes:
-        slots: For each row, the slot that its states came from.
-        workspace: The tensors of the call.
-    """
-
-    def __init__(self, block: Block, slots: NDArray[np.intp], workspace: Workspace) -> None:
-        self.block = block
-        self.slots = slots
-        self.workspace = workspace
-
-    def __len__(self) -> int:
-        return len(self.block)
-
-    @property
-    def work(self) -> int:
-        """Time steps to run, over all rows."""
-        return len(self.block) * self.block.count
-
-    @property
-    def answered(self) -> list[Block]:
-        """What was applied: the block, once for each row that was."""
-        return [self.block] * (len(self.block) - len(self.block.errors))
-
-    def run(self) -> None:
-        """Call the model; see `Batch.run`."""
-        self.workspace.run()
+from recurra_server.engine.workspace import Workspaces
 
 
 class Blocks:
@@ -182,7 +87,7 @@ class Blocks:
         """Take in what a block that was run has left: keep the next states, answer its rows."""
         block, workspace, slots = batch.block, batch.workspace, batch.slots
         block.compute = compute
-        block.outputs = [bytearray(tensor.rows.tobytes()) for tensor in _answered(batch)]
+        block.outputs = [bytearray(tensor.rows.tobytes()) for tensor in batch.outputs]
         states = [tensor.rows for tensor in workspace.next]
         for tensor in workspace.next:
             if not tensor.all_finite():
@@ -205,13 +110,12 @@ class Blocks:
         """
         block = batch.block
         self._fail_ended(block)
-        block.outputs = [bytearray(tensor.rows.nbytes) for tensor in _answered(batch)]
+        block.outputs = [bytearray(tensor.rows.nbytes) for tensor in batch.outputs]
         block.last_numbers = [0] * len(block)
         failed = [block.sessions[row] for row in block.errors]
         reasons = [error.reason for error in block.errors.values()]
         self._turns.over_all(failed, reasons, gone=block.waiter.gone)
-        left = _RowsLeft(block, len(block) - len(failed))
-        steps = [self._alone(left, row) for row in range(len(block)) if row not in block.errors]
+        steps = RowByRow(block).steps()
         if not steps and not block.waiter.gone:
             block.waiter.block_answered(block)
         self._turns.go_on_all(failed, now)
@@ -241,18 +145,6 @@ class Blocks:
         block.started = now
         return BlockBatch(block, slots, workspace)
 
-    def _alone(self, left: "_RowsLeft", row: int) -> Step:
-        """The step of one row, in flight by itself."""
-        block = left.block
-        session = block.sessions[row]
-        inputs = tuple(_row(data, row, len(block)) for data in block.inputs)
-        number = session.applied + 1 if block.numbered else 0
-        waiter = _RowWaiter(left, row)
-        step = Step(session, inputs, block.count, waiter, block.arrived, number=number, choice=block.choice)
-        step.slot, step.started = session.slot, block.started
-        session.current = step
-        return step
-
     def _advance(self, block: Block, now: float) -> None:
         """The states of the rows that have not failed are kept: number them, and keep the replies to retries."""
         count, errors = block.count, block.errors
@@ -265,18 +157,19 @@ class Blocks:
         for row in errors:
             block.last_numbers[row] = 0
             for data in block.outputs:
-                _row(data, row, len(block))[:] = bytes(len(data) // len(block))
+                block.row(data, row)[:] = bytes(len(data) // len(block))
         if block.numbered:
             names = () if block.choice is None else block.choice.names
             for row, session in enumerate(block.sessions):
                 if row not in errors:
-                    outputs = tuple(bytes(_row(data, row, len(block))) for data in block.outputs)
-                    session.kept = KeptReply(session.applied - count + 1, count, outputs, names)
+                    outputs = tuple(bytes(block.row(data, row)) for data in block.outputs)
+                    session.last_reply = KeptReply(session.applied - count + 1, count, outputs, names)
 
     def _fail_ended(self, block: Block) -> None:
         """The sessions that have ended meanwhile leave; their slots are given back."""
         for row, session in enumerate(block.sessions):
-            if session.closed:
+            if session.closed and row not in block.ended:
+                block.ended.add(row)
                 block.errors[row] = not_found(session.id)
                 self._slots.release(session.slot)
 
@@ -300,56 +193,5 @@ class Blocks:
         self._turns.go_on_all(block.sessions, now)
 
 
-class _RowsLeft:
-    """A block whose rows are run one by one."""
-
-    def __init__(self, block: Block, count: int) -> None:
-        self.block = block
-        self.count = count
-
-    def answered(self, row: int, step: Step) -> None:
-        """One is done."""
-        block = self.block
-        if step.error is not None:
-            block.errors[row] = step.error
-        else:
-            block.last_numbers[row] = step.last_number
-            for data, output in zip(block.outputs, step.outputs, strict=True):
-                _row(data, row, len(block))[:] = output
-        block.compute = max(block.compute, step.compute)
-        self.count -= 1
-        if not self.count:
-            block.waiter.block_answered(block)
-
-
-class _RowWaiter:
-    """Waits for one row of such a block."""
-
-    def __init__(self, left: _RowsLeft, row: int) -> None:
-        self._left = left
-        self._row = row
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody waits for the block."""
-        return self._left.block.waiter.gone
-
-    def answered(self, step: Step) -> None:
-        """The row is done."""
-        self._left.answered(self._row, step)
-
-
 def _is_next(session: Session, number: int) -> bool:
     return number == session.applied + 1
-
-
-def _answered(batch: BlockBatch) -> list[Tensor]:
-    """The outputs of a call that its block is answered with."""
-    choice, outputs = batch.block.choice, batch.workspace.outputs
-    return outputs if choice is None else [outputs[place] for place in choice.places]
-
-
-def _row(data: Any, row: int, rows: int) -> memoryview:
-    """The bytes of one of so many rows."""
-    width = len(data) // rows
-    return memoryview(data)[row * width : (row + 1) * width]

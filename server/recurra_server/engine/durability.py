@@ -153,7 +153,7 @@ class Durable:
         self.revision += 1
         session, slots = self.session, self.session.model.slots
         checkpoint = Checkpoint(
-            session_id=self.store_key,
+            store_key=self.store_key,
             epoch=self.epoch,
             revision=self.revision,
             durability=self.durability.value,

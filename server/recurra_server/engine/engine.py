@@ -2,10 +2,9 @@
 
 import re
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
@@ -17,7 +16,6 @@ from recurra_server.engine.errors import (
     EngineError,
     InvalidRequestError,
     SessionExistsError,
-    SessionExpiredError,
     SessionIdError,
     shown,
 )
@@ -25,17 +23,10 @@ from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import Session, not_found
 from recurra_server.engine.shelf import Shelf
+from recurra_server.engine.tombstones import Tombstone, Tombstones
 
 _LONGEST_ID = 128
 _SESSION_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{_LONGEST_ID}}}")
-
-
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """What is remembered of an expired session."""
-
-    expired_at: float
-    idle_timeout: float
 
 
 class Engine:
@@ -53,7 +44,7 @@ class Engine:
         ended: Sessions ended so far, by (model name, version, digest, "closed", "expired" or "moved").
         ledger: The sessions whose checkpoints are to be saved.
         opened: Sessions opened so far, by (model name, version, digest).
-        elsewhere: What whoever asks for a session that is not here should know besides.
+        elsewhere: What is added to SESSION_NOT_FOUND: where else the session may be.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -67,7 +58,7 @@ class Engine:
         self.ledger = Ledger()
         self.accounts = Accounts()
         self._count = 0  # open sessions and borrowed ones
-        self._tombstones: OrderedDict[str, Tombstone] = OrderedDict()
+        self._tombstones = Tombstones(limits)
 
     # --- models --------------------------------------------------------------------------
 
@@ -97,7 +88,7 @@ class Engine:
         session_id: str = "",
         idle_timeout: float | None = None,
         initial_states: Mapping[str, Array] | None = None,
-        admitted: bool = False,
+        skip_admission: bool = False,
         caller: Account | None = None,
     ) -> Session:
         """Begin a session.
@@ -109,7 +100,7 @@ class Engine:
             idle_timeout: Seconds it may go unused; None for the default.
             initial_states: States to begin from, and constants of this session, by the name of the graph's input,
                 each `[*dims]`; the others have their declared value.
-            admitted: Whether it goes on here, having begun elsewhere: then only bounds of sessions and states can
+            skip_admission: Whether it goes on here, having begun elsewhere: then only bounds of sessions and states can
                 refuse it.
             caller: Whose it is to be.
 
@@ -118,11 +109,13 @@ class Engine:
                 Nothing was opened.
         """
         owner = caller or self.accounts.nobody
-        session_id, timeout = self.check_open(model, now, session_id, idle_timeout, admitted=admitted, caller=caller)
+        session_id, timeout = self.check_open(
+            model, now, session_id, idle_timeout, skip_admission=skip_admission, caller=caller
+        )
         session = model.open(session_id, timeout, now, initial_states, owner)
         owner.sessions[session_id] = session
         self._count += 1
-        self._tombstones.pop(owner.store_key(session_id), None)
+        self._tombstones.forget(owner.store_key(session_id))
         self.opened[model.key] += 1
         return session
 
@@ -133,7 +126,7 @@ class Engine:
         session_id: str = "",
         idle_timeout: float | None = None,
         *,
-        admitted: bool = False,
+        skip_admission: bool = False,
         caller: Account | None = None,
     ) -> tuple[str, float]:
         """Whether a session can be opened.
@@ -152,7 +145,7 @@ class Engine:
         try:
             self.check_room()
             owner.check_room(model.signature.state_bytes)
-            if model.admission is not None and not admitted:
+            if model.admission is not None and not skip_admission:
                 model.admission.check(model.sessions, now)
         except CapacityError as error:
             self.refused[*model.key, error.metadata["bound"]] += 1
@@ -257,7 +250,7 @@ class Engine:
         session.model.slots.reset(session.slot)
         session.model.slots.touch(session.slot, now)
         session.applied = 0
-        session.kept = None
+        session.last_reply = None
         if session.durable is not None:
             session.durable.went_back(now)
 
@@ -280,7 +273,7 @@ class Engine:
             caller=session.owner,
         )
         copy.applied = session.applied
-        copy.kept = session.kept
+        copy.last_reply = session.last_reply
         slots.touch(session.slot, now)
         return copy
 
@@ -298,9 +291,7 @@ class Engine:
         ]
         for session in due:
             self._expire(session)
-        oldest = now - self.limits.tombstone_seconds
-        while self._tombstones and next(iter(self._tombstones.values())).expired_at < oldest:
-            self._tombstones.popitem(last=False)
+        self._tombstones.forget_old(now)
         return len(due)
 
     def is_id(self, text: str) -> bool:
@@ -359,9 +350,7 @@ class Engine:
         slots = session.model.slots
         tombstone = Tombstone(slots.expires_at(session.slot), float(slots.idle_timeout[session.slot]))
         self._end(session, "expired")
-        self._tombstones[session.owner.store_key(session.id)] = tombstone
-        if len(self._tombstones) > self.limits.max_tombstones:
-            self._tombstones.popitem(last=False)
+        self._tombstones.put(session.owner.store_key(session.id), tombstone)
 
     def _end(self, session: Session, reason: str, error: EngineError | None = None) -> None:
         if session.id is not None:
@@ -372,15 +361,6 @@ class Engine:
         if session.durable is not None:
             session.durable.end(error or not_found(session.id))
 
-    def _missing(self, session_id: str, now: float, owner: Account) -> Exception:
-        tombstone = self._tombstones.get(owner.store_key(session_id))
-        if tombstone is None or now - tombstone.expired_at > self.limits.tombstone_seconds:
-            return not_found(session_id, self.elsewhere)
-        ago = now - tombstone.expired_at
-        return SessionExpiredError(
-            f"session {session_id!r} expired {ago:.1f} s ago, after {tombstone.idle_timeout:g} s without a step; "
-            "open a new one",
-            session_id=session_id,
-            idle_timeout_seconds=f"{tombstone.idle_timeout:g}",
-            expired_seconds_ago=f"{ago:.3f}",
-        )
+    def _missing(self, session_id: str, now: float, owner: Account) -> EngineError:
+        expired = self._tombstones.error(owner.store_key(session_id), session_id, now)
+        return expired or not_found(session_id, self.elsewhere)

@@ -63,9 +63,9 @@ def adopt(engine: Engine, checkpoint: Checkpoint, now: float, caller: Account | 
         engine,
         checkpoint.snapshot,
         now,
-        session_id=owner.session_id(checkpoint.session_id),
+        session_id=owner.session_id(checkpoint.store_key),
         idle_timeout=min(checkpoint.idle_timeout, engine.limits.max_idle_timeout),
-        admitted=True,
+        skip_admission=True,
         caller=caller,
     )
     session.durable = Durable(engine.ledger, session, durability, checkpoint)

@@ -35,7 +35,7 @@ class Checkpoint:
     """A session as the store keeps it.
 
     Attributes:
-        session_id: Its name in the store: its id, behind whose it is (`Account.store_key`).
+        store_key: The account's key and the session's id (`Account.store_key`).
         epoch: The number by which a server owns it; taking it over raises it.
         revision: Number of this checkpoint; it rises with each one of the session.
         durability: Value of its `Durability`.
@@ -43,7 +43,7 @@ class Checkpoint:
         snapshot: The session itself, as bytes.
     """
 
-    session_id: str
+    store_key: str
     epoch: int
     revision: int
     durability: int
@@ -90,7 +90,7 @@ class SessionStore(Protocol):
         """
         ...
 
-    async def take_over(self, session_id: str) -> Checkpoint | None:
+    async def take_over(self, store_key: str) -> Checkpoint | None:
         """Raise a session's epoch, above any that there was, at once with reading it.
 
         Returns:
@@ -102,8 +102,8 @@ class SessionStore(Protocol):
         """Forget sessions, in one round trip.
 
         Args:
-            sessions: Of each its id, its epoch (if it has been raised, nothing is done), and for how many seconds
-                nobody who owned it so far can save it.
+            sessions: Of each its store key, its epoch (if it has been raised, nothing is done), and for how many
+                seconds nobody who owned it so far can save it.
         """
         ...
 

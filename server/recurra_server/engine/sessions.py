@@ -17,7 +17,7 @@ from recurra_server.engine.steps import Step
 
 if TYPE_CHECKING:
     from recurra_server.engine.accounts import Account
-    from recurra_server.engine.blocks import Block
+    from recurra_server.engine.block import Block
     from recurra_server.engine.durability import Durable
     from recurra_server.engine.served_model import ServedModel
 
@@ -50,13 +50,25 @@ class Session:
         applied: Number of time steps applied.
         current: What is in flight: a step, a block of steps, or None.
         waiting: Steps, and actions that need the session at rest, in order of arrival.
-        kept: The last numbered reply.
+        last_reply: The last numbered reply, for a retry.
         closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
         durable: What is known of its checkpoints; None where it ends with the server.
         group: Only sessions of the same group can share a model call: they agree in what the graph takes once a call.
     """
 
-    __slots__ = ("applied", "closed", "current", "durable", "group", "id", "kept", "model", "owner", "slot", "waiting")
+    __slots__ = (
+        "applied",
+        "closed",
+        "current",
+        "durable",
+        "group",
+        "id",
+        "last_reply",
+        "model",
+        "owner",
+        "slot",
+        "waiting",
+    )
 
     def __init__(
         self, session_id: str | None, owner: Account, model: ServedModel, slot: int, group: bytes = b""
@@ -69,7 +81,7 @@ class Session:
         self.applied = 0
         self.current: Step | Block | None = None
         self.waiting: deque[Step | Action] | None = None
-        self.kept: KeptReply | None = None
+        self.last_reply: KeptReply | None = None
         self.durable: Durable | None = None
         self.closed = False
 
@@ -105,7 +117,7 @@ class Session:
                 step=step.number,
                 expected_step=expected,
             )
-        kept, names = self.kept, () if step.choice is None else step.choice.names
+        kept, names = self.last_reply, () if step.choice is None else step.choice.names
         if kept is not None and (kept.number, kept.steps, kept.names) == (step.number, step.count, names):
             step.outputs = kept.outputs
             step.last_number = kept.number + kept.steps - 1

@@ -35,7 +35,7 @@ class Snapshot:
         stamp: Hash of how the states are laid out.
         applied: Number of time steps applied.
         values: All that is kept of the session, one after the other.
-        kept: The last numbered reply.
+        last_reply: The last numbered reply, for a retry.
     """
 
     model: str
@@ -43,7 +43,7 @@ class Snapshot:
     stamp: bytes
     applied: int
     values: bytes
-    kept: KeptReply | None
+    last_reply: KeptReply | None
 
     @classmethod
     def of(cls, session: Session) -> "Snapshot":
@@ -51,7 +51,7 @@ class Snapshot:
         model = session.model
         held = model.slots.read(session.slot)
         values = b"".join(held[spec.name].tobytes() for spec in model.slots.specs)
-        return cls(model.name, model.digest, model.slots.stamp, session.applied, values, session.kept)
+        return cls(model.name, model.digest, model.slots.stamp, session.applied, values, session.last_reply)
 
     def values_for(self, model: ServedModel) -> dict[str, Array]:
         """What is kept of the session, each `[*dims]` by its name.
@@ -83,7 +83,7 @@ class Snapshot:
         return values
 
     def _check_kept(self, model: ServedModel) -> None:
-        kept = self.kept
+        kept = self.last_reply
         if kept is None:
             return
         try:
@@ -106,14 +106,15 @@ class Snapshot:
             raw = text.encode()
             parts += [struct.pack("<B", len(raw)), raw]
         parts += [self.stamp, struct.pack("<QI", self.applied, len(self.values)), self.values]
-        if self.kept is None:
+        reply = self.last_reply
+        if reply is None:
             parts.append(b"\0")
         else:
-            parts.append(struct.pack("<BQIB", 1, self.kept.number, self.kept.steps, len(self.kept.outputs)))
-            for data in self.kept.outputs:
+            parts.append(struct.pack("<BQIB", 1, reply.number, reply.steps, len(reply.outputs)))
+            for data in reply.outputs:
                 parts += [struct.pack("<I", len(data)), data]
-            parts.append(struct.pack("<B", len(self.kept.names)))
-            for name in self.kept.names:
+            parts.append(struct.pack("<B", len(reply.names)))
+            for name in reply.names:
                 raw = name.encode()
                 parts += [struct.pack("<I", len(raw)), raw]
         body = b"".join(parts)
@@ -216,7 +217,7 @@ def restore(
     *,
     session_id: str = "",
     idle_timeout: float | None = None,
-    admitted: bool = False,
+    skip_admission: bool = False,
     caller: Account | None = None,
 ) -> Session:
     """Open a session that goes on where a snapshot was taken, on the version of the model that it was taken of.
@@ -234,10 +235,10 @@ def restore(
         session_id=session_id,
         idle_timeout=idle_timeout,
         initial_states=states,
-        admitted=admitted,
+        skip_admission=skip_admission,
         caller=caller,
     )
-    session.applied, session.kept = snapshot.applied, snapshot.kept
+    session.applied, session.last_reply = snapshot.applied, snapshot.last_reply
     return session
 
 
@@ -259,6 +260,6 @@ def rewind(session: Session, data: bytes, now: float) -> None:
             )
     slots.begin(session.slot, states)
     slots.touch(session.slot, now)
-    session.applied, session.kept = snapshot.applied, snapshot.kept
+    session.applied, session.last_reply = snapshot.applied, snapshot.last_reply
     if session.durable is not None:
         session.durable.went_back(now)

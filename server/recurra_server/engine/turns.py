@@ -14,7 +14,7 @@ from recurra_server.engine.slots import SlotTable
 from recurra_server.engine.steps import Step
 
 if TYPE_CHECKING:
-    from recurra_server.engine.blocks import Block
+    from recurra_server.engine.block import Block
 
 
 class Turns:
@@ -23,7 +23,7 @@ class Turns:
     Attributes:
         depth: Steps accepted and not yet answered.
         outcomes: Steps answered so far, by outcome: "ok", "replayed", "cancelled" or the error's reason.
-        on_ready: Called when a step has become ready that was neither submitted nor waited for a batch just now.
+        on_ready: Called when a step becomes ready outside of `submit` and of a batch's end: a batch is to be asked for.
     """
 
     def __init__(self, limits: Limits, scheduler: Scheduler, slots: SlotTable[Session]) -> None:

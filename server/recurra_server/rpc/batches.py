@@ -11,7 +11,7 @@ from recurra.v1 import inference_pb2
 
 from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account
-from recurra_server.engine.blocks import Block
+from recurra_server.engine.block import Block
 from recurra_server.engine.errors import EngineError, InvalidRequestError
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.specs import TensorSpec

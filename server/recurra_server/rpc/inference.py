@@ -13,8 +13,8 @@ from recurra_server.rpc.batches import step_batch
 from recurra_server.rpc.generate import generate
 from recurra_server.rpc.results import StreamResultTemplate, result_of, timing_of
 from recurra_server.rpc.status import guarded
-from recurra_server.rpc.stream import StepStream
-from recurra_server.rpc.streams import SLOW_READER, OpenStreams
+from recurra_server.rpc.step_stream import StepStream
+from recurra_server.rpc.stream_base import SLOW_READER, OpenStreams
 from recurra_server.rpc.tensors import decode_states, decode_steps, encode
 from recurra_server.security.bounds import Bounds
 from recurra_server.security.identity import caller_account

@@ -284,11 +284,16 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, session: Session, durable: Durable, fork_session_id: str
     ) -> sessions_pb2.ForkSessionResponse:
         assert self._driver.checkpoints is not None  # noqa: S101 - else no session is durable
-        snapshot = await self._driver.at_rest(session, lambda: snapshots.take(session, self._driver.clock()))
+
+        def take() -> tuple[bytes, float]:
+            idle_timeout = session.model.slots.idle_timeout[session.slot]
+            return snapshots.take(session, self._driver.clock()), float(idle_timeout)
+
+        snapshot, idle_timeout = await self._driver.at_rest(session, take)
         copy = await self._driver.checkpoints.open(
             snapshot,
             session_id=fork_session_id,
-            idle_timeout=float(session.model.slots.idle_timeout[session.slot]),
+            idle_timeout=idle_timeout,
             durability=durable.durability,
             caller=session.owner,
         )

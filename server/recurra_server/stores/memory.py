@@ -29,7 +29,7 @@ class MemoryStore:
 
     async def create(self, checkpoint: Checkpoint) -> int | None:
         """Keep the first checkpoint of a new session."""
-        before = self._find(checkpoint.session_id)
+        before = self._find(checkpoint.store_key)
         if before is not None and before.snapshot:
             return None
         self._keep(first := replace(checkpoint, epoch=self._next_epoch(before)))
@@ -39,9 +39,9 @@ class MemoryStore:
         """Keep newer checkpoints."""
         return [self._save(checkpoint) for checkpoint in checkpoints]
 
-    async def take_over(self, session_id: str) -> Checkpoint | None:
+    async def take_over(self, store_key: str) -> Checkpoint | None:
         """Raise a session's epoch and read it."""
-        found = self._find(session_id)
+        found = self._find(store_key)
         if found is None or not found.snapshot:
             return None
         taken = replace(found, epoch=self._next_epoch(found))
@@ -50,10 +50,10 @@ class MemoryStore:
 
     async def delete(self, sessions: Sequence[tuple[str, int, float]]) -> None:
         """Forget sessions."""
-        for session_id, epoch, remember in sessions:
-            found = self._find(session_id)
+        for store_key, epoch, remember in sessions:
+            found = self._find(store_key)
             if found is None or found.epoch <= epoch:
-                self._keep(Checkpoint(session_id, epoch + 1, 0, 0, remember, b""))
+                self._keep(Checkpoint(store_key, epoch + 1, 0, 0, remember, b""))
 
     async def identity(self) -> str:
         """Always the same."""
@@ -66,7 +66,7 @@ class MemoryStore:
         return max(math.floor(self._clock() * 1000), 0 if before is None else before.epoch + 1)
 
     def _save(self, checkpoint: Checkpoint) -> bool:
-        found = self._find(checkpoint.session_id)
+        found = self._find(checkpoint.store_key)
         if found is not None and found.epoch > checkpoint.epoch:
             return False
         if found is None or (found.epoch, found.revision) <= (checkpoint.epoch, checkpoint.revision):
@@ -74,13 +74,13 @@ class MemoryStore:
         return True
 
     def _keep(self, checkpoint: Checkpoint) -> None:
-        self._entries[checkpoint.session_id] = _Entry(checkpoint, self._clock() + checkpoint.idle_timeout)
+        self._entries[checkpoint.store_key] = _Entry(checkpoint, self._clock() + checkpoint.idle_timeout)
 
-    def _find(self, session_id: str) -> Checkpoint | None:
-        entry = self._entries.get(session_id)
+    def _find(self, store_key: str) -> Checkpoint | None:
+        entry = self._entries.get(store_key)
         if entry is None:
             return None
         if entry.forgotten_at <= self._clock():
-            del self._entries[session_id]
+            del self._entries[store_key]
             return None
         return entry.checkpoint

@@ -41,30 +41,30 @@ class ValkeyStore:
 
     async def create(self, checkpoint: Checkpoint) -> int | None:
         """Keep the first checkpoint of a new session."""
-        (epoch,) = await self._run("create", [checkpoint.session_id], [_record(checkpoint)])
+        (epoch,) = await self._run("create", [checkpoint.store_key], [_record(checkpoint)])
         return int(epoch) or None
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keep newer checkpoints, all in one round trip."""
         if not checkpoints:
             return []
-        session_ids = [checkpoint.session_id for checkpoint in checkpoints]
-        answers = await self._run("save", session_ids, [_record(checkpoint) for checkpoint in checkpoints])
+        store_keys = [checkpoint.store_key for checkpoint in checkpoints]
+        answers = await self._run("save", store_keys, [_record(checkpoint) for checkpoint in checkpoints])
         return [answer == 1 for answer in answers]
 
-    async def take_over(self, session_id: str) -> Checkpoint | None:
+    async def take_over(self, store_key: str) -> Checkpoint | None:
         """Raise a session's epoch and read it."""
-        (record,) = await self._run("take_over", [session_id], [b""])
+        (record,) = await self._run("take_over", [store_key], [b""])
         if record is None:
             return None
         epoch, revision, idle_timeout, durability = _HEADER.unpack_from(record)
-        return Checkpoint(session_id, epoch, revision, durability, idle_timeout, record[_HEADER.size :])
+        return Checkpoint(store_key, epoch, revision, durability, idle_timeout, record[_HEADER.size :])
 
     async def delete(self, sessions: Sequence[tuple[str, int, float]]) -> None:
         """Forget sessions, all in one round trip."""
         if sessions:
             headers = [_HEADER.pack(epoch + 1, 0, remember, 0) for _, epoch, remember in sessions]
-            await self._run("delete", [session_id for session_id, _, _ in sessions], headers)
+            await self._run("delete", [store_key for store_key, _, _ in sessions], headers)
 
     async def identity(self) -> str:
         """What is in a key that the store loses with all else, and who the processes are."""
@@ -75,8 +75,8 @@ class ValkeyStore:
         """Close the connections."""
         await self._client.close()
 
-    async def _run(self, command: str, session_ids: Sequence[str], arguments: Sequence[bytes]) -> list[Any]:
-        keys = [_PREFIX + session_id.encode() for session_id in session_ids]
+    async def _run(self, command: str, store_keys: Sequence[str], arguments: Sequence[bytes]) -> list[Any]:
+        keys = [_PREFIX + store_key.encode() for store_key in store_keys]
         answers: list[Any] = await self._call(self._client.run, keys, command, arguments)
         return answers
 

@@ -94,7 +94,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             if self._tls is not None:
                 request = self._tls().wrap_socket(request, server_side=True)
             super().process_request_thread(request, client_address)
-        except OSError:
+        except Exception:  # the caller's doing, or files of a certificate that are being changed
             self.shutdown_request(request)
         finally:
             self._room.release()

@@ -18,6 +18,8 @@ from recurra_server.telemetry.store import ObservedStore, request_families
 from recurra_server.telemetry.timings import AllTimings
 
 _MODEL = ("model", "version", "digest")
+# What keeps sessions from being opened.
+_BOUNDS = ("max_sessions", "latency", "identity_sessions", "identity_state_bytes")
 # Errors that no caller could have avoided: what the alert on the error budget counts.
 _SERVERS_FAULT = ("capacity", "deadline", "internal", "store_unavailable")
 
@@ -171,7 +173,7 @@ class ServerMetrics(Collector):
             time_steps.add_metric(labels, model.applied_steps)
             computed.add_metric(labels, model.compute_seconds)
             opened.add_metric(labels, self._engine.opened[labels])
-            for bound in ("max_sessions", "latency"):
+            for bound in _BOUNDS:
                 refused.add_metric([*labels, bound], self._engine.refused[*labels, bound])
             for reason in ("closed", "expired", "moved"):
                 ended.add_metric([*labels, reason], self._engine.ended[*labels, reason])

@@ -6,7 +6,7 @@ from operator import attrgetter
 import structlog
 
 from recurra_server.engine.batch import Batch
-from recurra_server.engine.blocks import Block, BlockBatch
+from recurra_server.engine.block import Block, BlockBatch
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.steps import Step
 from recurra_server.tracecontext import trace_of

@@ -42,9 +42,9 @@ class ObservedStore:
             return []
         return await self._timed("save", len(checkpoints), self._store.save(checkpoints))
 
-    async def take_over(self, session_id: str) -> Checkpoint | None:
+    async def take_over(self, store_key: str) -> Checkpoint | None:
         """Raise a session's epoch and read it."""
-        return await self._timed("take_over", 1, self._store.take_over(session_id))
+        return await self._timed("take_over", 1, self._store.take_over(store_key))
 
     async def delete(self, sessions: Sequence[tuple[str, int, float]]) -> None:
         """Forget sessions."""

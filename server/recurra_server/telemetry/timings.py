@@ -6,7 +6,7 @@ from typing import NamedTuple
 from prometheus_client.core import HistogramMetricFamily
 
 from recurra_server.engine.batch import Batch
-from recurra_server.engine.blocks import BlockBatch
+from recurra_server.engine.block import BlockBatch
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.telemetry.histograms import SECONDS, SIZES, BulkHistogram
 

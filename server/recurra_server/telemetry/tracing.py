@@ -19,7 +19,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from recurra_server.engine.batch import Batch
-from recurra_server.engine.blocks import Block, BlockBatch
+from recurra_server.engine.block import Block, BlockBatch
 from recurra_server.engine.errors import EngineError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session

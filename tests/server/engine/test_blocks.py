@@ -1,6 +1,7 @@
 """Steps that come as rows of one message: as if each had come by itself."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -204,3 +205,34 @@ def test_blocks_and_steps_take_turns(runtimes: Runtimes) -> None:
 def rows_answered(block: object) -> bool:
     waiter = block.waiter  # type: ignore[attr-defined]
     return bool(waiter.answers)
+
+
+def test_rows_that_are_run_again_one_by_one_keep_their_deadline(tmp_path: Path) -> None:
+    harness = Harness({"sieve": load(tmp_path, models.sieve())})
+    opened = [harness.open("sieve") for _ in range(2)]
+    block = harness.submit_block(opened, np.array([[[0.0]], [[1.0]]]), deadline=5.0)
+    harness.run_batch()  # the model refuses it
+    harness.now = 6.0
+    harness.run()
+    assert {row: error.reason for row, error in block.errors.items()} == {0: "DEADLINE", 1: "DEADLINE"}
+    assert [session.applied for session in opened] == [0, 0]
+
+
+def test_a_block_that_cannot_be_committed_gives_no_slot_back_twice(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(runtimes)
+    opened = [harness.open("counter") for _ in range(2)]
+    model = opened[0].model
+    harness.submit_block(opened, np.ones((2, 1, 1)))
+    batch = model.next_batch(0.0)
+    assert batch is not None
+    harness.engine.close(opened[0])
+    batch.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.slots, "scatter", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            model.commit(batch, 0.0, 0.0)
+    model.abandon(batch, 0.0)
+    one, other = harness.open("counter"), harness.open("counter")
+    assert len({opened[1].slot, one.slot, other.slot}) == 3

@@ -80,7 +80,7 @@ def test_what_changed_is_saved_once(owner: Owner, runtimes: Runtimes) -> None:
     for number in (1, 2, 3):
         owner.ask(session, ONE, number=number)
     (checkpoint,) = owner.save()
-    assert (checkpoint.session_id, checkpoint.epoch, checkpoint.revision) == ("a", 7, 1)
+    assert (checkpoint.store_key, checkpoint.epoch, checkpoint.revision) == ("a", 7, 1)
     assert step_of(session) == 3
     assert owner.take() == []
     there = Owner(runtimes)
@@ -101,7 +101,7 @@ def test_what_changed_is_saved_once(owner: Owner, runtimes: Runtimes) -> None:
 def test_whatever_changes_a_session_is_saved(owner: Owner, change: Callable[[Owner, Session], object]) -> None:
     session = owner.begin()
     change(owner, session)
-    assert [checkpoint.session_id for checkpoint in owner.save()] == ["a"]
+    assert [checkpoint.store_key for checkpoint in owner.save()] == ["a"]
     assert step_of(session) == session.applied
 
 
@@ -154,7 +154,7 @@ def test_a_batch_has_a_bound_and_the_longest_wait_goes_first(owner: Owner) -> No
         owner.now = float(now)
         owner.ask(session, ONE)
     assert owner.engine.ledger.lag(10.0) == 10.0
-    assert [save.checkpoint.session_id for save in owner.take(most=2)] == ["0", "1"]
+    assert [save.checkpoint.store_key for save in owner.take(most=2)] == ["0", "1"]
     assert owner.engine.ledger.lag(10.0) == 8.0
 
 
@@ -205,8 +205,8 @@ def test_async_sessions_are_not_hurried_by_sync_ones(owner: Owner) -> None:
     for session in (slow, quick):
         owner.submit(session, ONE)
     owner.run()
-    assert [save.checkpoint.session_id for save in owner.take(hurried_only=True)] == ["b"]
-    assert [save.checkpoint.session_id for save in owner.take()] == ["a"]
+    assert [save.checkpoint.store_key for save in owner.take(hurried_only=True)] == ["b"]
+    assert [save.checkpoint.store_key for save in owner.take()] == ["a"]
 
 
 def test_a_gap_is_told_only_by_the_owner(owner: Owner) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from recurra_server.engine.blocks import Block
+from recurra_server.engine.block import Block
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SessionExpiredError
 from recurra_server.engine.limits import Limits

@@ -183,14 +183,14 @@ def victims(runtimes: Runtimes) -> dict[str, Victim]:
         ({"values": np.array([np.nan], "<f4").tobytes()}, "NaN or infinity"),
         ({"values": b"\0" * 8}, "another length"),
         ({"applied": 9}, "not that of its last step"),
-        ({"kept": "outputs"}, "not that of its last step"),
+        ({"last_reply": "outputs"}, "not that of its last step"),
     ],
 )
 def test_what_no_session_can_hold_is_refused(runtimes: Runtimes, change: dict[str, object], message: str) -> None:
     victim = Victim(runtimes, "counter")
     fields = {name: getattr(Snapshot.decode(victim.data), name) for name in Snapshot.__slots__}
-    if change.get("kept"):
-        change = {"kept": type(fields["kept"])(1, 2, (b"\0" * 9,))}
+    if change.get("last_reply"):
+        change = {"last_reply": type(fields["last_reply"])(1, 2, (b"\0" * 9,))}
     with pytest.raises(SnapshotInvalidError, match=message):
         snapshots.restore(victim.harness.engine, Snapshot(**{**fields, **change}).encode(), 0.0)
     assert not victim.suffer(Snapshot(**{**fields, **change}).encode())

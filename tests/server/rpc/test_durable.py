@@ -1,5 +1,6 @@
 """Two servers with one store: what one has begun, the other goes on with."""
 
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -331,3 +332,11 @@ def test_a_drained_server_lets_go_of_what_others_can_go_on_with(repository: Path
             absurd = DrainSessionsRequest()
             absurd.grace.seconds = seconds
             assert reason_of(here.sessions.DrainSessions, absurd)[0] == "INVALID_REQUEST"
+
+
+def test_a_server_that_cannot_listen_leaves_no_store_behind(repository: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RuntimeError, match="choose --port"):
+            ServerProcess(repository, "--store", f"embedded:{tmp_path / 'store'}", port=port)
+    assert not (tmp_path / "store").exists()

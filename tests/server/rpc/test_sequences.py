@@ -197,3 +197,12 @@ async def test_who_goes_away_gives_back_what_only_he_knew(runtimes: dict[str, On
     await server.settle()
     assert server.caller.answers == [(None, 3.0)]
     assert server.caller.leases == set()
+
+
+async def test_a_model_that_is_forgotten_leaves_nothing_behind(runtimes: dict[str, OnnxRuntime]) -> None:
+    server = Server(runtimes["counter"])
+    server.send(None)
+    await asyncio.sleep(0)
+    assert list(server.sequences._codecs) == [server.model]
+    server.sequences.forget(server.model)
+    assert not server.sequences._codecs

@@ -23,9 +23,9 @@ async def test_it_survives_a_restart_and_a_forgotten_script(tmp_path: Path) -> N
     await store.close()
     server.stop()
     with pytest.raises(StoreError):
-        await store.take_over(first.session_id)
+        await store.take_over(first.store_key)
     server.start()
-    taken = await store.take_over(first.session_id)
+    taken = await store.take_over(first.store_key)
     assert taken is not None
     assert (taken.epoch > first.epoch, taken.snapshot) == (True, b"next")
     await store.close()
@@ -39,11 +39,11 @@ async def test_the_last_who_leaves_stops_it(tmp_path: Path) -> None:
     store = ValkeyStore(there.url)
     first = await begin(store)
     here.stop()
-    assert await store.take_over(first.session_id) is not None
+    assert await store.take_over(first.store_key) is not None
     await store.close()
     there.stop()
     with pytest.raises(StoreError):
-        await store.take_over(first.session_id)
+        await store.take_over(first.store_key)
 
 
 async def test_a_full_store_says_so_and_has_room_again_when_sessions_end(tmp_path: Path) -> None:
@@ -54,13 +54,13 @@ async def test_a_full_store_says_so_and_has_room_again_when_sessions_end(tmp_pat
         for refused in (
             begin(store),
             store.save([next_of(first)]),
-            store.take_over(first.session_id),
+            store.take_over(first.store_key),
             store.identity(),
         ):
             with pytest.raises(StoreError, match="maxmemory") as caught:
                 await refused
             assert caught.value.plain == "is full"
-        await store.delete([(first.session_id, first.epoch, 60.0)])
+        await store.delete([(first.store_key, first.epoch, 60.0)])
         assert valkey.client.dbsize() == 0
         valkey.client.config_set("maxmemory", 0)
         assert await begin(store)
@@ -128,7 +128,7 @@ async def test_sentinel_leads_to_the_replica_when_the_primary_dies(tmp_path: Pat
         taken = None
         while taken is None:
             with suppress(StoreError):
-                taken = await store.take_over(first.session_id)
+                taken = await store.take_over(first.store_key)
         assert taken.epoch > first.epoch
         assert await store.identity() != before
         assert replica.client.role()[0] == b"master"

@@ -81,6 +81,10 @@ class Sequences:
             self._read(inference, request, session.model)
             self._submit_next(inference, session)
 
+    def forget(self, model: ServedModel) -> None:
+        """A model is not served any more and has no sequences left."""
+        self._codecs.pop(model, None)
+
     # --- the way of a request --------------------------------------------------------------
 
     def _read(self, inference: Inference, request: pb.ModelInferRequest, model: ServedModel) -> None:

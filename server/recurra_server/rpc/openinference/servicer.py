@@ -15,11 +15,11 @@ from recurra_server.engine.errors import EngineError, ModelNotFoundError, Unsupp
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc.models import Catalog
 from recurra_server.rpc.openinference import describe
+from recurra_server.rpc.openinference.infer_stream import InferStream
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
-from recurra_server.rpc.openinference.stream import InferStream
 from recurra_server.rpc.status import guarded
-from recurra_server.rpc.streams import OpenStreams
+from recurra_server.rpc.stream_base import OpenStreams
 from recurra_server.security.identity import caller_account
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 from recurra_server.tracecontext import TRACE
@@ -49,6 +49,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self._catalog = catalog
         self._stream_window = stream_window
         self._sequences = Sequences(driver)
+
+    def forget(self, model: ServedModel) -> None:
+        """A model is not served any more and has no sequences left."""
+        self._sequences.forget(model)
 
     # --- health and description ------------------------------------------------------------
 

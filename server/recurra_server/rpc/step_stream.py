@@ -17,7 +17,7 @@ from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import StreamResultTemplate, result_of
 from recurra_server.rpc.sessions import describe, open_session
 from recurra_server.rpc.status import to_engine_error, to_message
-from recurra_server.rpc.streams import Stream
+from recurra_server.rpc.stream_base import Stream
 from recurra_server.rpc.tensors import decode_steps
 from recurra_server.telemetry.metrics import EdgeCounts
 from recurra_server.tracecontext import Trace

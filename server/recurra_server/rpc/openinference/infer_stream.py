@@ -12,7 +12,7 @@ from recurra_server.engine.errors import EngineError
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
 from recurra_server.rpc.status import to_engine_error
-from recurra_server.rpc.streams import Stream
+from recurra_server.rpc.stream_base import Stream
 from recurra_server.telemetry.metrics import EdgeCounts
 
 _Context = grpc.aio.ServicerContext[Any, Any]

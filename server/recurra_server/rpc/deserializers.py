@@ -22,7 +22,7 @@ class _Server(Protocol):
         ...
 
 
-class Decoding:
+class SafeDeserializers:
     """Stands for a server where servicers are added to it.
 
     Args:

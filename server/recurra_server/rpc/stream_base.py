@@ -214,11 +214,14 @@ class OpenStreams:
                     self._edge.count_error(SLOW_READER)
                     stream.cut()
 
-    def expel_who(self, still_holds: Callable[[Identity], bool]) -> None:
-        """End the streams of those who would not be let in any more."""
-        for stream in self._streams:
-            if stream.identity is not None and not still_holds(stream.identity):
-                stream.expel(UnauthenticatedError("your token has expired, or was taken back, since the stream began"))
+    async def watch_callers(self, still_holds: Callable[[Identity], bool], interval: float = 1.0) -> None:
+        """End the streams of those who would not be let in any more, every `interval` seconds."""
+        gone = UnauthenticatedError("what you showed has expired, or was taken back, since the stream began")
+        while True:
+            await asyncio.sleep(interval)
+            for stream in self._streams:
+                if stream.identity is not None and not still_holds(stream.identity):
+                    stream.expel(gone)
 
     @contextlib.contextmanager
     def _opened(self, stream: Stream) -> Iterator[None]:

@@ -1,0 +1,196 @@
+"""Singles: steps and chunks that came one by one, and run together with those of other sessions."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from recurra_server.engine.batch import Batch, stack_inputs
+from recurra_server.engine.errors import DeadlineError, InputNotFiniteError, InputRefusedError, InternalError
+from recurra_server.engine.scheduler import Scheduler
+from recurra_server.engine.sessions import KeptReply, Session, state_not_finite
+from recurra_server.engine.slots import SlotTable, rows_of
+from recurra_server.engine.steps import Step
+from recurra_server.engine.turns import Turns
+from recurra_server.engine.workspace import Workspaces
+
+
+class Singles:
+    """The steps of one model that came one by one, from when they are ready until they are answered."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        slots: SlotTable[Session],
+        turns: Turns,
+        workspaces: Workspaces,
+        max_batch_size: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self._slots = slots
+        self._turns = turns
+        self._workspaces = workspaces
+        self._max_batch_size = max_batch_size
+        self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
+        self._running: Batch | None = None
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether any step is in line."""
+        return bool(self._alone) or self._scheduler.has_ready
+
+    def run_alone(self, steps: Iterable[Step]) -> None:
+        """Run each of these steps by itself, before all others."""
+        self._alone.extend(steps)
+
+    def next_batch(self, now: float) -> Batch | None:
+        """Choose and stack what runs next; None where nothing is ready.
+
+        Raises:
+            Exception: A bug, or no memory; the steps that were chosen have failed, others can go on.
+        """
+        while True:
+            if self._alone:
+                steps = [self._alone.popleft()]
+                length = self._scheduler.piece_length(steps[0])
+            else:
+                steps, length = self._scheduler.take(self._max_batch_size)
+            if not steps:
+                return None
+            wanted = [step for step in steps if self._is_wanted(step, now)]
+            try:
+                batch = self._stack(wanted, length, now)
+            except Exception:
+                self._abandon(wanted, now)
+                raise
+            if batch is not None:
+                self._running = batch
+                return batch
+
+    def commit(self, batch: Batch, now: float, compute: float) -> None:
+        """Take in what a batch that was run has left: keep the next states, answer the steps that are complete."""
+        self._running = None
+        steps, slots, workspace = batch.steps, batch.slots, batch.workspace
+        outputs = list(zip(*[tensor.split() for tensor in workspace.outputs], strict=True))
+        states = [tensor.rows for tensor in workspace.next]
+        lost = {row for row, step in enumerate(steps) if step.session.closed}
+        bad = {row for state in workspace.next if not state.all_finite() for row in state.rows_not_finite()}
+        if lost or bad or batch.begins_chunks:
+            good = [row for row in range(len(steps)) if row not in lost and row not in bad]
+            for row in good:
+                if steps[row].position == 0 and steps[row].count != batch.length:
+                    # The session keeps its own states until the whole chunk has succeeded.
+                    steps[row].slot = self._slots.allocate()
+            slots = rows_of([steps[row].slot for row in good])
+            states = [rows[good] for rows in states]
+        self._slots.scatter(slots, states)
+        self._slots.touch(slots, now)
+        for row, step in enumerate(steps):
+            step.compute += compute
+            step.batch_size = len(steps)
+            if row in lost:
+                self._give_up_slots(step)
+            elif row in bad:
+                self._turns.fail(step, state_not_finite(step.session), now)
+            else:
+                self._advance(step, outputs[row], batch.length, now)
+
+    def fail(self, batch: Batch, error: Exception, now: float) -> None:
+        """The model refused a batch: find out whose fault it is by running its steps one by one."""
+        self._running = None
+        for step in batch.steps:
+            if step.session.closed:
+                self._give_up_slots(step)
+            elif len(batch) > 1:
+                self._alone.append(step)
+            else:
+                message = f"the model failed on this input{_reason(error)}"
+                self._turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
+
+    def abandon(self, batch: Batch, now: float) -> None:
+        """A bug: the batch could not be committed. Its steps fail, as far as they are not answered yet."""
+        self._running = None
+        self._abandon(batch.steps, now)
+
+    def leave(self, step: Step) -> None:
+        """The session of a step in flight has ended; the slots of one that runs are given up when that is over."""
+        if self._running is None or step not in self._running.steps:
+            self._give_up_slots(step)
+
+    # --- inside ------------------------------------------------------------------------
+
+    def _is_wanted(self, step: Step, now: float) -> bool:
+        """Whether somebody still waits for a ready step; if not, it leaves."""
+        if step.session.closed:  # answered when it was closed
+            return False
+        if step.waiter.gone:
+            self._slots.touch(step.session.slot, now)
+            self._turns.over(step, now)
+            return False
+        if step.deadline <= now:
+            message = "the deadline passed before the step was run; it was not applied"
+            self._turns.fail(step, DeadlineError(message, session_id=step.session.id), now)
+            return False
+        return True
+
+    def _stack(self, steps: list[Step], length: int, now: float) -> Batch | None:
+        """Make a batch of ready steps; those whose inputs are not finite fail."""
+        if not steps:
+            return None
+        workspace = self._workspaces.get(len(steps), length, steps[0].in_full)
+        bad = stack_inputs(workspace, steps, length)
+        if bad:
+            for row, name in bad.items():
+                message = f"input {name!r} holds NaN or infinity; the step was not applied"
+                self._turns.fail(steps[row], InputNotFiniteError(message, input=name), now)
+            return self._stack([step for row, step in enumerate(steps) if row not in bad], length, now)
+        slots = rows_of([step.slot for step in steps])
+        self._slots.gather(slots, [tensor.rows for tensor in workspace.kept])
+        begins_chunks = False
+        for step in steps:
+            if step.position == 0:
+                step.started = now
+                begins_chunks = begins_chunks or step.count != length
+        return Batch(steps, length, slots, workspace, begins_chunks)
+
+    def _advance(self, step: Step, outputs: tuple[bytes, ...], length: int, now: float) -> None:
+        """A piece of the step has been run and its states kept."""
+        session = step.session
+        step.position += length
+        if step.choice is not None:
+            outputs = step.choice.of(outputs)
+        if length == step.count:
+            step.outputs = outputs
+        else:
+            step.pieces = [*(step.pieces or ()), outputs]
+            if step.position < step.count:
+                self._scheduler.push(step)
+                return
+            step.outputs = tuple(b"".join(parts) for parts in zip(*step.pieces, strict=True))
+            self._slots.move(session.slot, step.slot)
+            self._slots.touch(step.slot, now)
+            session.slot = step.slot
+        session.applied += step.count
+        step.last_number = session.applied
+        if step.number:
+            names = () if step.choice is None else step.choice.names
+            session.last_reply = KeptReply(step.number, step.count, step.outputs, names)
+        if session.durable is None:
+            self._turns.over(step, now)
+        else:
+            self._turns.keep(step, now)
+
+    def _abandon(self, steps: Sequence[Step], now: float) -> None:
+        for step in steps:
+            if step.session.current is step and not step.session.closed:
+                self._turns.fail(step, InternalError("the step failed inside the server; its log tells more"), now)
+
+    def _give_up_slots(self, step: Step) -> None:
+        """The session has ended and its step is out of flight: nobody refers to its slots any more."""
+        self._slots.release(step.session.slot)
+        if step.slot != step.session.slot:
+            self._slots.release(step.slot)
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says of an input, without the places in its source and in the graph."""
+    text = str(error).rpartition("Status Message: ")[2].splitlines()
+    return f": {text[0][:200]}" if text and not text[0].startswith(("/", "[")) else ""
