@@ -91,7 +91,7 @@ _RATIOS: Final[dict[str, list[tuple[str, str | None]]]] = {
     messages.CHUNKS: _ALONE,
     durability.COST: [("ASYNC", "EPHEMERAL"), ("SYNC", "EPHEMERAL")],
     options.TELEMETRY: [("recurra", "recurra, off")],
-    options.WORKERS: [("2 workers", "1 workers")],
+    options.WORKERS: [(options.TWO, options.SINGLE), (options.TWO, "1 worker")],
     options.OUTPUTS: [(options.UNASKED, "recurra"), ("optional output, asked for", "recurra")],
 }
 """Whose steps a second are held against whose; None: against everybody's."""

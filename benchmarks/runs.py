@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.check import check_answers
 from benchmarks.client import ClientProcess, Job, Values, measure_in_turns
@@ -17,13 +17,15 @@ from benchmarks.models import LocalModel
 from benchmarks.processes import free_port
 from benchmarks.venvs import UnavailableError
 
+_ATTEMPTS: Final = 3  # to measure servers, before they are left out
+
 
 @dataclass(frozen=True)
 class Effort:
     """How long and how often is measured."""
 
     rounds: int = 5
-    seconds: float = 1.2
+    seconds: float = 1.0
     quick: bool = False
 
 
@@ -127,29 +129,42 @@ def compare(
         findings.missing(part, contender.name, str(error) if known else f"{type(error).__name__}: {error}")
         remaining.remove(contender)
 
-    def measure(group: Sequence[Contender], turn: int) -> None:
-        with ExitStack() as stack:
-            up: list[tuple[Contender, str, int]] = []
-            for contender in group:
-                port = free_port()
-                target = f"127.0.0.1:{port}"
-                try:
-                    pid = stack.enter_context(contender.running(port))
-                    if contender.checked:
-                        await_answers(target, contender, local)
-                except Exception as error:
-                    leave(contender, error)
-                else:
-                    up.append((contender, target, pid))
+    def start(group: Sequence[Contender], stack: ExitStack) -> list[tuple[Contender, str, int]]:
+        """Start servers, and find the address and the process of those that answer right."""
+        up = []
+        for contender in group:
+            port = free_port()
+            target = f"127.0.0.1:{port}"
             try:
+                pid = stack.enter_context(contender.running(port))
+                if contender.checked:
+                    await_answers(target, contender, local)
+            except Exception as error:
+                leave(contender, error)
+            else:
+                up.append((contender, target, pid))
+        return up
+
+    def measure(group: Sequence[Contender], turn: int, attempts: int = _ATTEMPTS) -> None:
+        with ExitStack() as stack:
+            up = start(group, stack)
+            try:
+                found = []
                 for count in sessions:
                     jobs = [Job(target, pid, contender.dialect, count) for contender, target, pid in up]
                     measured = client.run(measure_in_turns, jobs, effort.seconds)
-                    for (contender, _, _), values in zip(up, measured, strict=True):
-                        findings.add(part, contender.name, count, turn, values)
+                    found += [(one[0].name, count, values) for one, values in zip(up, measured, strict=True)]
             except Exception as error:
-                for contender, _, _ in up:
-                    leave(contender, error)
+                failed = error
+            else:
+                for name, count, values in found:
+                    findings.add(part, name, count, turn, values)
+                return
+        if attempts > 1:  # one of them may have crashed
+            measure([contender for contender, _, _ in up], turn, attempts - 1)
+        else:
+            for contender, _, _ in up:
+                leave(contender, failed)
 
     for turn in range(effort.rounds):
         for group in [list(remaining)] if together else [[contender] for contender in remaining]:

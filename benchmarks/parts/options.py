@@ -12,6 +12,8 @@ from benchmarks.runs import compare
 
 TELEMETRY: Final = "telemetry"
 WORKERS: Final = "workers"
+SINGLE: Final = "1 worker, 1 thread"
+TWO: Final = "2 workers"
 OUTPUTS: Final = "outputs"
 UNASKED: Final = "optional output, not asked for"
 
@@ -31,14 +33,22 @@ def outputs(bench: Bench) -> None:
         contenders.ours(bench.models, "lstm-128-inside", name=UNASKED),
         contenders.ours(bench.models, "lstm-128-inside", name="optional output, asked for", outputs=("y", INSIDE)),
     ]
-    compare(OUTPUTS, some, (1, 8, 64), bench.small, bench.effort, bench.client, bench.findings, together=True)
+    compare(OUTPUTS, some, (1, 64), bench.small, bench.effort, bench.client, bench.findings, together=True)
 
 
 def workers(bench: Bench) -> None:
-    """One worker and two, with a model that is mostly arithmetic: single steps, and chunks of 8."""
+    """One worker and two, with a model that is mostly arithmetic: single steps, and chunks of 8.
+
+    One worker alone has ONNX Runtime's threads on all processors; beside one with a single thread shows what the
+    second worker brings.
+    """
     some = [
-        contenders.ours(bench.models, "lstm-512x2", "--workers", str(count), name=f"{count} workers")
-        for count in (1, 2)
+        contenders.ours(bench.models, "lstm-512x2", *options, name=name)
+        for name, options in {
+            SINGLE: ("--workers", "1", "--threads", "1"),
+            "1 worker": ("--workers", "1"),
+            TWO: ("--workers", "2"),
+        }.items()
     ]
     compare(WORKERS, some, (64,), bench.large, bench.effort, bench.client, bench.findings, together=True)
     for turn in range(bench.effort.rounds):

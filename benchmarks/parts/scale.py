@@ -36,7 +36,9 @@ def scale(bench: Bench) -> None:
     many = 20_000 if bench.effort.quick else 1_000_000
     for count in (_STEPPED, many):
         port = free_port()
-        server = contenders.ours(bench.models, "lstm-128", "--max-sessions", str(2 * many))
+        room = str(2 * many)
+        options = ("--max-sessions", room, "--max-sessions-per-stream", room)
+        server = contenders.ours(bench.models, "lstm-128", *options)
         with server.running(port) as pid:
             for turn, values in enumerate(bench.client.run(_visit, f"127.0.0.1:{port}", pid, count, bench.effort)):
                 bench.findings.add(PART, "recurra", count, turn, values)
