@@ -1,4 +1,4 @@
-"""Lets the messages of each caller in by turns, a few in each turn of the event loop.
+"""Lets the messages of the callers in by turns, as many of each in each turn of the event loop.
 
 All messages are read on one thread. Where one caller floods it, a turn of the loop would be as long as there are
 streams of theirs, and everybody else's next message waits for its end. So while several callers are there, a turn
@@ -12,8 +12,9 @@ from typing import Final
 
 from recurra_server.engine.accounts import Account
 
-EACH: Final = 8
-"""Messages of one caller in a turn: less than half a millisecond of work."""
+EACH: Final = 1
+"""Messages of one caller in a turn. With 8, one who floods beside a quiet caller gets twice as many steps in, and the
+quiet one's p99 is three times what it is alone instead of less than twice."""
 _LATELY: Final = 1.0  # seconds for which somebody counts as being there
 
 
