@@ -29,6 +29,8 @@ class Figure(NamedTuple):
 
     name: str
     values: tuple[float, ...]
+    trained: bool = True
+    """Whether it is a network's. A baseline may be the same for all seeds, and then it is one figure."""
 
     @property
     def label(self) -> str:
@@ -45,10 +47,15 @@ class Figure(NamedTuple):
         """The standard deviation over the seeds; 0 for one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
+    @property
+    def differs(self) -> bool:
+        """Whether it is a figure for each seed, and not one for all."""
+        return len(self.values) > 1 and (self.trained or self.spread > 0)
+
     def text(self, measure: Measure) -> str:
-        """Mean and standard deviation for people; only the mean where there is no spread."""
+        """Mean and standard deviation for people; only the mean where there are not several values."""
         deviation = measure.text(self.spread) if measure.unit == "%" else f"{self.spread:.2g}"
-        return measure.text(self.mean) + (f" ± {deviation}" if self.spread else "")
+        return measure.text(self.mean) + (f" ± {deviation}" if self.differs else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Experiment:
         parts = ("test", "validation", "train", *self.runs)
         names = [name.removesuffix(ending) for name in some[0].metrics if name.endswith(ending)]
         known = [name for name in names if name in LABELS and name not in parts]
-        return [Figure(name, tuple(run.metrics[name + ending] for run in some)) for name in known]
+        return [Figure(name, tuple(run.metrics[name + ending] for run in some), trained=False) for name in known]
 
     def figures(self) -> list[Figure]:
         """What the networks reach, in the task's measure on the test recordings."""

@@ -14,7 +14,7 @@ def draw_comparison(path: Path, measure: Measure, figures: Sequence[Figure]) -> 
     with picture(path, size=(8.5, 0.9 + 0.42 * len(figures))) as (_, (axis,)):
         for row, figure in enumerate(figures):
             axis.barh(row, figure.mean, height=0.62, color=color(figure.name))
-            if figure.spread:
+            if figure.differs:
                 axis.plot(figure.values, [row] * len(figure.values), "o", color="#222222", markersize=3.2)
             # In a column of their own: beside a dot it would be taken for that dot's.
             place = axis.get_yaxis_transform()
