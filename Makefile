@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Test files that run at the same time.
+JOBS ?= auto
 # How long storm and soak take.
 MINUTES ?= 60
 
@@ -51,8 +53,9 @@ lessons: $(INSTALLED) ## Train all there is to learn, and write the figures of d
 
 test: lint unit ## All checks and all tests
 
-unit: $(INSTALLED) ## All tests, without the checks
-	$(BIN)/pytest
+# A file's tests share servers, so each file goes to one process.
+unit: $(INSTALLED) ## All tests, without the checks; JOBS=2 at a time (one for each processor)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 clients: $(INSTALLED) ## Tests with clients that are heavy to install: KServe's, perf_analyzer
 	$(BIN)/pytest -m heavy

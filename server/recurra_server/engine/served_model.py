@@ -70,7 +70,7 @@ class ServedModel:
         self.metrics = metrics or {}
         self.slots: SlotTable[Session] = SlotTable(
             signature.kept,
-            limits.max_sessions + self.max_batch_size,  # and those of chunks that have not ended
+            limits.max_sessions + limits.max_queue,  # a chunk that has not ended has a slot of its own
         )
         self.sessions = 0
         self.applied_steps = 0
