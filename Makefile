@@ -48,7 +48,7 @@ run: $(INSTALLED) ## Train a model if there is none, serve it, stream held-out r
 train: $(INSTALLED) ## Train the model of the tour
 	$(BIN)/recurra train watch
 
-lessons: $(INSTALLED) ## Train all there is to learn, and write the figures of docs/learning.md (half an hour)
+lessons: $(INSTALLED) ## Train all there is to learn, and write the figures of docs/learning.md (twenty minutes)
 	$(BIN)/python -m recurra_training.lessons --document docs/learning.md
 
 test: lint unit ## All checks and all tests
