@@ -40,7 +40,7 @@ def main(
     only: str = "",
     quick: bool = False,
     rounds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 5,
-    seconds: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 1.0,
+    seconds: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 0.9,
     results: Path = Path("results"),
 ) -> None:
     """Measure on this machine, alone on it if the figures are to mean anything.

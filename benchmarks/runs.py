@@ -25,7 +25,7 @@ class Effort:
     """How long and how often is measured."""
 
     rounds: int = 5
-    seconds: float = 1.0
+    seconds: float = 0.9
     quick: bool = False
 
 

@@ -24,7 +24,7 @@ def against_triton(bench: Bench) -> None:
     ours = contenders.ours_openinference(bench.models)
     _driven(bench, {"lstm-128": ours, "lstm": triton(bench.small)})
     everyone = [contenders.ours(bench.models), ours, triton(bench.small)]
-    compare(LEAN, everyone, SESSIONS, bench.small, bench.effort, bench.client, bench.findings, together=False)
+    compare(LEAN, everyone, SESSIONS, bench.small, bench.effort, bench.client, bench.findings, together=True)
 
 
 def _driven(bench: Bench, remaining: dict[str, contenders.Contender]) -> None:
