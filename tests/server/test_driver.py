@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+import grpc
 import numpy as np
 import pytest
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
@@ -179,3 +180,16 @@ async def test_what_an_unread_stream_may_hold_is_counted_in_time_steps(serve: Se
     await asyncio.gather(running, return_exceptions=True)
     bound = driver.engine.limits.max_chunk_steps
     assert call.reads == bound // 300 + 1
+
+
+class LostCall(UnreadCall):
+    """A call that is over by the time its first answer is sent, which nobody has been told yet."""
+
+    async def write(self, _: inference_pb2.StreamStepsResponse) -> None:
+        raise grpc.aio.InternalError("the call is over")
+
+
+async def test_a_caller_who_is_gone_is_no_error_of_the_server(serve: Serve) -> None:
+    stream = StepStream(serve()[0], EdgeCounts(), {}, cast("Any", LostCall()), window=1000, caller=None)
+    with pytest.raises(asyncio.CancelledError):  # which gRPC logs nothing of
+        await stream.run()

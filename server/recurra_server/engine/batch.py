@@ -39,6 +39,11 @@ class Batch:
         """The steps that were applied and are complete."""
         return [step for step in self.steps if step.position == step.count and step.error is None]
 
+    @property
+    def applied(self) -> int:
+        """Time steps of these; a chunk counts when its last piece is run."""
+        return sum([step.count for step in self.answered])
+
     def run(self) -> None:
         """Call the model; perhaps on another thread: it touches nothing but the workspace.
 

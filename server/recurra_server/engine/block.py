@@ -113,6 +113,11 @@ class BlockBatch:
         """What was applied: the block, once for each row that was."""
         return [self.block] * (len(self.block) - len(self.block.errors))
 
+    @property
+    def applied(self) -> int:
+        """Time steps of all rows that were applied."""
+        return (len(self.block) - len(self.block.errors)) * self.block.count
+
     def run(self) -> None:
         """Call the model; see `Batch.run`."""
         self.workspace.run()

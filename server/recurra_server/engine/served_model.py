@@ -144,10 +144,9 @@ class ServedModel:
             self.blocks.commit(batch, now, compute)
         else:
             self.singles.commit(batch, now, compute)
-        answered = batch.answered
-        self.applied_steps += sum(step.count for step in answered)
+        self.applied_steps += batch.applied
         if self.admission is not None:
-            self.admission.observe(answered, now)
+            self.admission.observe(batch.answered, now)
 
     def fail(self, batch: Batch | BlockBatch, error: Exception, now: float) -> None:
         """The model refused a batch: find out whose fault it is by running its steps one by one."""

@@ -165,7 +165,11 @@ class Stream(ABC):
 
     def _fail(self, error: BaseException) -> None:
         """The connection is gone, or a bug: either ends the stream."""
-        if not self._finished.done():
+        if self._finished.done():
+            return
+        if isinstance(error, grpc.aio.InternalError):  # gRPC takes nothing more for a call that is over
+            self._finished.cancel()
+        else:
             self._finished.set_exception(error)
 
 

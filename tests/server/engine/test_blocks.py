@@ -100,6 +100,21 @@ def test_a_row_that_would_poison_its_memory_is_not_applied(runtimes: Runtimes) -
     assert [session.applied for session in opened] == [1, 2]
 
 
+def test_time_steps_are_counted_of_the_rows_that_were_applied(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    opened = [harness.open("letters") for _ in range(3)]
+    harness.submit_block(opened, np.array([[1, 1], [2, 2], [3, 3]]))
+    harness.run()
+    assert opened[0].model.applied_steps == 6
+    harness.submit_block(opened, np.array([[1, 1], [99, 99], [3, 3]]))  # the second is refused, the others run alone
+    harness.run()
+    assert opened[0].model.applied_steps == 10
+    counters = [harness.open("counter") for _ in range(2)]
+    harness.submit_block(counters, np.array([[[np.nan]], [[1.0]]]))
+    harness.run()
+    assert counters[0].model.applied_steps == 1
+
+
 def test_a_numbered_row_is_kept_for_a_retry(runtimes: Runtimes) -> None:
     harness = Harness(runtimes)
     opened = [harness.open("counter") for _ in range(3)]
