@@ -29,6 +29,8 @@ from tests.support.wire import Stream, array_of, tensor
 pytestmark = pytest.mark.e2e
 
 SESSIONS: Final = 5
+ROUNDS: Final = 10  # the most
+KINDS: Final = ("reply lost", "repeated", "repeated late", "connection cut")
 STEPS: Final = 60
 CHANNEL: Final = [("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 100)]
 DURABILITIES: Final = {
@@ -74,10 +76,7 @@ def readings(seed: int) -> NDArray[np.float32]:
 
 def check(proxy: RpcProxy) -> None:
     """There was trouble of every kind."""
-    assert proxy.happened["reply lost"] > 0
-    assert proxy.happened["repeated"] > 0
-    assert proxy.happened["repeated late"] > 0
-    assert proxy.happened["connection cut"] > 0
+    assert [kind for kind in KINDS if not proxy.happened[kind]] == []
 
 
 # --- through the client --------------------------------------------------------------------
@@ -110,9 +109,12 @@ async def test_through_the_client(servers: tuple[list[str], Any], way: Any) -> N
                 np.testing.assert_array_equal(np.stack(await way(session, xs)), np.cumsum(xs, axis=0))
                 assert session.last.step == STEPS
 
-        async with asyncio.TaskGroup() as group:
-            for seed in range(SESSIONS):
-                group.create_task(run(seed))
+        for _ in range(ROUNDS):  # a stream has few messages: what befalls them may lack a kind
+            async with asyncio.TaskGroup() as group:
+                for seed in range(SESSIONS):
+                    group.create_task(run(seed))
+            if all(proxy.happened[kind] for kind in KINDS):
+                break
         check(proxy)
 
 

@@ -1,5 +1,6 @@
 """The access file as it changes, and the keys of an issuer: without a server."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,15 @@ async def test_a_jwt_holds_while_the_file_has_its_issuer(change: Callable[..., P
     change(jwt=None)
     access.reload()
     assert not access.still_holds(ann)
+
+
+async def test_who_comes_while_keys_are_fetched_waits_for_them(issuer: Issuer) -> None:
+    keys = IssuerKeys(str(issuer.jwks))
+    first = asyncio.create_task(keys.fetch())  # as a server does when it begins
+    await asyncio.sleep(0)
+    await keys.look_again()
+    assert keys.find(issuer.key_id) is not None
+    await first
 
 
 @pytest.mark.parametrize("answer", ["[]", "7", "{}", "no JSON", '{"keys": 1}', '{"keys": [1]}'])

@@ -37,17 +37,22 @@ class IssuerKeys:
         return self._keys.get(key_id)
 
     async def look_again(self) -> None:
-        """Fetch the keys, unless that has been done just now; whoever comes meanwhile waits for the same answer."""
-        if self._fetching is None and self._clock() - self._asked_at >= _AGAIN_AFTER:
-            self._asked_at = self._clock()
-            self._fetching = asyncio.ensure_future(self.fetch())
-            self._fetching.add_done_callback(self._fetched)
-        if self._fetching is not None:
-            await asyncio.shield(self._fetching)
+        """Fetch the keys, unless that has been done just now."""
+        if self._fetching is not None or self._clock() - self._asked_at >= _AGAIN_AFTER:
+            await self.fetch()
 
     async def fetch(self) -> None:
-        """Fetch the keys now; where that fails, those that are known stay."""
-        self._asked_at = self._clock()
+        """Fetch the keys now; where that fails, those that are known stay.
+
+        Who comes meanwhile waits for the same answer.
+        """
+        if self._fetching is None:
+            self._asked_at = self._clock()
+            self._fetching = asyncio.ensure_future(self._fetch())
+            self._fetching.add_done_callback(self._fetched)
+        await asyncio.shield(self._fetching)
+
+    async def _fetch(self) -> None:
         try:
             text = await asyncio.to_thread(_read, self.source)
             keys = PyJWKSet.from_json(text).keys
