@@ -296,7 +296,7 @@ async def test_a_generation_can_be_left_early(client: Client) -> None:
         for _ in range(30):  # the server may have a step under way still
             generation = client.generate(session, [1], max_steps=4000)
             first = await anext(generation)
-            await generation.aclose()  # type: ignore[attr-defined]
+            await generation.aclose()
             await session.step(1)
             assert session.last.step > first.step
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from recurra.v1.models_pb2 import ListModelsRequest
 
 from tests.support import models
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
@@ -117,3 +118,24 @@ def caller(guarded: ServerProcess, authority: Authority) -> Iterator[Caller]:
     yield connect
     for stubs in opened:
         stubs.channel.close()
+
+
+def ask(stubs: Stubs) -> int:
+    """How many models a caller is told of."""
+    return len(stubs.models.ListModels(ListModelsRequest(), timeout=20).models)
+
+
+def ask_with(server: ServerProcess, token: str) -> int:
+    """The same, of a caller with a token."""
+    stubs = Stubs(server.target, token=token)
+    with stubs.channel:
+        return ask(stubs)
+
+
+def outcome(server: ServerProcess, token: str) -> str:
+    """How that ends: "ok", or with which status."""
+    try:
+        ask_with(server, token)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "ok"

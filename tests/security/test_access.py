@@ -1,36 +1,26 @@
 """Who may do what: tokens, JWTs, certificates, roles."""
 
-import base64
-import hashlib
-import hmac
-import json
 import ssl
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
-import jwt
 import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from recurra.openinference import open_inference_pb2 as oip
-from recurra.v1.inference_pb2 import StreamStepsRequest
 from recurra.v1.models_pb2 import ListModelsRequest, LoadModelRequest, UnloadModelRequest
 from recurra.v1.sessions_pb2 import DrainSessionsRequest, ExportSessionRequest, ImportSessionRequest, OpenSessionRequest
 from recurra_server.rpc import access
 
-from tests.security.conftest import Attack, Caller, refused
+from tests.security.conftest import Attack, Caller, ask, outcome, refused
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.server import ServerProcess, running_server
-from tests.support.wire import Stubs, tensor
+from tests.support.wire import Stubs
 
 SERVICES = (
     "recurra.v1.ModelsService",
@@ -72,10 +62,6 @@ def call_raw(stubs: Any, method: str, *, client_streaming: bool, server_streamin
     if server_streaming:
         return lambda: stubs.channel.unary_stream(method)(b"", timeout=20)
     return lambda: stubs.channel.unary_unary(method)(b"", timeout=20)
-
-
-def ask(stubs: Stubs) -> int:
-    return len(stubs.models.ListModels(ListModelsRequest(), timeout=20).models)
 
 
 @pytest.mark.parametrize(("method", "client_streaming", "server_streaming"), list(methods()))
@@ -194,167 +180,6 @@ def test_metrics_need_their_role(guarded: ServerProcess, authority: Authority, a
     }.items():
         assert scrape(guarded, authority, header) == 401
         attack("metrics", tried, "401")
-
-
-# --- JWT ------------------------------------------------------------------------------------
-
-
-def test_a_token_of_the_issuer_is_taken(caller: Caller, issuer: Issuer) -> None:
-    assert ask(caller(issuer.token())) == 2
-    assert refused(lambda: ask(caller(issuer.token(roles=["metrics"])))) == "PERMISSION_DENIED FORBIDDEN"
-    assert ask(caller(issuer.token(roles="openid predict"))) == 2
-
-
-def forged(issuer: Issuer, tmp_path: Path) -> dict[str, str]:
-    """Tokens that must not be taken."""
-    now = time.time()
-    claims = jwt.decode(issuer.token(roles=["predict", "operate"]), options={"verify_signature": False})
-    headers = {"kid": issuer.key_id}
-    good = issuer.token()
-    head, _, signature = good.split(".")
-    stranger = Issuer(tmp_path / "stranger")
-    stranger.key_id = issuer.key_id
-    no_signature = jwt.encode(claims, None, "none", headers=headers)  # type: ignore[arg-type]
-    # The public key, which everybody has, as if it were a shared secret (CVE-2016-5431 and its kin).
-
-    def part(data: bytes) -> str:
-        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-    signed = f"{part(json.dumps({'alg': 'HS256', 'kid': issuer.key_id}).encode())}.{part(json.dumps(claims).encode())}"
-    mac = part(hmac.new(issuer.public_pem, signed.encode(), hashlib.sha256).digest())
-    return {
-        "a JWT that has expired": issuer.token(lives=-1.0),
-        "a JWT that is not valid yet": issuer.token(nbf=now + 300),
-        "a JWT for another audience": issuer.token(aud="other"),
-        "a JWT of another issuer": issuer.token(iss="https://evil.test"),
-        "a JWT without expiry": issuer.token(exp=None),
-        "a JWT without audience": issuer.token(aud=None),
-        "a JWT without subject": issuer.token(sub=None),
-        "a JWT signed with a key of one's own": stranger.token(),
-        "a JWT without signature (alg none)": no_signature,
-        "a JWT signed with the public key (alg HS256)": f"{signed}.{mac}",
-        "a JWT whose claims were changed": f"{head}.{part(json.dumps(claims).encode())}.{signature}",
-        "a JWT cut short": good[:-10],
-        "a JWT bound to a certificate, without it (replayed)": issuer.token(cnf={"x5t#S256": "A" * 43}),
-        "a JWT bound to what cannot be checked": issuer.token(cnf={"jkt": "x"}),
-        "dots": "..",
-        "a header that is a list": f"{part(b'[]')}.{part(b'{}')}.",
-    }
-
-
-def test_forged_tokens_are_refused(caller: Caller, issuer: Issuer, tmp_path: Path, attack: Attack) -> None:
-    for tried, token in forged(issuer, tmp_path).items():
-        came_back = refused(lambda t=token: ask(caller(t)))  # type: ignore[misc]
-        assert came_back == "UNAUTHENTICATED", tried
-        attack("gRPC", tried, came_back)
-
-
-def test_a_new_key_of_the_issuer_is_known_at_once_and_the_old_one_no_more(
-    repository: Path, tmp_path: Path, attack: Attack
-) -> None:
-    issuer, access_file = Issuer(tmp_path / "issuer"), tmp_path / "access.yaml"
-    write_access_file(access_file, issuer)
-    with running_server(repository, "--access", str(access_file), "--no-metrics", ready="who may") as server:
-        signed_before = issuer.token("not shown yet")
-        assert ask_with(server, issuer.token()) == 2
-        issuer.rotate()  # within ten seconds of the first look, so the next is due later
-        deadline = time.monotonic() + 60
-        while (came_back := outcome(server, issuer.token())) != "ok":
-            assert came_back == "UNAUTHENTICATED"
-            assert time.monotonic() < deadline
-        assert outcome(server, issuer.token("another")) == "ok"
-        assert outcome(server, signed_before) == "UNAUTHENTICATED"
-        attack("gRPC", "a JWT signed with a key that its issuer has withdrawn", "UNAUTHENTICATED")
-
-
-def ask_with(server: ServerProcess, token: str) -> int:
-    stubs = Stubs(server.target, token=token)
-    with stubs.channel:
-        return ask(stubs)
-
-
-def outcome(server: ServerProcess, token: str) -> str:
-    try:
-        ask_with(server, token)
-    except grpc.RpcError as error:
-        return str(error.code().name)
-    return "ok"
-
-
-def test_a_stream_ends_when_its_token_expires(caller: Caller, issuer: Issuer, attack: Attack) -> None:
-    stubs = caller(issuer.token(lives=2.0))
-    opening = StreamStepsRequest(open=OpenSessionRequest(model="counter"), inputs=[tensor([1.0])])
-
-    def messages() -> Iterator[StreamStepsRequest]:
-        yield opening
-        pause.wait(60)
-
-    pause = threading.Event()
-    call = stubs.inference.StreamSteps(messages())
-    assert next(call).result.step == 1
-    assert refused(lambda: next(call)) == "UNAUTHENTICATED"
-    pause.set()
-    attack("gRPC", "a stream that outlives its token", "ended with UNAUTHENTICATED")
-
-
-# --- certificates ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mutual(repository: Path, authority: Authority, access_file: Path) -> Iterator[ServerProcess]:
-    """A server whose clients have certificates."""
-    flags = (*authority.flags(), "--tls-client-ca", str(authority.ca), "--access", str(access_file), "--no-metrics")
-    with running_server(repository, *flags, ready="who may") as server:
-        yield server
-
-
-def test_a_certificate_says_who_somebody_is(mutual: ServerProcess, authority: Authority, attack: Attack) -> None:
-    gateway = Stubs(mutual.target, authority.client("gateway").credentials())
-    assert ask(gateway) == 2
-    load = LoadModelRequest(name="counter")
-    assert refused(lambda: gateway.models.LoadModel(load)) == "PERMISSION_DENIED FORBIDDEN"
-    stream = gateway.inference.StreamSteps(iter(()))
-    assert list(stream) == []
-    stranger = Stubs(mutual.target, authority.client("stranger").credentials())
-    assert refused(lambda: ask(stranger)) == "UNAUTHENTICATED"
-    attack("gRPC", "a certificate of ours with a name that is not in the access file", "UNAUTHENTICATED")
-    for stubs in (gateway, stranger):
-        stubs.channel.close()
-
-
-def test_a_stranger_is_refused_before_a_message_is_read(mutual: ServerProcess, authority: Authority) -> None:
-    never = threading.Event()
-
-    def no_message() -> Iterator[Any]:
-        never.wait(60)
-        yield b""
-
-    stubs = Stubs(mutual.target, authority.client("stranger").credentials())
-    for method in ("/recurra.v1.InferenceService/Step", "/recurra.v1.InferenceService/Generate"):
-        call: Any = stubs.channel.stream_stream(method)
-        assert refused(partial(call, no_message(), timeout=20)) == "UNAUTHENTICATED"
-    never.set()
-    stubs.channel.close()
-
-
-def test_who_sends_no_message_is_told_so(mutual: ServerProcess, authority: Authority) -> None:
-    stubs = Stubs(mutual.target, authority.client("gateway").credentials())
-    call: Any = stubs.channel.stream_stream("/recurra.v1.InferenceService/Step")
-    assert refused(partial(call, iter(()), timeout=20)) == "INVALID_ARGUMENT"
-    stubs.channel.close()
-
-
-def test_a_stolen_token_is_useless_without_the_certificate_it_is_bound_to(
-    mutual: ServerProcess, authority: Authority, issuer: Issuer, attack: Attack
-) -> None:
-    own, thief = authority.client("own"), authority.client("thief")
-    token = issuer.token(cnf={"x5t#S256": own.thumbprint})
-    assert ask(Stubs(mutual.target, own.credentials(), token=token)) == 2
-    came_back = refused(lambda: ask(Stubs(mutual.target, thief.credentials(), token=token)))
-    assert came_back == "UNAUTHENTICATED"
-    attack("gRPC", "a stolen token that is bound to a certificate (RFC 8705), with another certificate", came_back)
-    infer = oip.ModelReadyRequest(name="counter")
-    assert Stubs(mutual.target, own.credentials(), token=token).open_inference.ModelReady(infer).ready
 
 
 def test_a_drain_tells_of_the_sessions_of_all_callers(repository: Path, access_file: Path) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, overload
 
@@ -311,7 +311,7 @@ class Client:
         seed: int | None = None,
         stop_class: int | None = None,
         outputs: Sequence[str] = (),
-    ) -> AsyncIterator[Generated]:
+    ) -> AsyncGenerator[Generated]:
         """Feed each output back as the next input (one-to-many), and yield it.
 
         Args:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,18 +27,20 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def iterate(items: AsyncIterator[T]) -> Iterator[T]:
+def iterate(items: AsyncGenerator[T]) -> Iterator[T]:
     """Run an async generator there, and yield what it yields; it is closed with this one."""
-    end = object()
 
-    async def advance() -> T | object:
-        return await anext(items, end)
+    async def advance() -> tuple[T] | None:
+        try:
+            return (await anext(items),)
+        except StopAsyncIteration:
+            return None
 
     async def finish() -> None:
-        await items.aclose()  # type: ignore[attr-defined]  # they are all generators
+        await items.aclose()
 
     try:
-        while (item := run(advance())) is not end:
-            yield item  # type: ignore[misc]
+        while (item := run(advance())) is not None:
+            yield item[0]
     finally:
         run(finish())

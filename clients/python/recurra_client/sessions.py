@@ -1,7 +1,7 @@
 """Sessions by their id, without stepping them: what an operator or a gateway needs."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from recurra.v1 import sessions_pb2
@@ -19,7 +19,7 @@ class Sessions:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def list(self, model: str = "", *, limit: int | None = None) -> AsyncIterator[sessions_pb2.Session]:
+    async def list(self, model: str = "", *, limit: int | None = None) -> AsyncGenerator[sessions_pb2.Session]:
         """Yield the open sessions, in the order they were opened.
 
         Args:
