@@ -221,10 +221,7 @@ class Driver:
         while True:
             await asyncio.sleep(interval)
             self.engine.expire(self.clock())
-            for model in self.engine.shelf.forget_retired():
-                del self._lanes[model]
-                for forget in self.on_forget:
-                    forget(model)
+            self._forget_retired()
 
     async def watch_load(self, interval: float = 0.25) -> None:
         """Tell the models' admission how busy the loop's thread and the models' are, every `interval` seconds.
@@ -236,12 +233,22 @@ class Driver:
             await asyncio.sleep(interval)
             after = self.clock(), time.thread_time()
             passed = after[0] - before[0]
-            loop = (after[1] - before[1]) / passed
-            for lane in self._lanes.values():
-                computed, lane.computed = lane.model.compute_seconds - lane.computed, lane.model.compute_seconds
-                if lane.model.admission is not None:
-                    lane.model.admission.observe_load(max(loop, computed / passed))
+            self._tell_load((after[1] - before[1]) / passed, passed)
             before = after
+
+    # Functions of their own: what runs for ever would hold on to the model that it looked at last.
+
+    def _forget_retired(self) -> None:
+        for model in self.engine.shelf.forget_retired():
+            del self._lanes[model]
+            for forget in self.on_forget:
+                forget(model)
+
+    def _tell_load(self, loop: float, passed: float) -> None:
+        for lane in self._lanes.values():
+            computed, lane.computed = lane.model.compute_seconds - lane.computed, lane.model.compute_seconds
+            if lane.model.admission is not None:
+                lane.model.admission.observe_load(max(loop, computed / passed))
 
     def _wake(self, model: ServedModel) -> None:
         lane = self._lanes[model]
