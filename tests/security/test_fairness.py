@@ -22,6 +22,7 @@ from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.limits import Limits
 from recurra_server.rpc.turnstile import EACH, Turnstile
 from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
 from tests.security.conftest import Attack, failure, reason_of, refused
 from tests.support.authority import TOKENS, Issuer, write_access_file
@@ -188,3 +189,19 @@ def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer
             error = failure(lambda: opened(stubs))
             assert bound_of(error) == "identity_state_bytes"
             assert refused(lambda: opened(stubs)) == "RESOURCE_EXHAUSTED CAPACITY"
+
+
+def test_who_reads_the_metrics_sees_who_is_at_a_bound_of_their_own(runtimes: dict[str, OnnxRuntime]) -> None:
+    engine = Harness({"counter": runtimes["counter"]}).engine
+    small = engine.accounts.of("small", Quota(sessions=1, state_bytes=4))
+    engine.open(engine.model("counter"), 0.0, caller=small)
+    for small.quota in (Quota(sessions=1), Quota(state_bytes=4)):
+        with pytest.raises(CapacityError):
+            engine.open(engine.model("counter"), 0.0, caller=small)
+    told = {
+        sample.labels["bound"]: sample.value
+        for family in ServerMetrics(engine, EdgeCounts(), {}).collect()
+        for sample in family.samples
+        if sample.name == "recurra_sessions_refused_total"
+    }
+    assert told == {"max_sessions": 0, "latency": 0, "identity_sessions": 1, "identity_state_bytes": 1}

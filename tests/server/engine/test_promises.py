@@ -226,3 +226,19 @@ def test_sessions_do_not_share_what_a_slot_held(runtimes: dict[str, OnnxRuntime]
     second: Session = harness.open("counter")
     assert second.slot == slot
     assert harness.ask(second, np.ones((1, 1))).tolist() == [[1.0]]
+
+
+def test_nothing_is_moved_though_all_sessions_are_within_a_chunk(runtimes: dict[str, OnnxRuntime]) -> None:
+    """A chunk of several pieces works on a slot of its own: there is one for each that may wait."""
+    limits = Limits(max_sessions=8, max_batch_size=2, max_piece_steps=2, max_queue=8)
+    harness = Harness({"counter": runtimes["counter"]}, limits)
+    slots = harness.models[0].slots
+    room = slots.capacity
+    steps = [harness.submit(harness.open("counter"), np.ones((6, 1))) for _ in range(limits.max_sessions)]
+    for _ in range(limits.max_sessions // limits.max_batch_size):
+        harness.run_batch()
+    assert all(0 < step.position < step.count for step in steps)
+    assert slots.in_use == 2 * limits.max_sessions
+    assert slots.capacity == room
+    harness.run()
+    assert [outputs_of(step)[-1].tolist() for step in steps] == [[6.0]] * limits.max_sessions
