@@ -99,12 +99,23 @@ async def _soak(target: str, pid: int, seconds: float, pace: float, seed: int) -
     return seen
 
 
-def _left_over(metrics_port: int) -> dict[str, float]:
-    """What the server still holds."""
+_HELD: Final = {
+    "recurra_sessions": "sessions",
+    "recurra_state_bytes": "bytes of state",
+    "recurra_queue_depth": "steps",
+    "recurra_streams": "streams",
+    "recurra_tasks": "tasks",
+    "process_open_fds": "open files",
+}
+
+
+def _held(metrics_port: int) -> dict[str, int]:
+    """What the server holds, most of it for callers."""
     with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    names = ("recurra_sessions{", "recurra_queue_depth{", "recurra_streams ", "recurra_state_bytes{")
-    return {line.split("{")[0].split()[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names)}
+    samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    values = {name.partition("{")[0]: value for name, _, value in samples}  # of the only model
+    return {words: int(float(values[name])) for name, words in _HELD.items()}
 
 
 def main() -> int:
@@ -127,15 +138,23 @@ def main() -> int:
         ]
         with running([*command, "--port", str(port), "--metrics-port", str(metrics_port)], port) as pid:
             target = f"127.0.0.1:{port}"
+            before = _held(metrics_port)
             capacity = _capacity(target, seconds)
             pace = _SESSIONS / (_SHARE * capacity)
             print(f"{capacity:,.0f} steps/s in a closed loop of these callers; {_SHARE:.0%} of it is a step every "
                   f"{pace * 1e3:.1f} ms of {_SESSIONS} callers")  # fmt: skip
             seen = in_loop(_soak(target, pid, seconds, pace, given.seed))
             end = time.monotonic() + 30
-            while any(left := _left_over(metrics_port).values()) and time.monotonic() < end:
+            while (left := _more(_held(metrics_port), before)) and time.monotonic() < end:
                 time.sleep(0.5)
-            return _report(seen, seconds, _left_over(metrics_port), any_left=any(left))
+            _report(seen, seconds)
+            print(f"left over when all had gone: {left or 'nothing'} (before all came: {before})")
+            return 1 if left else 0
+
+
+def _more(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    """What there is more of than before."""
+    return {words: count - before[words] for words, count in now.items() if count > before[words]}
 
 
 def _capacity(target: str, seconds: float) -> float:
@@ -154,7 +173,7 @@ def _capacity(target: str, seconds: float) -> float:
     return len(seen.latencies) / short
 
 
-def _report(seen: Seen, seconds: float, left: dict[str, float], *, any_left: bool) -> int:
+def _report(seen: Seen, seconds: float) -> None:
     times = np.array([when for when, _ in seen.latencies])
     taken = np.array([latency for _, latency in seen.latencies])
     part = seconds / 6
@@ -166,8 +185,6 @@ def _report(seen: Seen, seconds: float, left: dict[str, float], *, any_left: boo
     print(f"p99: {first * 1e3:.2f} ms in the first sixth, {last * 1e3:.2f} ms in the last: {last / first:.2f} of it")
     print(f"resident memory: {warm[0][1] / 2**20:.1f} MiB after a tenth, {warm[-1][1] / 2**20:.1f} MiB at the end, "
           f"{slope:+.2f} MiB an hour")  # fmt: skip
-    print(f"left over when all had gone: {left}")
-    return 1 if any_left else 0
 
 
 if __name__ == "__main__":

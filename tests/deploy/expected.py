@@ -207,6 +207,7 @@ def expected(truth: Truth) -> dict[tuple[str, str], Check]:
         ("Files, of those allowed", "used"): about(max(use.files / use.files_allowed for use in uses), 0.2),
         ("Event loop", "busy"): about(busiest, 0.15),
         ("Event loop", "{{instance}}"): about(loop, 0.15),
+        ("Tasks", "{{instance}}"): _tasks(truth.streams),
         ("CPU", "{{instance}}"): about({use.instance: use.processor / seconds for use in uses}, 0.15),
         ("Memory", "{{instance}} resident"): about({f"{use.instance} resident": use.resident for use in uses}, 0.2),
         ("Memory", "{{instance}} address space"): about(
@@ -298,6 +299,17 @@ def _computed(seen: Mapping[str, float], in_vain: int, seconds: float) -> Check:
         counter, computed = values.pop("counter/7") * seconds, seen["counter/7"]
         assert computed * (1 - _TOLERANCE) <= counter <= computed + in_vain * 0.1
         others(values)
+
+    return check
+
+
+def _tasks(streams: Mapping[str, int]) -> Check:
+    """Each stream is worked on by a few, and each process has some of its own."""
+
+    def check(values: Values) -> None:
+        assert values.keys() == streams.keys()
+        for name, tasks in values.items():
+            assert streams[name] < tasks <= 3 * streams[name] + 64 * WORKERS
 
     return check
 

@@ -4,6 +4,7 @@ Counters and gauges are the engine's own numbers, read when somebody scrapes; on
 histograms are filled as batches are answered.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ class ServerMetrics(Collector):
         yield CounterMetricFamily(
             "recurra_loop_cpu_seconds", "Processor time of the event loop's thread.", value=time.thread_time()
         )
+        yield GaugeMetricFamily("recurra_tasks", "Unfinished tasks of the event loop.", value=len(asyncio.all_tasks()))
         yield GaugeMetricFamily(
             "recurra_draining", "1 while the server shuts down.", value=float(self._engine.draining)
         )
