@@ -6,20 +6,28 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from recurra_client import connect
-from recurra_client.cli.scrape import Between, Sample, Scrape
+from recurra_client.cli.between import Between
+from recurra_client.cli.common import Credentials
+from recurra_client.cli.scrape import Sample, Scrape, scrape
+from recurra_client.cli.usererror import UserError
 
 from tests.support import models
+from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.server import running_server
 
 
-def top(url: str, *options: str, columns: int = 160) -> "subprocess.CompletedProcess[str]":
+def top(url: str, *options: str, columns: int = 160, **environ: str) -> "subprocess.CompletedProcess[str]":
     command = [str(Path(sys.executable).with_name("recurra")), "top", "--metrics", url, *options]
-    environment = {**os.environ, "COLUMNS": str(columns)}
+    environment = {**os.environ, "COLUMNS": str(columns), **environ}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
 
@@ -43,6 +51,75 @@ def test_it_shows_what_the_server_does(tmp_path: Path) -> None:
     assert re.search(r"sessions\s+1 of 200,000", text)
     assert re.search(r"workers\s+2", text)
     assert re.search(r"state\s+serving", text)
+
+
+@pytest.mark.e2e
+def test_it_shows_a_protected_server_to_whoever_may_see_it(tmp_path: Path) -> None:
+    authority, access_file, secret = Authority(tmp_path / "tls"), tmp_path / "access.yaml", tmp_path / "token"
+    write_access_file(access_file, Issuer(tmp_path / "issuer"))
+    secret.write_text(TOKENS["max"] + "\n")
+    models.publish(tmp_path / "models", "counter", models.counter())
+    ours = authority.client("gateway")
+    (tmp_path / "our.pem").write_bytes(ours.chain)
+    (tmp_path / "our.key").write_bytes(ours.key)
+    mutual = ("--tls-cert", str(tmp_path / "our.pem"), "--tls-key", str(tmp_path / "our.key"))
+    trust = ("--tls-ca", str(authority.ca))
+    flags = (*authority.flags(), "--tls-client-ca", str(authority.ca), "--access", str(access_file))
+    with running_server(tmp_path / "models", *flags) as server:
+        url = server.metrics_url
+        assert url.startswith("https://")
+        shown = top(url, "--every", "0.1", *trust, *mutual, "--token-file", str(secret))
+        assert "counter" in shown.stdout, shown.stderr
+        shown = top(url, "--every", "0.1", *trust, *mutual, RECURRA_TOKEN=TOKENS["max"])
+        assert "counter" in shown.stdout, shown.stderr
+        for options, said in (
+            ((*trust, *mutual), "needs a token with the role metrics"),
+            ((*trust, *mutual, "--token", TOKENS["alice"]), "needs a token with the role metrics"),
+            ((*trust, "--token", TOKENS["max"]), "cannot get metrics from .*certificate required"),
+            ((*mutual, "--token", TOKENS["max"]), "cannot get metrics from .*certificate verify failed"),
+            (("--tls-ca", str(tmp_path / "no.pem")), r"no\.pem: No such file or directory"),
+            (("--tls-ca", str(secret)), "cannot use .*token: for TLS they must be PEM files"),
+        ):
+            refused = top(url, *options)
+            assert refused.returncode == 1
+            assert re.fullmatch(f"recurra: .*{said}.*\n", refused.stderr), refused.stderr
+
+
+@pytest.mark.parametrize(("host", "sent"), [("127.0.0.1", True), ("localhost", True), ("another.test", False)])
+def test_a_token_is_sent_unencrypted_to_this_machine_only(
+    host: str, sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[urllib.request.Request] = []
+
+    def answer(request: urllib.request.Request, **_: object) -> None:
+        asked.append(request)
+        raise urllib.error.URLError("nobody is there")
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    with pytest.raises(UserError, match="nobody is there"):
+        scrape(f"http://{host}:9464/metrics", Credentials(token=TOKENS["max"]))
+    assert asked[0].has_header("Authorization") == sent
+
+
+def test_a_token_does_not_follow_to_where_a_server_sends_us() -> None:
+    shown: list[str | None] = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.append(self.headers["Authorization"])
+            self.send_response(302)
+            port = self.headers["Host"].rpartition(":")[2]
+            self.send_header("Location", f"http://localhost:{port}{self.path}x")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="it answers 302"):
+            scrape(f"http://127.0.0.1:{server.server_port}/metrics", Credentials(token=TOKENS["max"]))
+        server.shutdown()
+    assert shown[0] == f"Bearer {TOKENS['max']}"
+    assert shown[1:]
+    assert not any(shown[1:])
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def bench(  # noqa: D417 - the others are described by their types
     version
         Version of the model. Empty: the latest.
     """
-    counts = _counts(sessions)
+    counts, ours = _counts(sessions), server.credentials
     described = asyncio.run(_describe(model, version, server))
     wanted = Codec(described).asking([name for name in outputs.split(",") if name]).wanted
     out = console(stderr=json)
@@ -123,8 +123,8 @@ def bench(  # noqa: D417 - the others are described by their types
         for count in counts:
             plan = Plan(
                 target=server.server,
-                tls=Tls(server.tls_ca, server.tls_cert, server.tls_key) if server.encrypted else None,
-                token=server.read_token(),
+                tls=Tls(ours.tls_ca, ours.tls_cert, ours.tls_key) if server.encrypted else None,
+                token=ours.read_token(),
                 model=described,
                 api=api,
                 sessions=count,

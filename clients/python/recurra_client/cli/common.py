@@ -35,13 +35,9 @@ Durability = Annotated[
 
 @Parameter(name="*", group="Server")
 @dataclass(frozen=True, slots=True)
-class Server:
-    """Which server, and how to talk to it."""
+class Credentials:
+    """Whom we trust, and who we are."""
 
-    server: str = "localhost:50051"
-    """Address of the server, HOST:PORT."""
-    tls: bool = False
-    """Encrypt; the server's certificate must be signed by somebody whom this machine trusts."""
     tls_ca: Path | None = None
     """Encrypt; PEM file with who signs the server's certificate."""
     tls_cert: Path | None = None
@@ -53,14 +49,33 @@ class Server:
     token_file: Path | None = None
     """File with the token."""
 
+    def read_token(self) -> str:
+        """The token, as it is now; empty where there is none.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return self.token_file.read_text().strip() if self.token_file is not None else self.token
+
+
+ANYBODY: Final = Credentials()
+
+
+@Parameter(name="*", group="Server")
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Which server, and how to talk to it."""
+
+    server: str = "localhost:50051"
+    """Address of the server, HOST:PORT."""
+    tls: bool = False
+    """Encrypt; the server's certificate must be signed by somebody whom this machine trusts."""
+    credentials: Credentials = ANYBODY
+
     @property
     def encrypted(self) -> bool:
         """Whether to use TLS."""
-        return self.tls or self.tls_ca is not None or self.tls_cert is not None
-
-    def read_token(self) -> str:
-        """The token, as it is now; empty where there is none."""
-        return self.token_file.read_text().strip() if self.token_file is not None else self.token
+        return self.tls or self.credentials.tls_ca is not None or self.credentials.tls_cert is not None
 
     def client(self, *, reconnect: float = 20.0, timeout: float | None = 30.0) -> Client:
         """A client of it.
@@ -68,9 +83,13 @@ class Server:
         Raises:
             OSError: A file cannot be read.
         """
-        credentials = tls(self.tls_ca, self.tls_cert, self.tls_key) if self.encrypted else None
+        ours = self.credentials
         return Client(
-            self.server, reconnect=reconnect, timeout=timeout, credentials=credentials, token=self.read_token()
+            self.server,
+            reconnect=reconnect,
+            timeout=timeout,
+            credentials=tls(ours.tls_ca, ours.tls_cert, ours.tls_key) if self.encrypted else None,
+            token=ours.read_token(),
         )
 
 

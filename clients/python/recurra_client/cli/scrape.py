@@ -1,15 +1,20 @@
-"""A server's metrics, as two scrapes tell them: what stands, and what has happened between them."""
+"""A server's metrics, as it tells them over HTTP."""
 
+import ipaddress
 import math
+import re
+import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from recurra_client.cli.common import ANYBODY, Credentials
 from recurra_client.cli.usererror import UserError
 
 _TIMEOUT: Final = 5.0
@@ -49,70 +54,61 @@ class Scrape:
         return self.of(name)[0].value if self.of(name) else otherwise
 
 
-class Between(NamedTuple):
-    """Two scrapes of one server, one after the other."""
-
-    before: Scrape
-    now: Scrape
-
-    @property
-    def seconds(self) -> float:
-        """The time between them."""
-        return max(self.now.at - self.before.at, 1e-9)
-
-    def rate(self, counter: str, where: Where = everywhere) -> float:
-        """A counter's increase per second, summed."""
-        return self._increase(counter, where) / self.seconds
-
-    def rates(self, counter: str, label: str) -> dict[str, float]:
-        """The same by a label, without what did not increase."""
-        values = {sample.labels[label] for sample in self.now.of(counter)}
-        rates = {value: self.rate(counter, lambda labels, value=value: labels[label] == value) for value in values}  # type: ignore[misc]
-        return {value: rate for value, rate in sorted(rates.items(), key=lambda pair: -pair[1]) if rate > 0}
-
-    def mean(self, histogram: str, where: Where = everywhere) -> float:
-        """The mean of what was observed; NaN where nothing was."""
-        count = self._increase(f"{histogram}_count", where)
-        return self._increase(f"{histogram}_sum", where) / count if count else math.nan
-
-    def quantile(self, share: float, histogram: str, where: Where = everywhere) -> float:
-        """What this share of what was observed stays below; NaN where nothing was.
-
-        Interpolated inside a bucket, as Prometheus' `histogram_quantile` does.
-        """
-        bounds = sorted({float(sample.labels["le"]) for sample in self.now.of(f"{histogram}_bucket")})
-        counts = [
-            self._increase(f"{histogram}_bucket", lambda labels, le=le: float(labels["le"]) == le and where(labels))  # type: ignore[misc]
-            for le in bounds
-        ]
-        if not counts or not counts[-1]:
-            return math.nan
-        rank = share * counts[-1]
-        place = next(place for place, count in enumerate(counts) if count >= rank)
-        if math.isinf(bounds[place]):
-            return bounds[place - 1]
-        low, below = (bounds[place - 1], counts[place - 1]) if place else (0.0, 0.0)
-        return low + (bounds[place] - low) * (rank - below) / (counts[place] - below)
-
-    def _increase(self, counter: str, where: Where) -> float:
-        increase = self.now.total(counter, where) - self.before.total(counter, where)
-        return increase if increase >= 0 else self.now.total(counter, where)  # the server was started anew
+def _here(host: str) -> bool:
+    """Whether a host is this machine: what is sent there, nobody reads on the way."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
-def scrape(url: str) -> Scrape:
+def _why(error: Exception) -> str:
+    inner = getattr(error, "reason", None)
+    why = inner if isinstance(inner, Exception) else error
+    if isinstance(why, ssl.SSLError):
+        return re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", str(why))  # OpenSSL's sentence without its numbers
+    return getattr(why, "strerror", None) or str(why)
+
+
+def _tls(credentials: Credentials) -> ssl.SSLContext:
+    files = [path for path in (credentials.tls_ca, credentials.tls_cert, credentials.tls_key) if path is not None]
+    for path in files:
+        path.read_bytes()  # whose error says which it was
+    try:
+        context = ssl.create_default_context(cafile=credentials.tls_ca)
+        if credentials.tls_cert is not None:
+            context.load_cert_chain(credentials.tls_cert, credentials.tls_key)
+    except ssl.SSLError:
+        names = ", ".join(map(str, files))
+        raise UserError(f"cannot use {names}: for TLS they must be PEM files, a key that of its certificate") from None
+    return context
+
+
+def scrape(url: str, credentials: Credentials = ANYBODY) -> Scrape:
     """Ask a server for its metrics.
 
     Raises:
-        UserError: It cannot be reached, or answers something else.
+        UserError: It cannot be reached, wants to know who asks, or answers something else.
+        OSError: A file of the credentials cannot be read.
     """
-    if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in {"http", "https"}:
         raise UserError(f"{url} is no URL of metrics, such as http://localhost:9464/metrics")
+    request = urllib.request.Request(url)  # noqa: S310 - it is one of the two
+    if (token := credentials.read_token()) and (parts.scheme == "https" or _here(parts.hostname or "")):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # for this server only
+    tls = _tls(credentials)
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:  # noqa: S310 - it is one of the two
+        with urllib.request.urlopen(request, timeout=_TIMEOUT, context=tls) as answer:  # noqa: S310 - likewise
             text = answer.read().decode()
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            raise UserError(
+                f"{url} needs a token with the role metrics (--token-file), sent over https or to this machine only"
+            ) from None
+        raise UserError(f"cannot get metrics from {url}: it answers {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
-        why = getattr(error, "reason", None) or error
-        raise UserError(f"cannot get metrics from {url}: {getattr(why, 'strerror', None) or why}") from None
+        raise UserError(f"cannot get metrics from {url}: {_why(error)}") from None
     series: dict[str, list[Sample]] = {}
     try:
         for family in text_string_to_metric_families(text):

@@ -13,8 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from recurra_client.cli.common import console, milliseconds, size, span
-from recurra_client.cli.scrape import Between, Labels, scrape
+from recurra_client.cli.between import Between
+from recurra_client.cli.common import ANYBODY, Credentials, console, milliseconds, size, span
+from recurra_client.cli.scrape import Labels, scrape
 from recurra_client.cli.usererror import UserError
 
 DEFAULT_METRICS: Final = "http://localhost:9464/metrics"
@@ -24,11 +25,12 @@ _MORE_COLUMNS: Final = ("QUEUE P99", "COMPUTE P99", "BATCH", "BUSY")
 _WIDE: Final = 120  # characters: what all columns need
 
 
-async def top(
+async def top(  # noqa: D417 - the others are described by their types
     *,
     metrics: str = DEFAULT_METRICS,
     every: Annotated[float, Parameter(validator=validators.Number(gte=0.1))] = 1.0,
     count: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    credentials: Credentials = ANYBODY,
 ) -> None:
     """Watch a server live: its sessions, models, rates and latencies, until Ctrl-C.
 
@@ -43,16 +45,16 @@ async def top(
     """
     out = console()
     looks = count or (0 if out.is_terminal else 1)
-    before, seen = await asyncio.to_thread(scrape, metrics), 0
+    before, seen = await asyncio.to_thread(scrape, metrics, credentials), 0
     with Live(console=out, auto_refresh=False, screen=out.is_terminal and not count) as live:
         while not looks or seen < looks:
             await asyncio.sleep(every)
             try:
-                now = await asyncio.to_thread(scrape, metrics)
-            except UserError:
+                now = await asyncio.to_thread(scrape, metrics, credentials)
+            except (UserError, OSError) as error:
                 if looks:
                     raise
-                live.update(Text(f"{metrics} does not answer any more; Ctrl-C to leave", "bold red"), refresh=True)
+                live.update(Text(f"{error}; Ctrl-C to leave", "bold red"), refresh=True)
                 continue
             live.update(view(metrics, Between(before, now), out.width), refresh=True)
             before, seen = now, seen + 1
