@@ -75,7 +75,7 @@ def test_it_shows_a_protected_server_to_whoever_may_see_it(tmp_path: Path) -> No
         for options, said in (
             ((*trust, *mutual), "needs a token with the role metrics"),
             ((*trust, *mutual, "--token", TOKENS["alice"]), "needs a token with the role metrics"),
-            ((*trust, "--token", TOKENS["max"]), "cannot get metrics from .*certificate required"),
+            ((*trust, "--token", TOKENS["max"]), "cannot get metrics from .*it may want a certificate"),
             ((*mutual, "--token", TOKENS["max"]), "cannot get metrics from .*certificate verify failed"),
             (("--tls-ca", str(tmp_path / "no.pem")), r"no\.pem: No such file or directory"),
             (("--tls-ca", str(secret)), "cannot use .*token: for TLS they must be PEM files"),

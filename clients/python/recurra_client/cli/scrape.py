@@ -65,6 +65,9 @@ def _here(host: str) -> bool:
 def _why(error: Exception) -> str:
     inner = getattr(error, "reason", None)
     why = inner if isinstance(inner, Exception) else error
+    # With TLS 1.3 it is closed after the handshake: the alert that says why can be lost.
+    if isinstance(why, ssl.SSLEOFError | ConnectionResetError) or "CERTIFICATE_REQUIRED" in str(why):
+        return "it closed the connection; it may want a certificate (--tls-cert and --tls-key)"
     if isinstance(why, ssl.SSLError):
         return re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", str(why))  # OpenSSL's sentence without its numbers
     return getattr(why, "strerror", None) or str(why)
