@@ -17,7 +17,7 @@ JOBS ?= 0
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run train lessons test unit clients fuzz kills lint format proto dashboards pictures bench attacks storm soak fairness \
+.PHONY: help setup run train lessons test unit clients fuzz kills lint format proto dashboards pictures bench attacks storm frames soak fairness \
 	lock audit sbom docker certificate clean
 
 help: ## List the targets
@@ -101,6 +101,9 @@ attacks: $(INSTALLED) ## Attack a server in all ways of SECURITY.md, and print w
 
 storm: $(INSTALLED) ## Throw made-up messages, damaged bytes, frames and noise at a server for MINUTES=60
 	$(BIN)/python -m tests.support.fuzz --minutes $(MINUTES)
+
+frames: $(INSTALLED) ## Play the cases of h2spec, a suite of HTTP/2 frames, at a server: H2SPEC=<its program>
+	$(BIN)/python -m tests.support.h2spec $(H2SPEC)
 
 soak: $(INSTALLED) ## Load a server with callers who come, go and vanish for MINUTES=60
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
