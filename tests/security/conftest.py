@@ -3,14 +3,17 @@
 `pytest tests/security --attack-table` prints the table at the end.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from recurra.v1.models_pb2 import ListModelsRequest
 
+from benchmarks.processes import resident_bytes
 from tests.support import models
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.server import ServerProcess, running_server
@@ -139,3 +142,55 @@ def outcome(server: ServerProcess, token: str) -> str:
     except grpc.RpcError as error:
         return str(error.code().name)
     return "ok"
+
+
+# --- a server with small bounds ------------------------------------------------------------
+
+MIB = 1 << 20
+BOUNDS = (
+    "--max-message-mb", "1", "--max-chunk-steps", "64", "--max-header-kb", "16", "--max-streams-per-connection", "20",
+    "--max-sessions-per-stream", "3", "--handshake-timeout", "1", "--keepalive", "1", "--slow-reader-timeout", "1",
+    "--max-connections", "60", "--max-tombstones", "1000", "--max-batch-rows", "8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with small bounds, and a model with large answers."""
+    root = tmp_path_factory.mktemp("models")
+    models.publish(root, "counter", models.counter())
+    models.publish(root, "echo", models.feed_forward(1, 1, feedback={"output": "y", "input": "x"}))
+    models.publish(root, "wide", models.feed_forward(1, 20_000))
+    with running_server(root, *BOUNDS) as server:
+        yield server
+
+
+@pytest.fixture
+def stubs(bounded: ServerProcess) -> Iterator[Stubs]:
+    """A connection to it."""
+    stubs = Stubs(bounded.target)
+    yield stubs
+    stubs.channel.close()
+
+
+@pytest.fixture
+def _serves_on(bounded: ServerProcess) -> Iterator[None]:
+    """After each attack it still serves others."""
+    yield
+    stubs = Stubs(bounded.target)
+    with stubs.channel:
+        assert stubs.health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
+
+
+def memory(server: ServerProcess) -> int:
+    """Resident memory, in bytes."""
+    return resident_bytes([server.pid])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Look again and again, each look being a request."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+    return True
