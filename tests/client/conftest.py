@@ -1,19 +1,26 @@
-"""A real server process, shared by the client's tests."""
+"""A real server process, shared by the client's tests, and the command line."""
 
+import csv
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from recurra_client.cli import run
 
 from tests.support import models
 from tests.support.server import ServerProcess, running_server
 
 CLASSES = ["curl", "raise", "press"]
 SENSORS = ["ax", "ay", "gx"]
+RECURRA = Path(sys.executable).with_name("recurra")
+Run = Callable[..., tuple[int, str, str]]
 
 
 def with_fields(model: onnx.ModelProto, **fields: Any) -> onnx.ModelProto:
@@ -46,3 +53,33 @@ def server(models_folder: Path) -> Iterator[ServerProcess]:
     """A server of those models."""
     with running_server(models_folder) as process:
         yield process
+
+
+@pytest.fixture
+def recurra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs the command line in this process, in an empty folder: its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith("RECURRA_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def readings(tmp_path: Path) -> Path:
+    """A CSV file whose columns are in another order than the model's, beside columns it does not take."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "readings.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["time", "gx", "what", "ay", "ax"])
+        for t in range(40):
+            writer.writerow([t, *rng.normal(size=1), CLASSES[t // 20], *rng.normal(size=2)])
+    return path

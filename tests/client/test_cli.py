@@ -3,34 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
-from recurra_client.cli import COMMANDS, run
+from recurra_client.cli import COMMANDS
 
+from tests.client.conftest import RECURRA, Run
 from tests.support.server import ServerProcess
-
-RECURRA = Path(sys.executable).with_name("recurra")
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def recurra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs the command line in this process, in an empty folder: its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.startswith("RECURRA_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def in_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

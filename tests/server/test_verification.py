@@ -8,6 +8,7 @@ import pytest
 from recurra_server.verification import find
 
 from tests.support import foreign, models
+from tests.support.hostile import CRASHING
 
 
 def verify(*arguments: Path | str) -> "subprocess.CompletedProcess[str]":
@@ -64,7 +65,7 @@ def test_what_a_stream_cannot_do_is_found(tmp_path: Path, graph: str, advice: st
 
 
 def test_of_a_folder_the_good_ones_are_verified_beside_those_that_crash(tmp_path: Path) -> None:
-    foreign.CRASHING.publish(tmp_path, "crashing")
+    CRASHING.publish(tmp_path, "crashing")
     models.publish(tmp_path, "good", models.counter())
     done = verify(tmp_path)
     assert done.returncode == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from numpy.typing import ArrayLike, NDArray
 from recurra.openinference import open_inference_pb2 as pb
 from recurra.openinference import open_inference_pb2_grpc
@@ -54,6 +55,13 @@ def request(
     for output in outputs:
         message.outputs.add(name=output)
     return message
+
+
+def refusal(infer: Service, message: pb.ModelInferRequest) -> grpc.RpcError:
+    """The error of a request that must be refused."""
+    with pytest.raises(grpc.RpcError) as caught:
+        infer.ModelInfer(message)
+    return caught.value
 
 
 def values(response: pb.ModelInferResponse) -> NDArray[np.float32]:

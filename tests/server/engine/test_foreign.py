@@ -18,6 +18,7 @@ from recurra_server.runtimes.probe import probe
 
 from tests.support import foreign
 from tests.support.harness import Asker, Harness
+from tests.support.reference import step_by_step
 
 Array = NDArray[Any]
 EXACT = set(foreign.ALL) - {"control flow"}  # sums and products of whole numbers; the rest to the last digits
@@ -85,7 +86,7 @@ def test_alone_is_together_is_in_chunks(
     harness.run()
     for steps, chunks, fixed in zip(sent, inputs, own, strict=True):
         whole = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
-        expected = foreign.step_by_step(paths[name], list(map(list, zip(*whole, strict=True))), fixed)
+        expected = step_by_step(paths[name], list(map(list, zip(*whole, strict=True))), fixed)
         assert all(step.error is None for step in steps)
         for index, spec in enumerate(signature.outputs):
             answered = np.frombuffer(b"".join(step.outputs[index] for step in steps), spec.np_dtype)
@@ -127,7 +128,7 @@ def test_a_reset_keeps_the_constants_and_forgets_the_context(
         inputs = chunk(signature, rng, 1)
         step = submit(harness, session, inputs)
         harness.run()
-        (expected,) = foreign.step_by_step(paths[name], [[x[0] for x in inputs]], given)
+        (expected,) = step_by_step(paths[name], [[x[0] for x in inputs]], given)
         assert step.outputs[0] == expected[0].tobytes()
 
 

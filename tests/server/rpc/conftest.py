@@ -1,11 +1,13 @@
 """A real server with one of each kind of model."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import models
+from tests.support.openinference import Service, service
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs
 
@@ -37,3 +39,18 @@ def stubs(server: ServerProcess) -> Iterator[Stubs]:
     stubs = Stubs(server.target)
     yield stubs
     stubs.channel.close()
+
+
+@pytest.fixture
+def infer(stubs: Stubs) -> Service:
+    """The Open Inference Protocol over it."""
+    return service(stubs.channel)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def sequence() -> int:
+    """The id of a sequence that no other test uses."""
+    return next(_numbers)

@@ -14,6 +14,7 @@ from recurra_client.tensors import numpy_dtype
 
 from tests.support import foreign
 from tests.support.fuzzing import CASES
+from tests.support.reference import step_by_step
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs, error_info
 
@@ -73,7 +74,7 @@ def test_rows_of_one_message_are_answered_as_steps_alone(client: BlockingClient,
             for lead, x, _ in sent
             for t in range(lead[0] if lead else 1)
         ]
-        wanted = foreign.step_by_step(root / name / "1" / "model.onnx", steps)
+        wanted = step_by_step(root / name / "1" / "model.onnx", steps)
         for index, spec in enumerate(model.outputs):
             got = np.concatenate([outputs[spec.name][row].reshape(-1, *spec.dims) for _, _, outputs in sent])
             np.testing.assert_allclose(got, [answer[index] for answer in wanted], rtol=0, atol=1e-6)

@@ -17,6 +17,7 @@ from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError
 from recurra_server.runtimes.repository import find_models
 
 from tests.support import foreign, models
+from tests.support.hostile import ENDLESS, HOSTILE
 from tests.support.openinference import service
 from tests.support.server import ServerProcess, alive, children, running_server
 
@@ -207,7 +208,7 @@ def test_a_model_that_would_take_the_server_down_is_refused_and_the_others_go_on
     root: Path, name: str, why: str
 ) -> None:
     with running_server(root, "--load-seconds", "3") as server, connect(server.target) as client:
-        foreign.HOSTILE[name].publish(root, "hostile")
+        HOSTILE[name].publish(root, "hostile")
         with client.session("sum") as session, ThreadPoolExecutor() as pool:
             loading = pool.submit(client.load_model, "hostile")
             total = 0
@@ -224,7 +225,7 @@ def test_a_model_that_would_take_the_server_down_is_refused_and_the_others_go_on
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_models_that_would_take_the_server_down_are_left_out_at_the_start(root: Path, workers: str) -> None:
     """Those that come before them and behind them are served."""
-    for name, model in foreign.HOSTILE.items():
+    for name, model in HOSTILE.items():
         model.publish(root, name)
     models.publish(root, "zulu", models.counter())
     with (
@@ -249,7 +250,7 @@ def test_models_that_would_take_the_server_down_are_left_out_at_the_start(root: 
 def test_a_server_that_is_ended_while_it_tries_a_model_leaves_nothing_behind(
     root: Path, number: signal.Signals, workers: str
 ) -> None:
-    foreign.ENDLESS.publish(root, "endless")
+    ENDLESS.publish(root, "endless")
     recurra = str(Path(sys.executable).with_name("recurra"))
     command = [recurra, "serve", "--models", str(root), "--port", "0", "--metrics-port", "0", "--workers", workers]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
