@@ -1,11 +1,16 @@
 """Makes the answer to a step."""
 
+from typing import Final
+
 from recurra.v1 import inference_pb2
 
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.tensors import encode, fill_tensors
+
+# Bytes. A message keeps what its fields have ever been set to, until it is let go: so this one is made anew at times.
+_LARGEST_TEMPLATE: Final = 1 << 18
 
 
 def micros(seconds: float) -> int:
@@ -45,19 +50,27 @@ class StreamResultTemplate:
 
     def __init__(self, model: ServedModel) -> None:
         self._specs = model.signature.default_outputs
+        self._prepare()
+
+    def _prepare(self) -> None:
         self._response = inference_pb2.StreamStepsResponse()
         self._result = self._response.result
         self._outputs = [self._result.outputs.add() for _ in self._specs]
         fill_tensors(self._outputs, self._specs, [b""] * len(self._specs), ())
         self._timing = self._result.timing
         self._durable_step = 0
+        self._room = _LARGEST_TEMPLATE
 
     def fill(self, step: Step) -> inference_pb2.StreamStepsResponse:
         """The response to a single step that was applied now."""
-        self._response.session_id = step.session.id or ""
+        if self._room < 0:
+            self._prepare()
+        self._response.session_id = session_id = step.session.id or ""
+        self._room -= len(session_id)
         self._result.step = step.last_number
         for tensor, blob in zip(self._outputs, step.outputs, strict=True):
             tensor.data = blob
+            self._room -= len(blob)
         timing = self._timing
         timing.queue_us = micros(step.started - step.arrived)
         timing.compute_us = micros(step.compute)
