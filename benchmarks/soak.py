@@ -135,6 +135,9 @@ def main() -> int:
             folder,
             "--admit-below",
             "0",
+            # What it remembers of expired sessions grows for hours, up to a bound: here to one that is soon reached.
+            "--max-tombstones",
+            "1000",
         ]
         with running([*command, "--port", str(port), "--metrics-port", str(metrics_port)], port) as pid:
             target = f"127.0.0.1:{port}"
