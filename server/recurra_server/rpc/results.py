@@ -9,8 +9,8 @@ from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.tensors import encode, fill_tensors
 
-# Bytes. A message keeps what its fields have ever been set to, until it is let go: so this one is made anew at times.
-_LARGEST_TEMPLATE: Final = 1 << 18
+LARGEST_TEMPLATE: Final = 1 << 18
+"""Bytes that a prepared message is filled with before it is made anew: it keeps all that its fields have ever held."""
 
 
 def micros(seconds: float) -> int:
@@ -59,7 +59,7 @@ class StreamResultTemplate:
         fill_tensors(self._outputs, self._specs, [b""] * len(self._specs), ())
         self._timing = self._result.timing
         self._durable_step = 0
-        self._room = _LARGEST_TEMPLATE
+        self._room = LARGEST_TEMPLATE
 
     def fill(self, step: Step) -> inference_pb2.StreamStepsResponse:
         """The response to a single step that was applied now."""

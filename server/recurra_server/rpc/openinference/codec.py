@@ -22,6 +22,7 @@ from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.signature import TensorSpec
 from recurra_server.engine.steps import Buffer
 from recurra_server.rpc.openinference.datatypes import CONTENTS, NAMES
+from recurra_server.rpc.results import LARGEST_TEMPLATE
 
 _MAX_AXES: Final = 8
 # The axes before a tensor's dims: () for a step, (T,) or (1, T) for a chunk.
@@ -193,6 +194,10 @@ class Codec:
         template.response.id = request_id
         for place, output in enumerate(outputs):
             template.contents[place] = output
+            template.room -= len(output)
+        template.room -= len(request_id)
+        if template.room < 0:
+            self._templates.pop(lead, None)
         return template.whole
 
 
@@ -204,6 +209,7 @@ class _Template:
         self.whole = pb.ModelStreamInferResponse(infer_response=response)
         self.response = self.whole.infer_response
         self.contents = self.response.raw_output_contents
+        self.room = LARGEST_TEMPLATE
 
 
 def _typed(tensor: _Tensor, spec: TensorSpec, datatype: str, count: int) -> bytes:
