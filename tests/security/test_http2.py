@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
+from hpack import Encoder
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -77,6 +78,18 @@ def test_headers_over_the_bound_are_refused(stubs: Stubs, attack: Attack) -> Non
     call = StepRequest(session_id="a")
     assert refused(lambda: stubs.inference.Step(call, metadata=metadata)) == "RESOURCE_EXHAUSTED"
     attack("HTTP/2", "headers over --max-header-kb", "RESOURCE_EXHAUSTED")
+
+
+def test_headers_that_are_no_text_are_not_logged(bounded: ServerProcess, attack: Attack) -> None:
+    odd = b"/secret\xf8\xd4"
+    with Rude(bounded.target) as rude:
+        fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", odd), (b":authority", b"localhost")]
+        block = Encoder().encode([*fields, (b"content-type", b"application/grpc"), (b"te", b"trailers")])
+        rude.send(HeadersFrame(1, block, flags=["END_HEADERS", "END_STREAM"]))
+        assert ended(until(rude, lambda seen: ended(seen) > 0)) == 1
+    assert "secret" not in bounded.output
+    assert "Traceback" not in bounded.output
+    attack("HTTP/2", "headers that are no text", "UNIMPLEMENTED; not logged")
 
 
 def test_more_streams_than_a_connection_may_have_are_refused(bounded: ServerProcess, attack: Attack) -> None:

@@ -22,6 +22,11 @@ def _shorten_session(_: object, __: str, event: MutableMapping[str, Any]) -> Mut
     return event
 
 
+def _is_ours_to_tell(record: logging.LogRecord) -> bool:
+    """Whether a record may be written: not gRPC's of headers that are no text, which shows them, a token perhaps."""
+    return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding"))
+
+
 def configure_logs(level: str, *, json: bool) -> None:
     """Send the server's and its libraries' logs to stderr.
 
@@ -50,6 +55,7 @@ def configure_logs(level: str, *, json: bool) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_is_ours_to_tell)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
