@@ -5,7 +5,7 @@ import warnings
 
 from recurra.v1 import sessions_pb2 as recurra_dot_v1_dot_sessions__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.83.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 

@@ -7,18 +7,15 @@ the deserializers here do not raise: they hand the error over in the place of th
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import grpc
 from google.protobuf.message import DecodeError
 
 
 class _Server(Protocol):
-    """What generated code registers a servicer with."""
+    """What handlers are added to."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Register handlers that look up their methods."""
-        ...
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Register the methods of a service."""
         ...
 
 
@@ -35,13 +32,12 @@ class SafeDeserializers:
         self._foreign = foreign
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
-        """Nothing: the methods themselves are registered, too, and asked first."""
+        """Nothing: generated code tells the methods themselves, too."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Register the methods of a service."""
-        self._server.add_registered_method_handlers(
-            service, {name: self._reading(handler) for name, handler in handlers.items()}
-        )
+        reading = {name: self._reading(handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, reading)])
 
     def _reading(self, handler: Any) -> Any:
         if handler.request_streaming:  # streams see to it themselves

@@ -24,7 +24,8 @@ def _shorten_session(_: object, __: str, event: MutableMapping[str, Any]) -> Mut
 
 def _is_ours_to_tell(record: logging.LogRecord) -> bool:
     """Whether a record may be written: not gRPC's of headers that are no text, which shows them, a token perhaps."""
-    return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding"))
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name.startswith("grpc") and isinstance(error, UnicodeDecodeError))
 
 
 def configure_logs(level: str, *, json: bool) -> None:
