@@ -3,10 +3,10 @@
 import asyncio
 import platform
 import signal
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from grpc_health.v1 import health, health_pb2
@@ -131,20 +131,27 @@ class App:
         self._told.set()
         self._loading.cancel()
 
-    async def run_until_end(self) -> None:
-        """Serve until SIGTERM, SIGINT or `end`, then drain."""
-        told = self._told
-        await told.wait()
+    async def run_until_end(self) -> int:
+        """Serve until SIGTERM, SIGINT or `end`, then drain.
+
+        Returns:
+            The process' exit status: 1 where gRPC gave up by itself, with what is durable saved. Others that watch
+            over the process start it anew; a process that lives on and listens no more would help nobody.
+        """
+        told, gave_up = self._told, asyncio.ensure_future(self._server.wait_for_termination())
+        await _first(told.wait(), asyncio.wait((gave_up,)))
+        if gave_up.done():
+            _log.error("grpc_gave_up", exc_info=gave_up.exception())
+            await self.drain(0.0)
+            await self.stop()
+            return 1
         told.clear()
         _log.info("draining", streams=len(self._streams), grace_seconds=self.settings.drain_seconds)
-        drain = asyncio.ensure_future(self.drain())
-        hurry = asyncio.ensure_future(told.wait())
-        await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        drain.cancel()
-        await asyncio.gather(drain, hurry, return_exceptions=True)
+        await _first(self.drain(), told.wait())
         await self.stop()
+        await asyncio.wait((gave_up,))
         _log.info("stopped")
+        return 0
 
     async def drain(self, grace: float | None = None) -> tuple[int, int]:
         """Open nothing new, tell the streams, wait until they have ended or their time is up; then let sessions go.
@@ -246,6 +253,15 @@ class App:
 
     async def _tell_health(self, service: str, serving: bool) -> None:
         await self._health.set(service, _SERVING if serving else _NOT_SERVING)
+
+
+async def _first(*awaitables: Coroutine[Any, Any, object]) -> None:
+    """Wait for the first that is done, and end the others."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def export(

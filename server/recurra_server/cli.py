@@ -41,7 +41,7 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
 
     try:
         if settings.workers == 1:
-            run(Begin(settings), ready)
+            sys.exit(run(Begin(settings), ready))
         else:
             configure_logs(settings.log_level, json=settings.logs_json)
             asyncio.run(Workers(settings).run(ready))

@@ -60,7 +60,7 @@ BEGIN = TypeAdapter(Begin)
 READY = TypeAdapter(Ready)
 
 
-def run(begin: Begin, ready: Callable[[Ready], None], *, worker: bool = False) -> None:
+def run(begin: Begin, ready: Callable[[Ready], None], *, worker: bool = False) -> int:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Args:
@@ -68,15 +68,18 @@ def run(begin: Begin, ready: Callable[[Ready], None], *, worker: bool = False) -
         ready: Called once it serves.
         worker: Whether it is one of several, to be ended by the end of stdin, too.
 
+    Returns:
+        The exit status; see `App.run_until_end`.
+
     Raises:
         StartError: It cannot serve.
     """
     configure_logs(begin.settings.log_level, json=begin.settings.logs_json)
     with asyncio.Runner(loop_factory=transport.new_event_loop) as runner:
-        runner.run(_serve(begin, ready, worker=worker))
+        return runner.run(_serve(begin, ready, worker=worker))
 
 
-async def _serve(begin: Begin, ready: Callable[[Ready], None], *, worker: bool) -> None:
+async def _serve(begin: Begin, ready: Callable[[Ready], None], *, worker: bool) -> int:
     keeper = await _keeper() if worker else None
     app = App(begin.settings, keeper=keeper)
     port, metrics_port = await app.start(excluded=begin.excluded, verdicts=dict(begin.verdicts))
@@ -85,7 +88,7 @@ async def _serve(begin: Begin, ready: Callable[[Ready], None], *, worker: bool) 
     if keeper is not None:
         listening = asyncio.ensure_future(keeper.listen())
         listening.add_done_callback(lambda _: app.end())
-    await app.run_until_end()
+    return await app.run_until_end()
 
 
 async def _keeper() -> Peer:
@@ -114,7 +117,7 @@ def main() -> None:
         _tell(READY.dump_json(ready) + b"\n")
 
     try:
-        run(BEGIN.validate_json(sys.stdin.readline()), tell, worker=True)
+        sys.exit(run(BEGIN.validate_json(sys.stdin.readline()), tell, worker=True))
     except StartError as error:
         tell(Ready(error=str(error)))
         raise SystemExit(1) from None
