@@ -20,8 +20,11 @@ def tls(ca: Path | None = None, certificate: Path | None = None, key: Path | Non
         key: Its private key.
 
     Raises:
+        ValueError: Of certificate and key there is only one.
         OSError: A file cannot be read.
     """
+    if (certificate is None) != (key is None):
+        raise ValueError("a certificate of one's own needs its key, and the key its certificate: give both or neither")
     read = [None if path is None else path.read_bytes() for path in (ca, key, certificate)]
     return grpc.ssl_channel_credentials(*read)
 

@@ -66,7 +66,7 @@ def read_signature(metadata: Mapping[str, str], description: Mapping[str, Any] |
 
 
 def read_description(model: Path) -> dict[str, Any] | None:
-    """Read the model.yaml beside a model file; None where there is none.
+    """Read the model.yaml beside a model file; None where there is none, or an empty one.
 
     Raises:
         SignatureError: It is no plain YAML mapping.
@@ -78,6 +78,8 @@ def read_description(model: Path) -> dict[str, Any] | None:
         data = file.read(_MAX_DESCRIPTION + 1)
     if len(data) > _MAX_DESCRIPTION:
         raise SignatureError(f"{DESCRIPTION} is larger than {_MAX_DESCRIPTION >> 10} KiB")
+    if not data.strip():  # the shell makes it so, before `recurra inspect model.onnx > model.yaml` begins
+        return None
     try:
         fields = yaml.load(data, _PlainLoader)  # noqa: S506 - a safe loader, and stricter
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from recurra.v1 import tensor_pb2
 from rich.console import Console
 
+from recurra_client.cli.usererror import UserError
 from recurra_client.client import Client
 from recurra_client.credentials import tls
 
@@ -48,6 +49,10 @@ class Credentials:
     """Shows the server who calls. Others on this machine see a flag: better RECURRA_TOKEN, or a file."""
     token_file: Path | None = None
     """File with the token."""
+
+    def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UserError("TLS with a certificate of one's own needs both --tls-cert and --tls-key")
 
     def read_token(self) -> str:
         """The token, as it is now; empty where there is none.
