@@ -204,7 +204,7 @@ class App:
         try:
             from recurra_server.telemetry.tracing import Tracing  # noqa: PLC0415 - it is optional
         except ImportError:
-            raise StartError("--traces needs OpenTelemetry: pip install 'recurra[otel]'") from None
+            raise StartError("--traces needs OpenTelemetry: pip install '.[otel]' in Recurra's folder") from None
         tracing = Tracing(self.settings.traces, version("recurra"), self.metrics.timings, self.driver.clock)
         self.driver.observers.append(tracing.observe_batch)
         if self.metrics.store is not None:

@@ -5,7 +5,7 @@ import sys
 
 from recurra_server.rpc import transport
 from recurra_server.settings import Settings
-from recurra_server.starting import StartError, about_access, about_encryption
+from recurra_server.starting import StartError, about_access, about_encryption, about_store
 from recurra_server.telemetry.logs import configure_logs
 from recurra_server.worker import Begin, Ready, run
 from recurra_server.workers import Workers
@@ -34,6 +34,8 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
         if settings.workers > 1:
             print(f"{settings.workers} workers, {_WITH_STORE if settings.store else _WITHOUT_STORE}")
         print(f"gRPC on {settings.host}:{server.port} {about_encryption(settings)}")
+        if settings.store:
+            print(about_store(settings))
         print(about_access(settings), flush=True)
         if settings.metrics:
             scheme = "http" if settings.protection.tls_cert is None else "https"

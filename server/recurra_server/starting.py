@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import re
 from pathlib import Path
 
 from recurra_server.engine.accounts import Accounts
@@ -125,3 +126,9 @@ def about_access(settings: Settings) -> str:
     if settings.protection.access is None:
         return "whoever can connect may do everything (no --access)"
     return f"who may do what: {settings.protection.access}"
+
+
+def about_store(settings: Settings) -> str:
+    """Where sessions are kept, for whoever starts the server; the URL may hold a password."""
+    where = re.sub(r"(?<=//)[^@/]*@|\?.*", "", settings.store)
+    return f"sessions outlive the server in {where}, ASYNC unless they ask for another durability"

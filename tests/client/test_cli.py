@@ -76,7 +76,7 @@ def test_a_missing_extra_is_named() -> None:
     code = "import sys; sys.modules['onnxruntime'] = None; from recurra_client.cli import run; sys.exit(run(['serve']))"
     ended = in_process(code)
     assert ended.returncode == 1
-    assert ended.stderr == "recurra: serve needs the server extra: pip install 'recurra[server]'\n"
+    assert ended.stderr == "recurra: serve needs the server extra: pip install '.[server]' in Recurra's folder\n"
 
 
 def test_a_bug_is_one_line_too_and_its_trace_is_had_on_request() -> None:

@@ -26,7 +26,7 @@ from tests.support.server import running_server
 
 
 def top(url: str, *options: str, columns: int = 160, **environ: str) -> "subprocess.CompletedProcess[str]":
-    command = [str(Path(sys.executable).with_name("recurra")), "top", "--metrics", url, *options]
+    command = [str(Path(sys.executable).with_name("recurra")), "top", "--url", url, *options]
     environment = {**os.environ, "COLUMNS": str(columns), **environ}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
@@ -51,6 +51,7 @@ def test_it_shows_what_the_server_does(tmp_path: Path) -> None:
     assert re.search(r"sessions\s+1 of 200,000", text)
     assert re.search(r"workers\s+2", text)
     assert re.search(r"state\s+serving", text)
+    assert re.search(r"store\s+none", text)
 
 
 @pytest.mark.e2e

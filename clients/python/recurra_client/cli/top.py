@@ -18,7 +18,7 @@ from recurra_client.cli.common import ANYBODY, Credentials, console, millisecond
 from recurra_client.cli.scrape import Labels, scrape
 from recurra_client.cli.usererror import UserError
 
-DEFAULT_METRICS: Final = "http://localhost:9464/metrics"
+DEFAULT_URL: Final = "http://localhost:9464/metrics"
 _FULL: Final = 0.9
 _COLUMNS: Final = ("MODEL", "VERSION", "SESSIONS", "STEPS/S", "FAILED/S", "WAITING", "P50", "P99")
 _MORE_COLUMNS: Final = ("QUEUE P99", "COMPUTE P99", "BATCH", "BUSY")
@@ -27,7 +27,7 @@ _WIDE: Final = 120  # characters: what all columns need
 
 async def top(  # noqa: D417 - the others are described by their types
     *,
-    metrics: str = DEFAULT_METRICS,
+    url: str = DEFAULT_URL,
     every: Annotated[float, Parameter(validator=validators.Number(gte=0.1))] = 1.0,
     count: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     credentials: Credentials = ANYBODY,
@@ -36,8 +36,8 @@ async def top(  # noqa: D417 - the others are described by their types
 
     Parameters
     ----------
-    metrics
-        URL of its metrics.
+    url
+        Of its metrics.
     every
         Seconds between two looks; rates and latencies are of the time between them.
     count
@@ -45,26 +45,26 @@ async def top(  # noqa: D417 - the others are described by their types
     """
     out = console()
     looks = count or (0 if out.is_terminal else 1)
-    before, seen = await asyncio.to_thread(scrape, metrics, credentials), 0
+    before, seen = await asyncio.to_thread(scrape, url, credentials), 0
     with Live(console=out, auto_refresh=False, screen=out.is_terminal and not count) as live:
         while not looks or seen < looks:
             await asyncio.sleep(every)
             try:
-                now = await asyncio.to_thread(scrape, metrics, credentials)
+                now = await asyncio.to_thread(scrape, url, credentials)
             except (UserError, OSError) as error:
                 if looks:
                     raise
                 live.update(Text(f"{error}; Ctrl-C to leave", "bold red"), refresh=True)
                 continue
-            live.update(view(metrics, Between(before, now), out.width), refresh=True)
+            live.update(view(url, Between(before, now), out.width), refresh=True)
             before, seen = now, seen + 1
 
 
-def view(metrics: str, between: Between, width: int) -> RenderableType:
+def view(url: str, between: Between, width: int) -> RenderableType:
     """One look at a server, on so many characters."""
     return Panel(
         Group(_server(between), "", _models(between, width), "", _traffic(between)),
-        title=Text.assemble((" recurra top ", "bold cyan"), (f"{metrics} ", "dim")),
+        title=Text.assemble((" recurra top ", "bold cyan"), (f"{url} ", "dim")),
         title_align="left",
         subtitle=Text(f" every {between.seconds:.3g} s · {time.strftime('%H:%M:%S')} ", "dim"),
         subtitle_align="right",
@@ -80,6 +80,7 @@ def _server(between: Between) -> RenderableType:
     sessions, limit = now.total("recurra_sessions"), now.value("recurra_sessions_limit")
     workers = max(1.0, now.value("recurra_workers", 1))
     draining, up = now.value("recurra_draining", 0), now.value("recurra_store_up", 1)
+    stored = bool(now.of("recurra_store_request_seconds_count"))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_row(
         *_fact("version", build.get("version", "")),
@@ -97,8 +98,8 @@ def _server(between: Between) -> RenderableType:
     table.add_row(
         *_fact("processor", f"{between.rate('process_cpu_seconds_total'):.2f} cores"),
         *_fact("event loop", f"{loop:.0%} busy", red=loop >= _FULL),
-        *_fact("store", "answers" if up else "is away", red=not up),
-        *_fact("not durable", span(now.value("recurra_durable_lag_seconds", 0))),
+        *_fact("store", ("answers" if up else "is away") if stored else "none", red=not up),
+        *_fact("not durable", span(now.value("recurra_durable_lag_seconds", 0)) if stored else ""),
     )
     return table
 

@@ -37,7 +37,7 @@ def verify(
     except ImportError as error:
         if (error.name or "").startswith("recurra"):
             raise
-        raise UserError(f"verify needs the {extra} extra: pip install 'recurra[{extra}]'") from None
+        raise UserError(f"verify needs the {extra} extra: pip install '.[{extra}]' in Recurra's folder") from None
     if checkpoint is None:
         prove(model, tolerance=tolerance)
     else:
