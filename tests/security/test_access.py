@@ -1,6 +1,9 @@
 """Who may do what: tokens, JWTs, certificates, roles."""
 
+import os
 import ssl
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -144,6 +147,15 @@ def test_who_may_only_predict_may_not_operate(caller: Caller, attack: Attack) ->
             call = call_raw(alice, method, client_streaming=client_streaming, server_streaming=server_streaming)
             assert refused(call) == "PERMISSION_DENIED FORBIDDEN"
     attack("gRPC", "load, unload, export, import, rewind with a token that may predict", "PERMISSION_DENIED FORBIDDEN")
+
+
+def test_the_command_line_says_how_to_show_a_token(guarded: ServerProcess, authority: Authority) -> None:
+    recurra = Path(sys.executable).with_name("recurra")
+    command = [str(recurra), "models", "--server", guarded.target, "--tls-ca", str(authority.ca)]
+    environment = {name: value for name, value in os.environ.items() if name != "RECURRA_TOKEN"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("on the command line: --token-file, or RECURRA_TOKEN\n")
 
 
 def test_who_may_only_read_metrics_may_not_predict(caller: Caller) -> None:

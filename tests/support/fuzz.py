@@ -140,6 +140,7 @@ class Fuzzer:
         )
         makers: tuple[Callable[[], bytes], ...] = (
             lambda: rude.call(number or 1, method).serialize(),
+            lambda: rude.call(number or 1, method, note=rng.randbytes(12), authorization=rng.randbytes(4)).serialize(),
             lambda: h2.HeadersFrame(number or 1, rng.randbytes(20), flags=["END_HEADERS"]).serialize(),
             lambda: h2.DataFrame(number or 1, framed + data, flags=rng.choice(([], ["END_STREAM"]))).serialize(),
             lambda: h2.RstStreamFrame(number or 1, error_code=rng.randrange(16)).serialize(),

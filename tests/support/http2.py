@@ -45,7 +45,7 @@ class Rude:
         """Send frames."""
         return self.raw(b"".join(frame.serialize() for frame in frames))
 
-    def headers(self, path: str = "/grpc.health.v1.Health/Check", **more: str) -> bytes:
+    def headers(self, path: str | bytes = "/grpc.health.v1.Health/Check", **more: str | bytes) -> bytes:
         """The headers of a call, compressed."""
         fields = [
             (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", self.target),
@@ -54,7 +54,9 @@ class Rude:
         block: bytes = self._encoder.encode(fields)
         return block
 
-    def call(self, number: int, path: str = "/grpc.health.v1.Health/Check", **more: str) -> HeadersFrame:
+    def call(
+        self, number: int, path: str | bytes = "/grpc.health.v1.Health/Check", **more: str | bytes
+    ) -> HeadersFrame:
         """A call's first frame."""
         return HeadersFrame(number, self.headers(path, **more), flags=["END_HEADERS"])
 

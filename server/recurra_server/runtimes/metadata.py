@@ -17,6 +17,7 @@ from recurra_server.engine.signature import (
     StateSpec,
     TensorSpec,
 )
+from recurra_server.runtimes.guess import FILL_IN
 
 SIGNATURE_KEY = "recurra.signature"
 TRAINING_KEY = "recurra.training"
@@ -60,7 +61,10 @@ def read_signature(metadata: Mapping[str, str], description: Mapping[str, Any] |
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-        raise SignatureError(f"signature{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        wrong = first["msg"].removeprefix("Value error, ")
+        if first["input"] == FILL_IN:
+            wrong = f"{FILL_IN} stands where the graph does not tell: write what it is"
+        raise SignatureError(f"signature{where}: {wrong}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise SignatureError(f"the signature has a value that JSON cannot hold: {error}") from None
 

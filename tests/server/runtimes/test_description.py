@@ -54,6 +54,7 @@ def test_a_field_of_the_yaml_takes_the_place_of_the_metadata(tmp_path: Path) -> 
         (COUNTER + "step_seconds: 2020-01-01\n", "JSON cannot hold"),
         (COUNTER + "baching: off\n", "signature.baching"),
         (COUNTER.replace("dims: [1]", 'dims: ["1"]'), r"signature.inputs\[0\].dims\[0\]"),
+        (COUNTER.replace("dims: [1]", "dims: [FILL_IN]"), r"dims\[0\]: FILL_IN stands where the graph does not tell"),
         (COUNTER.replace("dims: [1]", "dims: [9999999999]"), "more than 64 MiB"),
         (COUNTER.replace("dims: [1]}]\no", "dims: [1], context: 3, context_axis: 1}]\no"), "context_axis 1 must be"),
         (COUNTER.replace("[{input", "[{initial: 1.0e+60, input"), "s_in: float32 cannot hold its value"),
@@ -66,6 +67,11 @@ def test_a_field_of_the_yaml_takes_the_place_of_the_metadata(tmp_path: Path) -> 
 def test_a_yaml_that_cannot_be_used_says_what_to_change(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SignatureError, match=message):
         described(tmp_path, text)
+
+
+def test_an_empty_yaml_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("\n")
+    assert read_description(tmp_path / "model.onnx") is None
 
 
 def test_a_large_or_repetitive_yaml_is_refused(tmp_path: Path) -> None:

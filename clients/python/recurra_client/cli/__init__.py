@@ -112,6 +112,8 @@ def _explain(command: str, error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     known = getattr(error, "message", "") or (str(error) if isinstance(error, OSError | UserError) else "")
+    if getattr(error, "reason", "") == "UNAUTHENTICATED":
+        known += "; on the command line: --token-file, or RECURRA_TOKEN"
     return known or f"{type(error).__name__}: {error} (RECURRA_DEBUG=1 shows where)"
 
 
