@@ -191,7 +191,7 @@ def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer
             assert refused(lambda: opened(stubs)) == "RESOURCE_EXHAUSTED CAPACITY"
 
 
-def test_who_reads_the_metrics_sees_who_is_at_a_bound_of_their_own(runtimes: dict[str, OnnxRuntime]) -> None:
+async def test_who_reads_the_metrics_sees_who_is_at_a_bound_of_their_own(runtimes: dict[str, OnnxRuntime]) -> None:
     engine = Harness({"counter": runtimes["counter"]}).engine
     small = engine.accounts.of("small", Quota(sessions=1, state_bytes=4))
     engine.open(engine.model("counter"), 0.0, caller=small)
