@@ -184,5 +184,5 @@ def test_without_the_extra_it_says_what_to_install(repository: Path, monkeypatch
     (blocker / "opentelemetry").mkdir(parents=True, exist_ok=True)
     (blocker / "opentelemetry" / "__init__.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", str(blocker))
-    with pytest.raises(RuntimeError, match=r"recurra: --traces needs OpenTelemetry: pip install 'recurra\[otel\]'"):
+    with pytest.raises(RuntimeError, match=r"recurra: --traces needs OpenTelemetry: pip install '.\[otel\]'"):
         ServerProcess(repository, "--traces", "http://127.0.0.1:9")
