@@ -130,5 +130,5 @@ def about_access(settings: Settings) -> str:
 
 def about_store(settings: Settings) -> str:
     """Where sessions are kept, for whoever starts the server; the URL may hold a password."""
-    where = re.sub(r"(?<=//)[^@/]*@|\?.*", "", settings.store)
+    where = re.sub(r"(?<=//)[^/]*@|\?.*", "", settings.store)
     return f"sessions outlive the server in {where}, ASYNC unless they ask for another durability"

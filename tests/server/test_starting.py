@@ -12,6 +12,7 @@ from recurra_server.starting import about_store
     [
         ("embedded:/var/state", "embedded:/var/state"),
         ("valkey://user:secret@host:6379?db=1&password=secret", "valkey://host:6379"),
+        ("valkey://user:p@secret@host:6379", "valkey://host:6379"),
         ("sentinel://a:1,b:2/service?password=secret", "sentinel://a:1,b:2/service"),
         ("unix:///run/valkey.sock", "unix:///run/valkey.sock"),
     ],

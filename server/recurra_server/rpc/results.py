@@ -46,31 +46,29 @@ class StreamResultTemplate:
 
     Filling it in takes a quarter of the time of building a message. It is overwritten by the
     next step, so it must be serialised at once.
+
+    Attributes:
+        room: Bytes that it may still be filled with; below 0, it is to be made anew.
     """
 
     def __init__(self, model: ServedModel) -> None:
         self._specs = model.signature.default_outputs
-        self._prepare()
-
-    def _prepare(self) -> None:
         self._response = inference_pb2.StreamStepsResponse()
         self._result = self._response.result
         self._outputs = [self._result.outputs.add() for _ in self._specs]
         fill_tensors(self._outputs, self._specs, [b""] * len(self._specs), ())
         self._timing = self._result.timing
         self._durable_step = 0
-        self._room = LARGEST_TEMPLATE
+        self.room = LARGEST_TEMPLATE
 
     def fill(self, step: Step) -> inference_pb2.StreamStepsResponse:
         """The response to a single step that was applied now."""
-        if self._room < 0:
-            self._prepare()
         self._response.session_id = session_id = step.session.id or ""
-        self._room -= len(session_id)
+        self.room -= len(session_id)
         self._result.step = step.last_number
         for tensor, blob in zip(self._outputs, step.outputs, strict=True):
             tensor.data = blob
-            self._room -= len(blob)
+            self.room -= len(blob)
         timing = self._timing
         timing.queue_us = micros(step.started - step.arrived)
         timing.compute_us = micros(step.compute)

@@ -218,7 +218,7 @@ class StepStream(Stream):
             return self.response_to(step, chunk=False)
         model = step.session.model
         template = self._templates.get(model)
-        if template is None:
+        if template is None or template.room < 0:
             template = self._templates[model] = StreamResultTemplate(model)
         return template.fill(step)
 

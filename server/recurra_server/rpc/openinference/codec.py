@@ -187,7 +187,7 @@ class Codec:
         All but the id and the outputs' elements stays the same for all steps of a model, and is prepared once.
         """
         template = self._templates.get(lead) if choice is None else None
-        if template is None:
+        if template is None or template.room < 0:
             template = _Template(self.write("", outputs, lead, choice))
             if choice is None and lead in ((), (1,), (1, 1)):  # single steps: many, and of few kinds
                 self._templates[lead] = template
@@ -196,13 +196,15 @@ class Codec:
             template.contents[place] = output
             template.room -= len(output)
         template.room -= len(request_id)
-        if template.room < 0:
-            self._templates.pop(lead, None)
         return template.whole
 
 
 class _Template:
-    """A prepared answer on a stream, and the parts of it that are filled in: it costs to look them up."""
+    """A prepared answer on a stream, and the parts of it that are filled in: it costs to look them up.
+
+    Attributes:
+        room: Bytes that it may still be filled with; below 0, it is to be made anew.
+    """
 
     def __init__(self, response: pb.ModelInferResponse) -> None:
         response.parameters["triton_final_response"].bool_param = True
