@@ -53,7 +53,10 @@ def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
         _refuse(out, error)
     where = DESCRIPTION if described is not None else "its metadata"
     out.print(f"[green]It loads[/], as {where} says; {_how(runtime)}.")
-    for doubt in _doubts(runtime):
+    doubts = _doubts(runtime)
+    if not doubts:
+        out.print("[green]Verified[/]: it answers alike in all the ways in which it may be called.")
+    for doubt in doubts:
         out.print("[yellow]![/]", end=" ")
         out.print(doubt, markup=False)
 
@@ -116,8 +119,7 @@ def _graph(session: InferenceSession) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, nodes in (("input", session.get_inputs()), ("output", session.get_outputs())):
         for node in _nodes(nodes):
-            shape = ", ".join("?" if axis is None else str(axis) for axis in node.shape)
-            table.add_row(what, node.name, node.dtype, rf"\[{shape}]")
+            table.add_row(what, node.name, node.dtype, rf"\[{node.sizes}]")
     return table
 
 

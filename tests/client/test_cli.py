@@ -7,7 +7,8 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
-from recurra_client.cli import COMMANDS
+from cyclopts import App
+from recurra_client.cli import COMMANDS, build_app
 
 from tests.client.conftest import RECURRA, Run
 from tests.support.server import ServerProcess
@@ -106,6 +107,23 @@ def test_flags_come_before_the_environment_and_that_before_the_file(
     monkeypatch.setenv("RECURRA_SERVER", "127.0.0.1:4")
     assert "127.0.0.1:4:" in recurra("models")[2]
     assert recurra("models", "--server", server.target)[0] == 0
+
+
+def test_where_a_server_runs_its_settings_are_nobody_elses() -> None:
+    """A command run in the environment of `serve` must not take its certificate, say, for one of its own."""
+    app = build_app()
+
+    def settings(command: App) -> set[str]:
+        own = command.assemble_argument_collection() if command.default_command is not None else ()
+        return {name for argument in own for name in argument.names}.union(
+            *(settings(command[name]) for name in command if not name.startswith("-"))
+        )
+
+    served = settings(app["serve"])
+    assert "--tls-cert" in served
+    shared = {name: served & settings(app[name]) for name in COMMANDS if name != "serve"}
+    alike = {"*", "--models", "--threads", "--no-threads"}  # positions; the repository; threads of a computation
+    assert {name: both - alike for name, both in shared.items() if both - alike} == {}
 
 
 def test_a_pipe_that_is_closed_is_no_failure(server: ServerProcess) -> None:

@@ -68,6 +68,39 @@ def test_steps_are_paced(
     assert float(taken[1]) >= seconds
 
 
+def test_an_open_session_is_gone_on_with_and_left_open(recurra: Run, server: ServerProcess, tmp_path: Path) -> None:
+    np.save(tmp_path / "ones.npy", np.ones((5, 1)))
+    at = ("--server", server.target)
+    recurra("sessions", "open", "counter", "--id", "going-on", *at)
+    streamed = ("stream", "counter", "ones.npy", "--session", "going-on", "--output", "-", *at)
+    for begun in (0, 5):
+        code, out, _ = recurra(*streamed)
+        assert code == 0
+        wanted = range(begun + 1, begun + 6)  # the counter counts on, and so do the steps
+        assert [(int(row["step"]), float(row["y"])) for row in rows_of(out)] == [(n, float(n)) for n in wanted]
+    assert recurra("sessions", "close", "going-on", *at)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("counter", "1.npy", "2.npy", "--session", "s"), "goes on with one session, and 2 files were given"),
+        (("counter", "1.npy", "--session", "s", "--durability", "sync"), "chosen when a session is opened"),
+        (("counter", "1.npy", "--session", "absent"), "absent"),
+        (("watch", "1.npy", "--session", "of-counter"), "session of-counter is one of model counter, version 1"),
+    ],
+)
+def test_a_session_that_cannot_be_gone_on_with(
+    recurra: Run, server: ServerProcess, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    for k in (1, 2):
+        np.save(tmp_path / f"{k}.npy", np.ones((5, 1)))
+    with connect(server.target) as client, client.session("counter", session_id="of-counter"):
+        code, _, err = recurra("stream", *arguments, "--server", server.target)
+    assert code == 1
+    assert message in err
+
+
 @pytest.mark.parametrize("options", [[], ["--parallel"]])
 def test_each_file_is_a_session_of_its_own(
     recurra: Run, server: ServerProcess, tmp_path: Path, options: list[str]

@@ -63,7 +63,7 @@ def test_it_shows_a_protected_server_to_whoever_may_see_it(tmp_path: Path) -> No
     ours = authority.client("gateway")
     (tmp_path / "our.pem").write_bytes(ours.chain)
     (tmp_path / "our.key").write_bytes(ours.key)
-    mutual = ("--tls-cert", str(tmp_path / "our.pem"), "--tls-key", str(tmp_path / "our.key"))
+    mutual = ("--tls-client-cert", str(tmp_path / "our.pem"), "--tls-client-key", str(tmp_path / "our.key"))
     trust = ("--tls-ca", str(authority.ca))
     flags = (*authority.flags(), "--tls-client-ca", str(authority.ca), "--access", str(access_file))
     with running_server(tmp_path / "models", *flags) as server:

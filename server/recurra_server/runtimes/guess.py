@@ -30,6 +30,11 @@ class Node:
     dtype: str
     shape: tuple[Axis, ...]
 
+    @property
+    def sizes(self) -> str:
+        """The shape, for people."""
+        return ", ".join("?" if axis is None else str(axis) for axis in self.shape)
+
 
 @dataclass(slots=True)
 class Guess:
@@ -63,6 +68,7 @@ def guess(inputs: Sequence[Node], outputs: Sequence[Node]) -> Guess:
     if not data or not answers:
         doubts.append("everything looks like a state: there must be an input and an output that are none")
     has_time = any(_time_axis(node, batch) is not None for node in answers)
+    doubts += _fixed_steps(data, answers, batch)
     fields: dict[str, Any] = {"format": 1, "description": ""}
     fields["inputs"] = [_tensor(node, batch, doubts, has_time=has_time) for node in data]
     fields["outputs"] = [_tensor(node, batch, doubts, has_time=has_time) for node in answers]
@@ -141,6 +147,20 @@ def _time_axis(node: Node, batch: str | None) -> int | None:
     rest = [axis for axis in free if axis != batch_axis]
     named = [axis for axis in rest if _is_time(node.shape[axis])]
     return named[0] if named else rest[0] if rest else None
+
+
+def _fixed_steps(data: Sequence[Node], answers: Sequence[Node], batch: str | None) -> list[str]:
+    """Where a size that is fixed may be the number of steps of the example that a graph was exported with."""
+    return [
+        f"{x.name} is [{x.sizes}] and {y.name} is [{y.sizes}]: if axis {axis} holds steps, {b} at once is all that "
+        "this graph takes, and together they are taken for one step. Export it with that axis free (from PyTorch: "
+        "torch.onnx.export with dynamo=False and dynamic_axes)"
+        for x in data
+        for y in answers
+        if len(x.shape) == len(y.shape) > 2
+        for axis, (a, b) in enumerate(zip(x.shape[:-1], y.shape[:-1], strict=True))
+        if isinstance(b, int) and b > 1 and (a == b or not isinstance(a, int)) and axis != _batch_axis(y, batch)
+    ]
 
 
 def _batch_axis(node: Node, batch: str | None, *, state: bool = False) -> int | None:

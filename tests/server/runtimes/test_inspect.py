@@ -121,6 +121,7 @@ def test_silero_needs_two_answers_and_then_loads(tmp_path: Path, inspect: Inspec
     nothing, said = inspect(path)
     assert nothing == {}
     assert "It loads, as model.yaml says; sessions share calls, one step at a time, 1280 bytes of state each." in said
+    assert "Verified: it answers alike" in said
     assert "!" not in said
 
 
@@ -131,6 +132,24 @@ def test_a_batch_that_is_fixed_and_an_axis_of_time_are_told_apart(inspect: Inspe
     fields, _ = inspect(silero("silero_vad_16k_sequence.onnx"))
     assert (fields["inputs"][0]["batch_axis"], fields["inputs"][0]["time_axis"]) == (None, 0)
     assert [(s["input_name"], s["output_name"]) for s in fields["states"]] == [("h", "hn"), ("c", "cn")]
+
+
+@pytest.mark.parametrize("x", ["1, 5, 4", "B, 5, 4", "B, T, 4"])
+def test_steps_that_were_fixed_when_the_graph_was_exported_are_a_doubt(
+    tmp_path: Path, inspect: Inspect, x: str
+) -> None:
+    """As torch.onnx.export leaves them by default; the size of an example is not that of a step."""
+    batch = x[0]
+    graph = f"""<ir_version: 10, opset_import: ["" : 20]>
+    g (float[{x}] x, float[{batch}, 4] h) => (float[{batch}, 5, 4] y, float[{batch}, 4] h_out) <int64[1] one = {{1}}> {{
+        h_out = Tanh (h)
+        row = Unsqueeze (h_out, one)
+        y = Add (x, row)
+    }}"""
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(graph), path)
+    _, said = inspect(path)
+    assert said.count(f"x is [{x}] and y is [{batch}, 5, 4]: if axis 1 holds steps, 5 at once is all") == 1
 
 
 def test_names_that_do_not_tell_are_said_to_be_uncertain(tmp_path: Path, inspect: Inspect) -> None:
@@ -154,7 +173,9 @@ def test_states_that_are_swapped_are_found(tmp_path: Path, inspect: Inspect) -> 
     field.value = field.value.replace("h_out", "?").replace("c_out", "h_out").replace("?", "c_out")
     path = models.publish(tmp_path, "lstm", model)
     OnnxRuntime(path)  # every shape fits
-    assert "they are paired wrongly" in inspect(path)[1]
+    said = inspect(path)[1]
+    assert "they are paired wrongly" in said
+    assert "Verified" not in said
 
 
 def test_what_cannot_be_served_is_said(tmp_path: Path, inspect: Inspect) -> None:

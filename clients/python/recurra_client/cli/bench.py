@@ -123,7 +123,7 @@ def bench(  # noqa: D417 - the others are described by their types
         for count in counts:
             plan = Plan(
                 target=server.server,
-                tls=Tls(ours.tls_ca, ours.tls_cert, ours.tls_key) if server.encrypted else None,
+                tls=Tls(ours.tls_ca, ours.tls_client_cert, ours.tls_client_key) if server.encrypted else None,
                 token=ours.read_token(),
                 model=described,
                 api=api,

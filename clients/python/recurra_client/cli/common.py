@@ -41,9 +41,9 @@ class Credentials:
 
     tls_ca: Path | None = None
     """Encrypt; PEM file with who signs the server's certificate."""
-    tls_cert: Path | None = None
+    tls_client_cert: Path | None = None
     """PEM file with a certificate of our own, if the server asks for one."""
-    tls_key: Path | None = None
+    tls_client_key: Path | None = None
     """PEM file with its private key."""
     token: str = ""
     """Shows the server who calls. Others on this machine see a flag: better RECURRA_TOKEN, or a file."""
@@ -51,8 +51,8 @@ class Credentials:
     """File with the token."""
 
     def __post_init__(self) -> None:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UserError("TLS with a certificate of one's own needs both --tls-cert and --tls-key")
+        if (self.tls_client_cert is None) != (self.tls_client_key is None):
+            raise UserError("TLS with a certificate of one's own needs both --tls-client-cert and --tls-client-key")
 
     def read_token(self) -> str:
         """The token, as it is now; empty where there is none.
@@ -80,7 +80,7 @@ class Server:
     @property
     def encrypted(self) -> bool:
         """Whether to use TLS."""
-        return self.tls or self.credentials.tls_ca is not None or self.credentials.tls_cert is not None
+        return self.tls or self.credentials.tls_ca is not None or self.credentials.tls_client_cert is not None
 
     def client(self, *, reconnect: float = 20.0, timeout: float | None = 30.0) -> Client:
         """A client of it.
@@ -93,7 +93,7 @@ class Server:
             self.server,
             reconnect=reconnect,
             timeout=timeout,
-            credentials=tls(ours.tls_ca, ours.tls_cert, ours.tls_key) if self.encrypted else None,
+            credentials=tls(ours.tls_ca, ours.tls_client_cert, ours.tls_client_key) if self.encrypted else None,
             token=ours.read_token(),
         )
 

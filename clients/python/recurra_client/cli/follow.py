@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from recurra.v1 import models_pb2
@@ -19,6 +19,7 @@ from recurra_client.cli.view import live_view, parallel_view, print_line, summar
 from recurra_client.client import Client
 from recurra_client.durability import Durability
 from recurra_client.feed import stack
+from recurra_client.session import Session
 
 FRAMES_A_SECOND = 8
 
@@ -50,6 +51,8 @@ class Follower:
     gate_units: int = 0
     """Units whose gates are followed; 0: none are."""
     durability: Durability = ""
+    session_id: str = ""
+    """The open session to go on with; empty: a new one for each feed."""
     gates: list[GateTrack] = field(init=False)
     tracks: list[Track] = field(init=False)
     _current: int = 0
@@ -90,10 +93,7 @@ class Follower:
 
     async def _run_one(self, index: int) -> None:
         track = self.tracks[index]
-        wanted = (track.reading.output, *NAMES) if self.gates else ()
-        async with self.client.session(
-            self.model.name, version=self.model.version, durability=self.durability, outputs=wanted
-        ) as session:
+        async with self._session((track.reading.output, *NAMES) if self.gates else ()) as session:
             due = time.monotonic()
             async for rows in _chunks(self.feeds[index].rows, self.pace):
                 if self.pace.period:
@@ -104,13 +104,22 @@ class Follower:
                 outputs = track.reading.rows(answers[track.reading.output], len(rows))
                 if self.writer is not None:
                     truths = [row.truth for row in rows]
-                    self.writer.write(track.name, track.steps + 1, outputs, truths, session.last.latency)
+                    self.writer.write(
+                        track.name, session.last.step - len(rows) + 1, outputs, truths, session.last.latency
+                    )
                 if self.gates:
                     self.gates[index].add(answers, len(rows))
                 track.add(outputs, [track.reading.truth(row.truth) for row in rows], session.last)
                 self._refresh()
         if not self.out.is_terminal:
             print_line(self.out, track)
+
+    def _session(self, outputs: Sequence[str]) -> Session:
+        if self.session_id:
+            return self.client.resume(self.session_id, outputs=outputs)
+        return self.client.session(
+            self.model.name, version=self.model.version, durability=self.durability, outputs=outputs
+        )
 
     @contextlib.contextmanager
     def _live(self) -> Iterator[None]:

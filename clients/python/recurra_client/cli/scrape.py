@@ -67,20 +67,21 @@ def _why(error: Exception) -> str:
     why = inner if isinstance(inner, Exception) else error
     # With TLS 1.3 it is closed after the handshake: the alert that says why can be lost.
     if isinstance(why, ssl.SSLEOFError | ConnectionResetError) or "CERTIFICATE_REQUIRED" in str(why):
-        return "it closed the connection; it may want a certificate (--tls-cert and --tls-key)"
+        return "it closed the connection; it may want a certificate (--tls-client-cert and --tls-client-key)"
     if isinstance(why, ssl.SSLError):
         return re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", str(why))  # OpenSSL's sentence without its numbers
     return getattr(why, "strerror", None) or str(why)
 
 
 def _tls(credentials: Credentials) -> ssl.SSLContext:
-    files = [path for path in (credentials.tls_ca, credentials.tls_cert, credentials.tls_key) if path is not None]
+    ours = (credentials.tls_ca, credentials.tls_client_cert, credentials.tls_client_key)
+    files = [path for path in ours if path is not None]
     for path in files:
         path.read_bytes()  # whose error says which it was
     try:
         context = ssl.create_default_context(cafile=credentials.tls_ca)
-        if credentials.tls_cert is not None:
-            context.load_cert_chain(credentials.tls_cert, credentials.tls_key)
+        if credentials.tls_client_cert is not None:
+            context.load_cert_chain(credentials.tls_client_cert, credentials.tls_client_key)
     except ssl.SSLError:
         names = ", ".join(map(str, files))
         raise UserError(f"cannot use {names}: for TLS they must be PEM files, a key that of its certificate") from None

@@ -18,6 +18,7 @@ from recurra_client.cli.plot import require_matplotlib, save_plot
 from recurra_client.cli.predictions import PredictionsWriter
 from recurra_client.cli.track import Reading
 from recurra_client.cli.usererror import UserError
+from recurra_client.client import Client
 
 _Positive = validators.Number(gte=1)
 
@@ -35,6 +36,7 @@ async def stream(  # noqa: D417 - `durability` and `server` are described by the
     plot: Path | None = None,
     gates: Annotated[bool, Parameter(negative="")] = False,
     version: str = "",
+    session: str = "",
     durability: Durability = None,
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -66,7 +68,9 @@ async def stream(  # noqa: D417 - `durability` and `server` are described by the
     gates
         Show what happens inside an LSTM that was exported with --gates, live and as <file>_gates.png for each file.
     version
-        Version of the model. Empty: the latest.
+        Version of the model. Empty: the latest; of a session that is open, its own.
+    session
+        Id of an open session to go on with, and to leave open. Empty: a new one for each file.
     """
     mistyped = [path for path in files if path.startswith("-") and path != "-"]
     if mistyped:
@@ -76,9 +80,15 @@ async def stream(  # noqa: D417 - `durability` and `server` are described by the
     if gates:
         require_matplotlib("--gates")
     paths = files or ("-",)
+    if session and len(paths) > 1:
+        raise UserError(f"--session goes on with one session, and {len(paths)} files were given: give one")
+    if session and durability:
+        raise UserError("--durability is chosen when a session is opened, and --session goes on with one that is open")
     if "-" in paths and sys.stdin.isatty():
         raise UserError(f"give files to stream, or pipe CSV lines in: recurra stream {model} < readings.csv")
     async with server.client(reconnect=0) as client:  # tells at once if no server is there
+        if session:
+            version = await _version_of(client, session, model, version)
         described = await client.model(model, version)
     gate_units = units_of(described) if gates else 0
     feeds = [open_feed(path, described, truth) for path in paths]
@@ -87,7 +97,7 @@ async def stream(  # noqa: D417 - `durability` and `server` are described by the
     with _open_output(output) as file:
         writer = PredictionsWriter(file, Reading(described)) if file else None
         async with server.client() as client:
-            follower = Follower(client, described, feeds, pace, out, writer, gate_units, durability or "")
+            follower = Follower(client, described, feeds, pace, out, writer, gate_units, durability or "", session)
             await follower.run()
     if plot is not None:
         save_plot(plot, f"{described.name} version {described.version}", follower.tracks)
@@ -96,6 +106,14 @@ async def stream(  # noqa: D417 - `durability` and `server` are described by the
         drawn = Path(f"{Path(track.name).stem}_gates.png")
         save_gates(drawn, f"{described.name} version {described.version}: {track.name}", track, inside)
         out.print(f"gates drawn into {drawn}")
+
+
+async def _version_of(client: Client, session: str, model: str, version: str) -> str:
+    """The version that an open session uses, which must be of the model and the version that were asked for."""
+    standing = await client.sessions.get(session)
+    if standing.model != model or version not in ("", standing.version):
+        raise UserError(f"session {session} is one of model {standing.model}, version {standing.version}")
+    return standing.version
 
 
 def _open_output(path: str) -> contextlib.AbstractContextManager[TextIO | None]:
