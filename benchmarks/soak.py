@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -36,8 +37,10 @@ _IDLE: Final = 2.0  # seconds after which a session expires
 class Seen:
     """What the soak has found."""
 
-    latencies: list[tuple[float, float]] = field(default_factory=list)
-    """When a step was answered, in seconds from the beginning, and how long that took."""
+    answered: "array[float]" = field(default_factory=lambda: array("d"))
+    """When each step was answered, in seconds from the beginning; millions of them, so no list."""
+    latencies: "array[float]" = field(default_factory=lambda: array("d"))
+    """How long it took, in seconds."""
     memory: list[tuple[float, int]] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)
@@ -60,7 +63,8 @@ async def _caller(target: str, seen: Seen, began: float, until: float, pace: flo
                 due = time.monotonic() + pace
                 asked = time.perf_counter()
                 await session.step(x)
-                seen.latencies.append((time.monotonic() - began, time.perf_counter() - asked))
+                seen.latencies.append(time.perf_counter() - asked)
+                seen.answered.append(time.monotonic() - began)
                 if (left := due - time.monotonic()) > 0:
                     await asyncio.sleep(left)
                 if time.monotonic() > until:
@@ -141,23 +145,29 @@ def main() -> int:
         ]
         with running([*command, "--port", str(port), "--metrics-port", str(metrics_port)], port) as pid:
             target = f"127.0.0.1:{port}"
-            before = _held(metrics_port)
+            empty = _held(metrics_port)
             capacity = _capacity(target, seconds)
+            _left(metrics_port, empty)
+            before = _held(metrics_port)  # with what is opened once, for the first callers
             pace = _SESSIONS / (_SHARE * capacity)
             print(f"{capacity:,.0f} steps/s in a closed loop of these callers; {_SHARE:.0%} of it is a step every "
                   f"{pace * 1e3:.1f} ms of {_SESSIONS} callers")  # fmt: skip
             seen = in_loop(_soak(target, pid, seconds, pace, given.seed))
-            end = time.monotonic() + 30
-            while (left := _more(_held(metrics_port), before)) and time.monotonic() < end:
-                time.sleep(0.5)
+            left = _left(metrics_port, before)
             _report(seen, seconds)
             print(f"left over when all had gone: {left or 'nothing'} (before all came: {before})")
             return 1 if left else 0
 
 
-def _more(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
-    """What there is more of than before."""
-    return {words: count - before[words] for words, count in now.items() if count > before[words]}
+def _left(metrics_port: int, before: dict[str, int]) -> dict[str, int]:
+    """What there is more of than before, once the last session has had time to expire."""
+    end = time.monotonic() + 30
+    while True:
+        now = _held(metrics_port)
+        more = {words: count - before[words] for words, count in now.items() if count > before[words]}
+        if not more or time.monotonic() >= end:
+            return more
+        time.sleep(0.5)
 
 
 def _capacity(target: str, seconds: float) -> float:
@@ -177,8 +187,7 @@ def _capacity(target: str, seconds: float) -> float:
 
 
 def _report(seen: Seen, seconds: float) -> None:
-    times = np.array([when for when, _ in seen.latencies])
-    taken = np.array([latency for _, latency in seen.latencies])
+    times, taken = np.array(seen.answered), np.array(seen.latencies)
     part = seconds / 6
     first, last = (np.percentile(taken[mask], 99) for mask in (times < part, times >= seconds - part))
     warm = [(when, size) for when, size in seen.memory if when > seconds / 10]
