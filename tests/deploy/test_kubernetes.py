@@ -47,6 +47,7 @@ def test_they_are_what_kubernetes_knows(resources: Resources) -> None:
 def test_pods_have_no_rights(resources: Resources) -> None:
     for pod in pods(resources):
         assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False, "of the service recurra a server would get a RECURRA_PORT"
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod["containers"]:
