@@ -19,7 +19,7 @@ from recurra_server.engine.shelf import version_key
 from recurra_server.rpc.models import ModelKey, Unloaded
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.runtimes.quickest import count_processors, load_quickest
-from recurra_server.runtimes.repository import ModelFile, find_models
+from recurra_server.runtimes.repository import ModelFile, find_models, refuse_what_none_has
 from recurra_server.screening import digest_of, log_if_refused, refusal, refuse_if, rehearse_all, screen
 from recurra_server.settings import Settings
 
@@ -93,6 +93,7 @@ class Catalog:
             ModelNotFoundError: The repository has no such version.
             ModelRefusedError: It cannot be loaded, or has another digest; what was served goes on.
         """
+        refuse_what_none_has(name, version, digest)
         async with self._one_at_a_time:
             return await self.serve(await self.prepare(name, version, digest))
 

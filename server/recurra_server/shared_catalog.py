@@ -14,6 +14,7 @@ from recurra_server.engine.errors import ModelRefusedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.peer import Peer, PeerGoneError
 from recurra_server.rpc.models import ModelKey, Unloaded
+from recurra_server.runtimes.repository import refuse_what_none_has
 
 
 class SharedCatalog:
@@ -38,6 +39,7 @@ class SharedCatalog:
         Raises:
             ModelNotFoundError, ModelRefusedError: One of them cannot; none has changed.
         """
+        refuse_what_none_has(name, version, digest)
         done = await self._keeper.ask("load", name=name, version=version, digest=digest)
         return self._engine.model(name, done["version"]), done["changed"]
 
@@ -47,6 +49,7 @@ class SharedCatalog:
         Raises:
             ModelNotFoundError: It is not served.
         """
+        refuse_what_none_has(name, version)
         done = await self._keeper.ask("unload", name=name, version=version)
         return Unloaded([tuple(key) for key in done["keys"]], done["sessions"])
 

@@ -5,12 +5,18 @@ import contextlib
 import http.client
 import struct
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
-from recurra.v1 import models_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from recurra.openinference import open_inference_pb2
+from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 from recurra_client import Client, UnavailableError
+from recurra_server.rpc.access import OPEN, role_for
+from recurra_server.security.identity import Role
 
 from tests.cluster.cluster import Cluster, cluster
 from tests.support import models
@@ -106,11 +112,58 @@ async def test_the_edge_speaks_tls(them: Cluster) -> None:
         assert (await session.step([5])).tolist() == [5]
 
 
+async def test_the_edge_lets_through_what_predict_may_call_and_health(them: Cluster) -> None:
+    """So the world cannot change models, drain servers or move sessions, whatever the servers let callers do."""
+    files = (models_pb2, sessions_pb2, inference_pb2, open_inference_pb2, health_pb2, reflection_pb2)
+    methods = {
+        f"/{service.full_name}/{method.name}"
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    methods |= {
+        "/recurra.v1.InferenceService/StepX",
+        "/recurra.v1.InferenceService/Step/",
+        "/recurraxv1.InferenceService/Step",
+    }
+    credentials = grpc.ssl_channel_credentials(await asyncio.to_thread((them.folder / "tls.crt").read_bytes))
+    with grpc.secure_channel(them.envoy.edge, credentials) as channel:
+        passed = await asyncio.to_thread(lambda: {method for method in methods if passes(channel, method)})
+    assert passed == {method for method in methods if method in OPEN or role_for(method) == Role.PREDICT}
+    assert "/recurra.v1.InferenceService/Step" in passed
+    assert "/recurra.v1.SessionsService/DrainSessions" not in passed
+
+
+def passes(channel: grpc.Channel, method: str) -> bool:
+    """Whether a call with an empty message gets to a server, whatever that answers."""
+    stub: Any = channel.unary_stream(method)
+    call = stub(b"", timeout=30)
+    try:
+        next(call, None)
+    except grpc.RpcError as error:
+        refused = grpc.StatusCode.PERMISSION_DENIED, "not from outside: docs/deployment.md says how operators call this"
+        return (error.code(), error.details()) != refused
+    call.cancel()
+    return True
+
+
+async def test_whoever_comes_from_inside_may_call_all(them: Cluster) -> None:
+    async with Client(them.envoy.target) as client:
+        assert (await client.load_model("counter")).name == "counter"
+
+
 async def test_browsers_may_call(them: Cluster) -> None:
     """gRPC-Web over HTTP/1.1, from a page that may."""
     body = models_pb2.ListModelsRequest().SerializeToString()
     connection = http.client.HTTPConnection(them.envoy.target, timeout=10)
     headers = {"Content-Type": "application/grpc-web+proto", "X-Grpc-Web": "1", "Origin": "http://localhost:5173"}
+    asked = {"Origin": headers["Origin"], "Access-Control-Request-Method": "POST"}
+    await asyncio.to_thread(connection.request, "OPTIONS", "/recurra.v1.ModelsService/ListModels", headers=asked)
+    allowed = await asyncio.to_thread(connection.getresponse)
+    await asyncio.to_thread(allowed.read)
+    assert {"authorization", "recurra-session"} <= set(
+        (allowed.getheader("access-control-allow-headers") or "").split(",")
+    )
     frame = struct.pack(">BI", 0, len(body)) + body
     await asyncio.to_thread(connection.request, "POST", "/recurra.v1.ModelsService/ListModels", frame, headers)
     answer = await asyncio.to_thread(connection.getresponse)

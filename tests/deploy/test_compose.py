@@ -66,6 +66,14 @@ def test_the_servers_of_the_cluster_are_found_and_find_their_store() -> None:
     assert SERVICES["valkey"]["profiles"] == ["cluster"]
 
 
+def test_nobody_but_the_servers_can_connect_to_their_store() -> None:
+    networks = {name: service.get("networks", ["default"]) for name, service in SERVICES.items()}
+    assert networks["valkey"] == ["store"]
+    assert {name for name, of in networks.items() if "store" in of} == {"valkey", "recurra-servers"}
+    assert COMPOSE["networks"] == {"store": {"internal": True}}
+    assert "ports" not in SERVICES["valkey"]
+
+
 def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
     config = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     (rules,) = yaml.safe_load(config.read_text())["rule_files"]

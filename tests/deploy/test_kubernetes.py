@@ -1,37 +1,14 @@
 """deploy/kubernetes: what Kubernetes would be given, by its own tool and schemas."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
-import pytest
-import yaml
 from recurra_server.settings import Settings
 
-from tests.deploy.image import would_start
+from tests.deploy.manifests import Resources
 from tests.deploy.promql import ROOT
 
-KUBECTL = Path(sys.executable).with_name("kubectl")
 OLDEST = "1.34"  # from which on preStop may sleep, whatever is switched on
-
-
-@pytest.fixture(scope="module")
-def resources() -> dict[tuple[str, str], dict[str, Any]]:
-    """All resources, by kind and name; the hash that ends a ConfigMap's name is left out."""
-    command = [str(KUBECTL), "kustomize", str(ROOT / "deploy" / "kubernetes")]
-    built = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {
-        (
-            one["kind"],
-            one["metadata"]["name"].split("-")[0] if one["kind"] == "ConfigMap" else one["metadata"]["name"],
-        ): one
-        for one in yaml.safe_load_all(built)
-    }
-
-
-Resources = dict[tuple[str, str], dict[str, Any]]
 
 
 def test_they_are_what_kubernetes_knows(resources: Resources) -> None:
@@ -47,6 +24,7 @@ def test_they_are_what_kubernetes_knows(resources: Resources) -> None:
 def test_pods_have_no_rights(resources: Resources) -> None:
     for pod in pods(resources):
         assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False, "of the service recurra a server would get a RECURRA_PORT"
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod["containers"]:
@@ -86,6 +64,9 @@ def test_what_is_named_is_there(resources: Resources) -> None:
             assert {port.get("targetPort", port["port"]) for port in spec["ports"]} <= ports(found(spec["selector"]))
         elif kind == "PodDisruptionBudget":
             found(spec["selector"]["matchLabels"])
+        elif kind == "NetworkPolicy":
+            opened = {port["port"] for rule in spec["ingress"] for port in rule["ports"]}
+            assert opened <= ports(found(spec["podSelector"]["matchLabels"]))
         elif kind == "PodMonitor":
             assert {end["port"] for end in spec["podMetricsEndpoints"]} <= ports(found(spec["selector"]["matchLabels"]))
         elif kind == "ServiceMonitor":
@@ -113,16 +94,31 @@ def test_envoy_is_given_the_configuration_that_is_tested_and_finds_the_servers(r
     headless = resources["Service", "recurra-servers"]["spec"]
     assert headless["clusterIP"] == "None"
     assert "address: recurra-servers, port_value: 50051 " in text
-    environment = resources["Deployment", "recurra-servers"]["spec"]["template"]["spec"]["containers"][0]["env"]
-    (store,) = [variable["value"] for variable in environment if variable["name"] == "RECURRA_STORE"]
-    assert store == "valkey://recurra-valkey:6379"
-    assert ("Service", "recurra-valkey") in resources
+
+
+def test_only_those_connect_to_a_pod_whom_it_serves(resources: Resources) -> None:
+    prometheus = {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+    }
+
+    def named(name: str) -> dict[str, Any]:
+        return {"podSelector": {"matchLabels": {"app.kubernetes.io/name": name}}}
+
+    policies = {}
+    for (kind, _), one in resources.items():
+        if kind == "NetworkPolicy":
+            assert one["spec"]["policyTypes"] == ["Ingress"]
+            allowed = {port["port"]: rule.get("from") for rule in one["spec"]["ingress"] for port in rule["ports"]}
+            policies[one["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"]] = allowed
+    assert policies == {
+        "recurra-servers": {"grpc": [named("recurra-envoy")], "metrics": [prometheus]},
+        "recurra-envoy": {"tls": None, "watchers": [prometheus]},  # whoever speaks TLS
+        "recurra-valkey": {"valkey": [named("recurra-servers")]},
+    }
+    (service,) = [one for (kind, _), one in resources.items() if kind == "Service" and "type" in one["spec"]]
+    assert service["spec"]["ports"] == [{"name": "tls", "port": 443, "targetPort": "tls"}]
 
 
 def pods(resources: Resources) -> list[dict[str, Any]]:
     return [one["spec"]["template"]["spec"] for one in resources.values() if "template" in one.get("spec", {})]
-
-
-def test_a_server_starts_with_what_it_is_told(resources: Resources, tmp_path: Path) -> None:
-    (server,) = resources["Deployment", "recurra-servers"]["spec"]["template"]["spec"]["containers"]
-    assert would_start({entry["name"]: entry["value"] for entry in server["env"]}, tmp_path)

@@ -2,18 +2,19 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from recurra.openinference import open_inference_pb2 as oip
-from recurra.v1.models_pb2 import ListModelsRequest, LoadModelRequest, UnloadModelRequest
+from recurra.v1.models_pb2 import GetModelRequest, ListModelsRequest, LoadModelRequest, UnloadModelRequest
 from recurra.v1.sessions_pb2 import GetSessionRequest, OpenSessionRequest
 
-from tests.security.conftest import Attack, failure, refused
+from tests.security.conftest import Attack, failure, reason_of, refused
 from tests.support import models
-from tests.support.server import ServerProcess, running_server
+from tests.support.server import ServerProcess, children, running_server
 from tests.support.wire import Stubs
 
 SECRET = 12345.678
@@ -160,3 +161,35 @@ def test_a_name_does_not_lead_out_of_the_repository(stubs: Stubs, name: str, att
     assert refused(lambda: stubs.sessions.OpenSession(bad_id)) == "INVALID_ARGUMENT SESSION_ID"
     tried = "paths as names of models, versions and sessions (../, /etc/passwd, NUL ...)"
     attack("names", tried, "NOT_FOUND, or INVALID_ARGUMENT SESSION_ID")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_name_that_no_model_can_have_goes_no_further_than_the_call(root: Path, workers: str, attack: Attack) -> None:
+    """With several workers it would go to the process that keeps them, in a line that has a bound."""
+    with running_server(root, "--no-metrics", "--workers", workers, ready="whoever can") as server:
+        stubs, members = Stubs(server.target), children(server.pid)
+        for text in ("x" * 65, "\x01" * (3 << 20)):
+            calls: list[tuple[Callable[..., object], object]] = [
+                (stubs.models.GetModel, GetModelRequest(name=text)),
+                (stubs.models.GetModel, GetModelRequest(name="counter", version=text)),
+                (stubs.models.LoadModel, LoadModelRequest(name=text)),
+                (stubs.models.LoadModel, LoadModelRequest(name="counter", version=text)),
+                (stubs.models.UnloadModel, UnloadModelRequest(name=text)),
+                (stubs.models.UnloadModel, UnloadModelRequest(name="counter", version=text)),
+                (stubs.open_inference.RepositoryModelLoad, oip.RepositoryModelLoadRequest(model_name=text)),
+                (stubs.open_inference.RepositoryModelUnload, oip.RepositoryModelUnloadRequest(model_name=text)),
+            ]
+            for call, request in calls:
+                assert refused(partial(call, request, timeout=20)) == "NOT_FOUND MODEL_NOT_FOUND"
+            refusal = failure(
+                partial(stubs.models.LoadModel, LoadModelRequest(name="counter", digest=text), timeout=20)
+            )
+            assert reason_of(refusal) == "FAILED_PRECONDITION MODEL_REFUSED"
+            assert len(refusal.details()) < 500
+        assert not stubs.models.LoadModel(LoadModelRequest(name="counter"), timeout=20).changed, "all workers answer"
+        assert children(server.pid) == members
+    attack(
+        "names",
+        "names, versions and digests of 65 characters, of 3 MiB of control characters",
+        "NOT_FOUND, or MODEL_REFUSED",
+    )

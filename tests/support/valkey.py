@@ -35,7 +35,7 @@ class ValkeyProcess:
     ) -> None:
         self.port = port or free_port()
         self.target = f"127.0.0.1:{self.port}"
-        self.client: Any = Valkey(port=self.port, socket_timeout=30)
+        self.client: Any = Valkey(port=self.port, socket_timeout=30, password=(options or {}).get("requirepass"))
         self._folder = folder / str(self.port)
         self._folder.mkdir(parents=True)
         self._command = [str(get_binary_path())]

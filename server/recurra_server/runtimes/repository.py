@@ -5,9 +5,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from recurra_server.engine.errors import ModelNotFoundError, ModelRefusedError, shown
+
 _MODEL = "model.onnx"
 _DESCRIPTION = "model.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +57,30 @@ def find_models(root: Path) -> list[ModelFile]:
         and _NAME.fullmatch(path.parent.name)
         and path.resolve().is_relative_to(inside)
     ]
+
+
+def refuse_what_none_has(name: str, version: str, digest: str = "") -> None:
+    """Refuse what no model can be called, so that a caller's text of any length and kind goes no further.
+
+    Args:
+        name: Of the model.
+        version: Of it; empty for whichever.
+        digest: Of it; empty for any.
+
+    Raises:
+        ModelNotFoundError: No model or no version can have this name.
+        ModelRefusedError: No files can have this digest.
+    """
+    if not all(_NAME.fullmatch(text) for text in (name, version or name)):
+        raise ModelNotFoundError(
+            f"the model repository has no {shown(name)}" + (f" {shown(version)}" if version else "") + ": names and "
+            "versions are 1 to 64 characters of A-Z a-z 0-9 . _ -, and begin with a letter or a digit",
+            model=name[:64],
+            version=version[:64] or "latest",
+        )
+    if digest and not _DIGEST.fullmatch(digest):
+        raise ModelRefusedError(
+            f'no model has the digest {shown(digest)}: one is "sha256:" and 64 hexadecimal digits',
+            model=name,
+            version=version or "latest",
+        )
