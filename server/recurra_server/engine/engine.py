@@ -278,7 +278,7 @@ class Engine:
         return copy
 
     def expire(self, now: float) -> int:
-        """End the sessions whose time is up and forget old tombstones.
+        """End the sessions whose time is up; forget old tombstones, and who ran steps but is even again.
 
         Returns:
             How many sessions were ended.
@@ -292,6 +292,7 @@ class Engine:
         for session in due:
             self._expire(session)
         self._tombstones.forget_old(now)
+        self.accounts.forget_even(now)
         return len(due)
 
     def is_id(self, text: str) -> bool:
