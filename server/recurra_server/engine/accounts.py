@@ -79,9 +79,18 @@ class Account:
             raise _full(
                 f"all {quota.sessions} sessions that you may have are in use", "identity_sessions", quota.sessions
             )
-        if quota.state_bytes is not None and self.state_bytes + state_bytes > quota.state_bytes:
-            what = f"your sessions remember {self.state_bytes:,} bytes, and may {quota.state_bytes:,}"
-            raise _full(what, "identity_state_bytes", quota.state_bytes)
+        self.check_memory(state_bytes)
+
+    def check_memory(self, state_bytes: int) -> None:
+        """Whether its sessions may remember so much more.
+
+        Raises:
+            CapacityError: They may not.
+        """
+        most = self.quota.state_bytes
+        if most is not None and self.state_bytes + state_bytes > most:
+            what = f"your sessions remember {self.state_bytes:,} bytes, and may {most:,}"
+            raise _full(what, "identity_state_bytes", most)
 
     def charge(self, steps: int, now: float) -> float:
         """Note that so many time steps are to be run.
