@@ -38,9 +38,9 @@ class _Line:
 class Sequences:
     """The sequences of all callers. A sequence is a session whose id comes from the caller's (`session_id`).
 
-    A step that begins a sequence whose id is in use ends the one before, after the steps that came before it;
-    whatever comes behind it waits with it. A sequence whose first step fails, or is not waited for, has not begun;
-    one whose last step fails has not ended.
+    A step that begins a sequence whose id is in use puts it in the place of the one before, after the steps that
+    came before it; whatever comes behind it waits with it. A sequence whose first step fails, or is not waited for,
+    has not begun; one whose last step fails has not ended.
     """
 
     def __init__(self, driver: Driver) -> None:
