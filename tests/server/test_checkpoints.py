@@ -12,9 +12,9 @@ from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.ports import Checkpoint, StoreError
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
-from recurra_server.stores.memory import MemoryStore
 
 from tests.server.engine.test_durability import Owner
+from tests.support.memory_store import MemoryStore
 
 ONE = np.ones((1, 1))
 
