@@ -13,13 +13,7 @@ from enum import Enum
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from recurra_server.engine.errors import (
-    EngineError,
-    SessionMovedError,
-    StepGapError,
-    StepNotHeldError,
-    StoreUnavailableError,
-)
+from recurra_server.engine.errors import EngineError, SessionMovedError, StoreUnavailableError
 from recurra_server.engine.ports import Checkpoint
 
 if TYPE_CHECKING:
@@ -128,16 +122,23 @@ class Durable:
                 session_id=self.session.id,
             )
 
-    def doubts(self, error: EngineError, now: float) -> bool:
-        """Whether a step number that does not fit may mean that the session has moved: then saving it will tell.
+    def make_sure(self, now: float) -> None:
+        """Have the session saved before its caller is told of a step that does not fit; `when_saved` says how it went.
 
         A server from which a session was taken comes to know only when it saves. If callers come back to it
-        before that, it must not tell them what it expects.
+        before that, it must not tell them what it expects: they would take the session for lost.
+
+        Raises:
+            StoreUnavailableError: The store is away, so it cannot be known whose the session is.
         """
-        doubtful = isinstance(error, (StepGapError, StepNotHeldError)) and self._ledger.store_up
-        if doubtful:
-            self.changed(now)
-        return doubtful
+        if not self._ledger.store_up:
+            raise StoreUnavailableError(
+                "this does not fit the session as it is here, and whether another server took it over is not known: "
+                f"the store of checkpoints {self._ledger.trouble}; nothing was applied, so send it again",
+                retry_after=1.0,
+                session_id=self.session.id,
+            )
+        self.changed(now)
 
     def end(self, error: EngineError) -> None:
         """The session has ended: whoever waits is told so."""

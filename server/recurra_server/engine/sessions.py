@@ -89,8 +89,11 @@ class Session:
         """Make sure of a step that somebody knows to be applied.
 
         Raises:
+            SessionNotFoundError: The session has ended.
             StepGapError: It is not.
         """
+        if self.closed:
+            raise not_found(self.id)
         if self.applied < step:
             expected = self.applied + 1
             raise StepGapError(

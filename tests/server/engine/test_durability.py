@@ -13,6 +13,7 @@ from recurra_server.engine.errors import (
     SessionMovedError,
     SnapshotInvalidError,
     StepGapError,
+    StepNotHeldError,
     StoreUnavailableError,
 )
 from recurra_server.engine.ports import Checkpoint
@@ -221,9 +222,29 @@ def test_a_gap_is_told_only_by_the_owner(owner: Owner) -> None:
     gap = owner.submit(session, ONE, number=5)
     owner.engine.let_go(session)
     assert isinstance(gap.error, SessionMovedError)
+
+
+@pytest.mark.parametrize("durability", [Durability.ASYNC, Durability.SYNC])
+@pytest.mark.parametrize("number", [1, 5], ids=["not held", "gap"])
+def test_what_the_store_cannot_confirm_is_not_told(owner: Owner, durability: Durability, number: int) -> None:
+    session = owner.begin(durability)
+    for count in (1, 2):
+        owner.submit(session, ONE, number=count)
+        owner.run()
+        owner.save()
     owner.engine.ledger.trouble = "is away"
-    gap = owner.submit(owner.begin(session_id="b"), ONE, number=5)
-    assert isinstance(gap.error, StepGapError), "nobody to ask"
+    steps = [owner.submit(session, ONE, number=number)]
+    if durability is Durability.ASYNC:
+        owner.engine.ledger.trouble = ""  # it goes away under the very save that was to tell
+        steps.append(owner.submit(session, ONE, number=number))
+        (save,) = owner.take()
+        save.durable.failed(save, 0.0)
+    assert owner.answered[2:] == steps
+    assert [type(step.error) for step in steps] == [StoreUnavailableError] * len(steps)
+    owner.engine.ledger.trouble = ""
+    again = owner.submit(session, ONE, number=number)
+    owner.save()
+    assert isinstance(again.error, StepNotHeldError if number == 1 else StepGapError)
 
 
 @pytest.mark.parametrize("durability", [Durability.ASYNC, Durability.SYNC])
