@@ -155,8 +155,40 @@ def test_a_batch_has_a_bound_and_the_longest_wait_goes_first(owner: Owner) -> No
         owner.now = float(now)
         owner.ask(session, ONE)
     assert owner.engine.ledger.lag(10.0) == 10.0
-    assert [save.checkpoint.store_key for save in owner.take(most=2)] == ["0", "1"]
+    batch = owner.take(most=2)
+    assert [save.checkpoint.store_key for save in batch] == ["0", "1"]
+    assert owner.engine.ledger.lag(10.0) == 10.0, "it has not arrived"
+    for save in batch:
+        save.durable.saved(save, owner.now)
     assert owner.engine.ledger.lag(10.0) == 8.0
+
+
+def test_what_fails_keeps_its_place(owner: Owner) -> None:
+    sessions = [owner.begin(session_id=str(number)) for number in range(3)]
+    for now, session in enumerate(sessions):
+        owner.now = float(now)
+        owner.ask(session, ONE)
+    batch = owner.take(most=2)
+    owner.now = 3.0
+    for session in reversed(sessions):
+        owner.ask(session, ONE)
+    for save in batch:
+        save.durable.failed(save, owner.now)
+    assert owner.engine.ledger.lag(10.0) == 10.0
+    assert [checkpoint.store_key for checkpoint in owner.save()] == ["0", "1", "2"]
+    assert owner.engine.ledger.lag(10.0) == 0.0
+
+
+def test_what_changed_under_way_is_as_old_as_that(owner: Owner) -> None:
+    early, late = owner.begin(), owner.begin(session_id="b")
+    owner.ask(early, ONE)
+    (save,) = owner.take()
+    for now, session in ((1.0, late), (2.0, early)):
+        owner.now = now
+        owner.ask(session, ONE)
+    save.durable.saved(save, owner.now)
+    assert owner.engine.ledger.lag(10.0) == 9.0
+    assert [checkpoint.store_key for checkpoint in owner.save()] == ["b", "a"]
 
 
 def test_what_did_not_reach_the_store_is_saved_again(owner: Owner) -> None:
