@@ -178,17 +178,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ResetSessionRequest, context: _Context
     ) -> sessions_pb2.ResetSessionResponse:
         """Put a session back to its beginning."""
-        session = await self._driver.find(request.session_id, caller_account())
-
-        def reset() -> sessions_pb2.Session:
-            now = self._driver.clock()
-            self._engine.reset(session, now)
-            return describe(session, now)
-
-        then = await self._driver.at_rest(session, reset)
-        await self._driver.saved(session)  # else a take-over could undo it
-        then.durable_step = then.steps if session.durable is not None else 0
-        return sessions_pb2.ResetSessionResponse(session=then)
+        return sessions_pb2.ResetSessionResponse(session=await self._go_back(request, self._engine.reset))
 
     @guarded
     async def CloseSession(
@@ -258,16 +248,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.RewindSessionRequest, context: _Context
     ) -> sessions_pb2.RewindSessionResponse:
         """Put a session back to where a snapshot was taken."""
-        session = await self._driver.find(request.session_id, caller_account())
-
-        def rewind() -> sessions_pb2.Session:
-            now = self._driver.clock()
-            snapshots.rewind(session, request.snapshot, now)
-            return describe(session, now)
-
-        then = await self._driver.at_rest(session, rewind)
-        await self._driver.saved(session)  # else a take-over could undo it
-        then.durable_step = then.steps if session.durable is not None else 0
+        then = await self._go_back(request, lambda session, now: snapshots.rewind(session, request.snapshot, now))
         return sessions_pb2.RewindSessionResponse(session=then)
 
     @guarded
@@ -294,3 +275,21 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         if request.after_step:
             await self._driver.has_applied(session, request.after_step)
         return session
+
+    async def _go_back(
+        self,
+        request: sessions_pb2.ResetSessionRequest | sessions_pb2.RewindSessionRequest,
+        change: Callable[[Session, float], None],
+    ) -> sessions_pb2.Session:
+        """Have a session at rest count its steps anew, by a change that is given the time; it is durable then."""
+        session = await self._driver.find(request.session_id, caller_account())
+
+        def act() -> sessions_pb2.Session:
+            now = self._driver.clock()
+            change(session, now)
+            return describe(session, now)
+
+        then = await self._driver.at_rest(session, act)
+        await self._driver.saved(session)  # else a take-over could undo it
+        then.durable_step = then.steps if session.durable is not None else 0
+        return then
