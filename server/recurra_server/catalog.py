@@ -123,7 +123,7 @@ class Catalog:
         model, by = prepared
         self._loads[model.name, model.version] = True
         if by is not None:
-            self._serve(model, *by)
+            model = self._serve(model, *by)
         await self.tell_health(model.name, model.version)
         return model, by is not None
 
@@ -223,10 +223,10 @@ class Catalog:
             raise refusal("its files changed meanwhile; try again", file)
         return model, runtime, seconds
 
-    def _serve(self, model: ServedModel, runtime: OnnxRuntime, seconds: float) -> None:
+    def _serve(self, model: ServedModel, runtime: OnnxRuntime, seconds: float) -> ServedModel:
         self._loads[model.name, model.version] = True
         inline_work = model.max_batch_size * self._settings.inline_ms / (seconds * 1e3)
-        self._driver.serve(model, self._executor, inline_work=inline_work)
+        served = self._driver.serve(model, self._executor, inline_work=inline_work)
         _log.info(
             "model_loaded",
             model=model.name,
@@ -236,7 +236,9 @@ class Catalog:
             threads=f"{runtime.threads} from {runtime.threads_from} sessions on",
             full_batch_ms=round(seconds * 1e3, 3),
             runs_on_the_loop=f"up to {inline_work:.0f} time steps",
+            sessions=served.sessions,  # where it comes back before they have ended
         )
+        return served
 
     @staticmethod
     def _stamps(files: list[ModelFile]) -> dict[tuple[str, str], _Stamp]:
