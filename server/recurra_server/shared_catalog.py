@@ -10,7 +10,7 @@ from typing import Any
 
 from recurra_server.catalog import Catalog, Prepared
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import ModelRefusedError
+from recurra_server.engine.errors import EngineError, ModelRefusedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.peer import Peer, PeerGoneError
 from recurra_server.rpc.models import ModelKey, Unloaded
@@ -100,9 +100,13 @@ class Changes:
         others = [worker for worker in self.members.values() if worker is not asker]
         try:
             found = await asker.ask("prepare", name=name, version=version, digest=digest)
+        except ModelRefusedError as error:  # the others are to say, too, that this version is not served
+            await _all(others, "drop", name=name, version=error.metadata["version"])
+            raise
+        try:
             await _all(others, "prepare", name=name, **found, tried=True)
-        except ModelRefusedError as error:
-            await _all(self.members.values(), "drop", name=name, version=error.metadata["version"])
+        except EngineError:  # whatever it is: the others have it in memory, and wait
+            await _all(self.members.values(), "drop", name=name, version=found["version"])
             raise
         served = await _all(self.members.values(), "serve")
         self.left_out -= {key for key in self.left_out if key[:2] == (name, found["version"])}
