@@ -6,6 +6,7 @@ change, and then to make it.
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from recurra_server.catalog import Catalog, Prepared
@@ -30,6 +31,7 @@ class SharedCatalog:
         self._engine = engine
         self._keeper = keeper
         self._prepared: Prepared | None = None
+        self._preparing = AsyncExitStack()  # from "prepare" to "serve" or "drop"
         keeper.answer = self._answer
 
     async def load(self, name: str, version: str, digest: str) -> tuple[ServedModel, bool]:
@@ -54,14 +56,17 @@ class SharedCatalog:
         """Do what the keeper asks of every worker."""
         match what:
             case "prepare":
-                self._prepared = prepared = await self._catalog.prepare(**facts)
+                preparing = self._catalog.preparing(**facts)
+                self._prepared = prepared = await self._preparing.enter_async_context(preparing)
                 return {"version": prepared.model.version, "digest": prepared.model.digest}
             case "serve":
                 assert self._prepared is not None  # noqa: S101 - it is asked after "prepare"
                 prepared, self._prepared = self._prepared, None
-                return {"changed": (await self._catalog.serve(prepared))[1]}
+                async with self._preparing:
+                    return {"changed": (await self._catalog.serve(prepared))[1]}
             case "drop":
                 self._prepared = None
+                await self._preparing.aclose()
                 await self._catalog.tell_health(**facts)
                 return {}
             case "unload":

@@ -15,6 +15,7 @@ from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import ModelNotFoundError, ModelRefusedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.peer import Peer
+from recurra_server.runtimes.repository import find_models
 from recurra_server.settings import Settings
 from recurra_server.shared_catalog import Changes, SharedCatalog
 
@@ -68,7 +69,27 @@ async def nobody_told(_name: str, _serving: bool) -> None:
     """Nobody asks after health here."""
 
 
+async def test_what_a_worker_changes_by_itself_and_what_calls_change_come_one_after_the_other(tmp_path: Path) -> None:
+    what = {"name": "sum", "version": "1", "digest": "", "tried": True}
+    models.publish(tmp_path, "sum", models.counter())
+    async with sharing(tmp_path) as (worker,):
+        loading = asyncio.ensure_future(worker.catalog.load("sum", "1", ""))
+        await asyncio.sleep(0)
+        await worker.asked.ask("prepare", **what)
+        assert loading.done(), "it began before the call came"
+        assert await worker.asked.ask("serve") == {"changed": False}
+
+        models.publish(tmp_path, "sum", models.counter(description="New."))
+        (digest,) = [file.digest() for file in find_models(tmp_path)]
+        await worker.asked.ask("prepare", **what)
+        unloading = asyncio.ensure_future(worker.catalog.unload("sum", "1"))
+        assert await worker.asked.ask("serve") == {"changed": True}
+        assert (await unloading).keys == [("sum", "1", digest)], "the call came before"
+        assert worker.engine.models() == []
+
+
 async def test_what_one_worker_does_not_find_the_others_do_not_keep(tmp_path: Path) -> None:
+    """Neither its memory nor its place: other changes can be made."""
     for folder, versions in (("one", ("1", "2")), ("other", ("1",))):
         for version in versions:
             models.publish(tmp_path / folder, "sum", models.counter(), version)
