@@ -7,7 +7,7 @@ nothing. Sessions stay on the model they began with until they end. Changes are 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,16 +162,23 @@ class Catalog:
 
     async def _look(self) -> None:
         files = await asyncio.to_thread(find_models, self._settings.models)
-        before, self._seen = self._seen, await asyncio.to_thread(self._stamps, files)
+        found = await asyncio.to_thread(self._stamps, files)
         for file in files:
-            if self._seen[file.name, file.version] != before.get((file.name, file.version)):
+            key = file.name, file.version
+            if found[key] == self._seen.get(key):
+                continue
+            try:
                 with log_if_refused(file):
-                    await self.load(file.name, file.version, "")
-        served = {(model.name, model.version) for model in self._engine.models()}
-        for name, version in before.keys() - self._seen.keys():
-            self._loads.pop((name, version), None)
-            if (name, version) in served:
-                await self.unload(name, version)
+                    await self.load(*key, "")
+            except ModelNotFoundError:  # gone since
+                del found[key]
+            else:
+                self._seen[key] = found[key]  # not before: what has not been tried is tried the next time
+        for key in self._seen.keys() - found.keys():
+            with suppress(ModelNotFoundError):  # it is not served
+                await self.unload(*key)
+            self._loads.pop(key, None)
+            del self._seen[key]
 
     async def _find(self, name: str, version: str) -> ModelFile:
         files = [file for file in await asyncio.to_thread(find_models, self._settings.models) if file.name == name]
