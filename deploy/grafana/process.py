@@ -17,7 +17,8 @@ NOW = (
         Query(f"sum (recurra_workers{{{INSTANCE}}})", "processes"),
         unit="short",
         means="Server processes, over all servers (`--workers`).",
-        act="Fewer than were started: one has died and is started anew; see the log for `worker_died`.",
+        act="Fewer than were started: one has died and is started anew (`worker_died` in the log), or does not answer "
+        "(`worker_not_scraped`).",
     ),
     number(
         "Shortest uptime",

@@ -1,12 +1,13 @@
 """What is served: loaded from the model repository, replaced and unloaded while the server runs.
 
 A model is tried in a process of its own and loaded before it takes anybody's place: one that cannot be used changes
-nothing. Sessions stay on the model they began with until they end.
+nothing. Sessions stay on the model they began with until they end. Changes are made one after the other, whoever asks.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,37 +95,33 @@ class Catalog:
             ModelRefusedError: It cannot be loaded, or has another digest; what was served goes on.
         """
         refuse_what_none_has(name, version, digest)
-        async with self._one_at_a_time:
-            return await self.serve(await self.prepare(name, version, digest))
+        async with self.preparing(name, version, digest) as prepared:
+            return await self.serve(prepared)
 
-    async def prepare(self, name: str, version: str, digest: str, *, tried: bool = False) -> Prepared:
-        """Do all of `load` but serve it; one that was `tried` elsewhere with this digest is not tried again.
+    @asynccontextmanager
+    async def preparing(self, name: str, version: str, digest: str, *, tried: bool = False) -> AsyncIterator[Prepared]:
+        """Do all of `load` but serve it; until it is served, or the context ends without, nothing else changes.
+
+        One that was `tried` elsewhere with this digest is not tried again.
 
         Raises:
             ModelNotFoundError, ModelRefusedError: As `load`.
         """
-        files = [file for file in await asyncio.to_thread(find_models, self._settings.models) if file.name == name]
-        chosen = [file for file in files if not version or file.version == version]
-        if not chosen:
-            known = ", ".join(file.version for file in files)
-            raise ModelNotFoundError(
-                f"the model repository has no {shown(name)}" + (f" {shown(version)}; it has {known}" if files else ""),
-                model=name[:64],
-                version=version[:64] or "latest",
-            )
-        file = max(chosen, key=lambda file: version_key(file.version))
-        try:
-            return await self._prepare(file, digest, tried=tried)
-        except ModelRefusedError:
-            await self.tell_health(file.name, file.version)
-            raise
+        async with self._one_at_a_time:
+            file = await self._find(name, version)
+            try:
+                prepared = await self._prepare(file, digest, tried=tried)
+            except ModelRefusedError:
+                await self.tell_health(file.name, file.version)
+                raise
+            yield prepared
 
     async def serve(self, prepared: Prepared) -> tuple[ServedModel, bool]:
-        """Serve what was prepared, to new sessions: the model, and whether that is new."""
+        """Serve what is being prepared, to new sessions: the model, and whether that is new."""
         model, by = prepared
         self._loads[model.name, model.version] = True
         if by is not None:
-            self._serve(model, *by)
+            model = self._serve(model, *by)
         await self.tell_health(model.name, model.version)
         return model, by is not None
 
@@ -134,14 +131,15 @@ class Catalog:
         Raises:
             ModelNotFoundError: It is not served.
         """
-        latest = self._engine.model(name, version)
-        models = [latest] if version else [model for model in self._engine.models() if model.name == name]
-        for model in models:
-            self._engine.shelf.remove(model)
-            _log.info("model_unloaded", model=name, version=model.version, sessions=model.sessions)
-        for model in models:  # after all are gone: other calls come between
-            await self.tell_health(name, model.version)
-        return Unloaded([model.key for model in models], sum(model.sessions for model in models))
+        async with self._one_at_a_time:
+            latest = self._engine.model(name, version)
+            models = [latest] if version else [model for model in self._engine.models() if model.name == name]
+            for model in models:
+                self._engine.shelf.remove(model)
+                _log.info("model_unloaded", model=name, version=model.version, sessions=model.sessions)
+            for model in models:
+                await self.tell_health(name, model.version)
+            return Unloaded([model.key for model in models], sum(model.sessions for model in models))
 
     async def tell_health(self, name: str, version: str) -> None:
         """Say of a version, and of its model, whether it is served."""
@@ -165,16 +163,35 @@ class Catalog:
 
     async def _look(self) -> None:
         files = await asyncio.to_thread(find_models, self._settings.models)
-        before, self._seen = self._seen, await asyncio.to_thread(self._stamps, files)
+        found = await asyncio.to_thread(self._stamps, files)
         for file in files:
-            if self._seen[file.name, file.version] != before.get((file.name, file.version)):
+            key = file.name, file.version
+            if found[key] == self._seen.get(key):
+                continue
+            try:
                 with log_if_refused(file):
-                    await self.load(file.name, file.version, "")
-        served = {(model.name, model.version) for model in self._engine.models()}
-        for name, version in before.keys() - self._seen.keys():
-            self._loads.pop((name, version), None)
-            if (name, version) in served:
-                await self.unload(name, version)
+                    await self.load(*key, "")
+            except ModelNotFoundError:  # gone since
+                del found[key]
+            else:
+                self._seen[key] = found[key]  # not before: what has not been tried is tried the next time
+        for key in self._seen.keys() - found.keys():
+            with suppress(ModelNotFoundError):  # it is not served
+                await self.unload(*key)
+            self._loads.pop(key, None)
+            del self._seen[key]
+
+    async def _find(self, name: str, version: str) -> ModelFile:
+        files = [file for file in await asyncio.to_thread(find_models, self._settings.models) if file.name == name]
+        chosen = [file for file in files if not version or file.version == version]
+        if not chosen:
+            known = ", ".join(file.version for file in files)
+            raise ModelNotFoundError(
+                f"the model repository has no {shown(name)}" + (f" {shown(version)}; it has {known}" if files else ""),
+                model=name[:64],
+                version=version[:64] or "latest",
+            )
+        return max(chosen, key=lambda file: version_key(file.version))
 
     async def _prepare(self, file: ModelFile, expected: str, *, tried: bool) -> Prepared:
         digest = await asyncio.to_thread(digest_of, file)
@@ -224,10 +241,10 @@ class Catalog:
             raise refusal("its files changed meanwhile; try again", file)
         return model, runtime, seconds
 
-    def _serve(self, model: ServedModel, runtime: OnnxRuntime, seconds: float) -> None:
+    def _serve(self, model: ServedModel, runtime: OnnxRuntime, seconds: float) -> ServedModel:
         self._loads[model.name, model.version] = True
         inline_work = model.max_batch_size * self._settings.inline_ms / (seconds * 1e3)
-        self._driver.serve(model, self._executor, inline_work=inline_work)
+        served = self._driver.serve(model, self._executor, inline_work=inline_work)
         _log.info(
             "model_loaded",
             model=model.name,
@@ -237,7 +254,9 @@ class Catalog:
             threads=f"{runtime.threads} from {runtime.threads_from} sessions on",
             full_batch_ms=round(seconds * 1e3, 3),
             runs_on_the_loop=f"up to {inline_work:.0f} time steps",
+            sessions=served.sessions,  # where it comes back before they have ended
         )
+        return served
 
     @staticmethod
     def _stamps(files: list[ModelFile]) -> dict[tuple[str, str], _Stamp]:

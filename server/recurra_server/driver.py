@@ -108,15 +108,20 @@ class Driver:
 
     def serve(
         self, model: ServedModel, executor: ThreadPoolExecutor | None = None, *, inline_work: float = 0.0
-    ) -> None:
+    ) -> ServedModel:
         """Add a model; with an executor, batches of more than `inline_work` time steps are run there.
 
         Handing a batch to another thread and back takes longer than a small one does; a large one would keep the
         loop's thread from reading what comes meanwhile.
+
+        Returns:
+            What is served now; see `Shelf.add`.
         """
-        self.engine.add_model(model)
-        self._lanes[model] = _Lane(model, executor, inline_work)
-        model.turns.on_ready = partial(self._wake, model)
+        served = self.engine.add_model(model)
+        if served is model:
+            self._lanes[model] = _Lane(model, executor, inline_work)
+            model.turns.on_ready = partial(self._wake, model)
+        return served
 
     def submit(self, step: Step) -> None:
         """Hand a step to the engine; its waiter is told what became of it.

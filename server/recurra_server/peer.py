@@ -18,7 +18,7 @@ Answer = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class PeerGoneError(Exception):
-    """The other process ended before it answered."""
+    """The other process ended before it answered, or is not understood any more."""
 
 
 class Peer:
@@ -62,23 +62,32 @@ class Peer:
             del self._asked[number]
 
     async def listen(self) -> None:
-        """Take in what the other process says until it ends."""
-        while line := await self._lines.readline():
-            message = json.loads(line)
-            if "ask" in message:
-                task = asyncio.ensure_future(self._reply(message))
-                self._answering.add(task)
-                task.add_done_callback(self._answering.discard)
-            elif (told := self._asked.get(message["answer"])) is not None and not told.done():
-                if (error := message.get("error")) is None:
-                    told.set_result(message["facts"])
-                else:
-                    kind = _KNOWN.get(error["reason"], InternalError)
-                    told.set_exception(kind(error["message"], **error["metadata"]))
-        self._gone = True
-        for told in self._asked.values():
-            if not told.done():
-                told.set_exception(PeerGoneError())
+        """Take in what the other process says until it ends, or says what is neither a question nor an answer.
+
+        After that it counts as gone: what it was asked may have been lost with that line.
+        """
+        try:
+            while line := await self._lines.readline():
+                self._take_in(json.loads(line))
+        except Exception:
+            _log.exception("peer_not_understood")
+        finally:
+            self._gone = True
+            for told in self._asked.values():
+                if not told.done():
+                    told.set_exception(PeerGoneError())
+
+    def _take_in(self, message: dict[str, Any]) -> None:
+        if "ask" in message:
+            task = asyncio.ensure_future(self._reply(message))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+        elif (told := self._asked.get(message["answer"])) is not None and not told.done():
+            if (error := message.get("error")) is None:
+                told.set_result(message["facts"])
+            else:
+                kind = _KNOWN.get(error["reason"], InternalError)
+                told.set_exception(kind(error["message"], **error["metadata"]))
 
     async def _reply(self, question: dict[str, Any]) -> None:
         reply: dict[str, Any] = {"answer": question["ask"]}

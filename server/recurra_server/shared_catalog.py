@@ -6,11 +6,12 @@ change, and then to make it.
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from recurra_server.catalog import Catalog, Prepared
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import ModelRefusedError
+from recurra_server.engine.errors import EngineError, ModelRefusedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.peer import Peer, PeerGoneError
 from recurra_server.rpc.models import ModelKey, Unloaded
@@ -31,6 +32,7 @@ class SharedCatalog:
         self._engine = engine
         self._keeper = keeper
         self._prepared: Prepared | None = None
+        self._preparing = AsyncExitStack()  # from "prepare" to "serve" or "drop"
         keeper.answer = self._answer
 
     async def load(self, name: str, version: str, digest: str) -> tuple[ServedModel, bool]:
@@ -57,14 +59,17 @@ class SharedCatalog:
         """Do what the keeper asks of every worker."""
         match what:
             case "prepare":
-                self._prepared = prepared = await self._catalog.prepare(**facts)
+                preparing = self._catalog.preparing(**facts)
+                self._prepared = prepared = await self._preparing.enter_async_context(preparing)
                 return {"version": prepared.model.version, "digest": prepared.model.digest}
             case "serve":
                 assert self._prepared is not None  # noqa: S101 - it is asked after "prepare"
                 prepared, self._prepared = self._prepared, None
-                return {"changed": (await self._catalog.serve(prepared))[1]}
+                async with self._preparing:
+                    return {"changed": (await self._catalog.serve(prepared))[1]}
             case "drop":
                 self._prepared = None
+                await self._preparing.aclose()
                 await self._catalog.tell_health(**facts)
                 return {}
             case "unload":
@@ -103,9 +108,13 @@ class Changes:
         others = [worker for worker in self.members.values() if worker is not asker]
         try:
             found = await asker.ask("prepare", name=name, version=version, digest=digest)
+        except ModelRefusedError as error:  # the others are to say, too, that this version is not served
+            await _all(others, "drop", name=name, version=error.metadata["version"])
+            raise
+        try:
             await _all(others, "prepare", name=name, **found, tried=True)
-        except ModelRefusedError as error:
-            await _all(self.members.values(), "drop", name=name, version=error.metadata["version"])
+        except EngineError:  # whatever it is: the others have it in memory, and wait
+            await _all(self.members.values(), "drop", name=name, version=found["version"])
             raise
         served = await _all(self.members.values(), "serve")
         self.left_out -= {key for key in self.left_out if key[:2] == (name, found["version"])}

@@ -17,6 +17,7 @@ import structlog
 
 from recurra_server.app import export
 from recurra_server.engine.accounts import Accounts
+from recurra_server.engine.errors import one_line, shown
 from recurra_server.peer import LONGEST_LINE, Peer
 from recurra_server.runtimes.repository import find_models
 from recurra_server.screening import log_if_refused, refuse_if, screen
@@ -151,9 +152,43 @@ class Workers:
         """Start a worker and wait until it serves.
 
         Raises:
-            StartError: It cannot.
+            StartError: It cannot; nothing is left of it.
         """
-        process = await asyncio.create_subprocess_exec(
+        process = await _spawn()
+        self._running[place] = worker = _Worker(process, Ready())
+        to_it, from_it = process.stdin, process.stdout
+        assert to_it is not None  # noqa: S101 - they are pipes
+        assert from_it is not None  # noqa: S101
+        begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.verdicts.items()))
+        to_it.write(BEGIN.dump_json(begin) + b"\n")
+        worker.ready = await _hear(process, from_it)
+        if worker.ready.error:
+            await process.wait()
+            self._forget(place)
+            raise StartError(worker.ready.error)
+        if worker.ready.metrics_port:
+            self._merged.add(place, worker.ready.metrics_port)
+        peer = Peer(from_it, to_it.write)
+        self._changes.add(place, peer)
+        worker.listening = asyncio.ensure_future(peer.listen())
+        # One that is not understood takes part in no more changes: it is to end, so that another takes its place.
+        worker.listening.add_done_callback(lambda _: to_it.close())
+        return worker
+
+    def _forget(self, place: int) -> None:
+        self._running.pop(place, None)
+        self._merged.remove(place)
+        self._changes.members.pop(place, None)
+
+
+async def _spawn() -> asyncio.subprocess.Process:
+    """A process that waits to be told how to begin.
+
+    Raises:
+        StartError: The system has no room for it.
+    """
+    try:
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "recurra_server.worker",
@@ -162,28 +197,20 @@ class Workers:
             limit=LONGEST_LINE,
             start_new_session=True,  # Ctrl-C is for us alone: a worker that is told twice hurries
         )
-        self._running[place] = worker = _Worker(process, Ready())
-        assert process.stdin is not None  # noqa: S101 - they are pipes
-        assert process.stdout is not None  # noqa: S101
-        begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.verdicts.items()))
-        process.stdin.write(BEGIN.dump_json(begin) + b"\n")
-        line = await process.stdout.readline()
-        worker.ready = READY.validate_json(line) if line else Ready(error="a worker ended before it served")
-        if worker.ready.error:
-            await process.wait()
-            self._forget(place)
-            raise StartError(worker.ready.error)
-        if worker.ready.metrics_port:
-            self._merged.add(place, worker.ready.metrics_port)
-        peer = Peer(process.stdout, process.stdin.write)
-        self._changes.add(place, peer)
-        worker.listening = asyncio.ensure_future(peer.listen())
-        return worker
+    except (OSError, RuntimeError) as error:  # no process, no file, or no thread that waits for its end
+        raise StartError(f"a worker cannot be started: {one_line(error)}") from None
 
-    def _forget(self, place: int) -> None:
-        self._running.pop(place, None)
-        self._merged.remove(place)
-        self._changes.members.pop(place, None)
+
+async def _hear(process: asyncio.subprocess.Process, lines: asyncio.StreamReader) -> Ready:
+    """What a worker says first; one that says something else is killed."""
+    line = b""
+    try:
+        line = await lines.readline()
+        return READY.validate_json(line) if line else Ready(error="a worker ended before it served")
+    except ValueError:  # it is none of these, or does not end
+        with suppress(ProcessLookupError):
+            process.kill()
+        return Ready(error=f"a worker said {shown(line.decode(errors='replace').strip())}, and not whether it serves")
 
 
 def _reserve(host: str, port: int) -> socket.socket:

@@ -1,6 +1,7 @@
 """What is served changes all at once, whoever else asks meanwhile."""
 
 import asyncio
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,3 +35,27 @@ async def test_two_who_unload_a_model_at_once_do_not_get_in_each_others_way(tmp_
     assert isinstance(second, ModelNotFoundError)
     with pytest.raises(ModelNotFoundError):
         await catalog.unload("counter", "")
+
+
+async def test_a_version_that_vanishes_while_another_is_loaded_keeps_none_from_being_seen(tmp_path: Path) -> None:
+    settings, told = Settings(models=tmp_path), asyncio.Queue[tuple[str, bool]]()
+    driver = Driver(Engine(settings.limits))
+
+    async def tell_health(name: str, serving: bool) -> None:
+        if (name, serving) == ("a/1", True):
+            shutil.rmtree(tmp_path / "b")
+        await told.put((name, serving))
+
+    models.publish(tmp_path, "b", models.counter())
+    with ThreadPoolExecutor(1) as executor:
+        catalog = Catalog(settings, driver, executor, tell_health, {})
+        await catalog.load_all()
+        for name in ("a", "b", "c"):
+            models.publish(tmp_path, name, models.counter(description="New."))
+        watching = asyncio.ensure_future(catalog.watch_forever(0))
+        seen: dict[str, bool] = {}
+        async with asyncio.timeout(30):
+            while seen.get("b/1", True) or not seen.get("c/1"):
+                name, seen[name] = await told.get()
+        watching.cancel()
+    assert [model.name for model in driver.engine.models()] == ["a", "c"]

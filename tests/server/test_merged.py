@@ -1,9 +1,12 @@
 """Metrics of several workers as those of one."""
 
+import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
-import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from recurra_server.telemetry.merged import MergedMetrics
 
@@ -68,9 +71,79 @@ def test_counts_are_added_up_and_states_are_not() -> None:
         assert samples.get(name, **labels) == value, name
 
 
-@pytest.mark.parametrize("forgotten", [True, False])
-def test_no_count_goes_back_when_a_worker_dies(forgotten: bool) -> None:
-    """Whether it is known to be gone, or does not answer yet."""
+@contextmanager
+def saying(answer: bytes, port: int) -> Iterator[None]:
+    """Something that says this to whoever connects."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+NO_METRICS = {
+    "nothing": b"",
+    "an error": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+    "a part": b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n# TYPE",
+    "no HTTP": b"nonsense\r\n\r\n",
+    "no metrics": b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nnonsense",
+    "no text": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n\xff",
+}
+
+
+def test_a_worker_that_does_not_answer_keeps_its_counts_and_nothing_else() -> None:
+    well, ill, merged = Worker(), Worker(), MergedMetrics()
+    for worker, many in ((well, 1), (ill, 10)):
+        worker.steps.labels("a").inc(many)
+        worker.sessions.set(many)
+        worker.seconds.observe(0.5)
+    with well.serving() as port:
+        merged.add(0, port)
+        with ill.serving() as other_port:
+            merged.add(1, other_port)
+            assert scrape(merged).get("sessions") == 11
+        for what, answer in NO_METRICS.items():
+            with saying(answer, other_port):
+                samples = scrape(merged)
+            told = [samples.get(name) for name in ("recurra_workers", "sessions", "step_seconds_count")]
+            assert told == [1, 1, 2], what
+            assert samples.get("steps_total", model="a") == 11, what
+
+
+def test_workers_come_and_go_while_one_is_slow_to_answer() -> None:
+    slow, other, merged = Worker(), Worker(), MergedMetrics()
+    slow.steps.labels("a").inc(10)
+    slow.sessions.set(10)
+    asked, may_answer = threading.Event(), threading.Event()
+    with slow.serving() as port, other.serving() as other_port, ThreadPoolExecutor() as pool:
+        merged.add(0, port)
+        scrape(merged)
+
+        def answer() -> float:
+            asked.set()
+            may_answer.wait()
+            return 10
+
+        for come_or_go, sessions in ((partial(merged.add, 1, other_port), 10), (partial(merged.remove, 0), 0)):
+            asked.clear()
+            may_answer.clear()
+            slow.sessions.set_function(answer)
+            scraping = pool.submit(scrape, merged)
+            asked.wait()
+            come_or_go()
+            may_answer.set()
+            samples = scraping.result()
+            assert samples.get("sessions") == sessions
+            assert samples.get("steps_total", model="a") == 10, "it is counted once"
+
+
+def test_no_count_goes_back_when_a_worker_dies() -> None:
     first, second = Worker(), Worker()
     first.steps.labels("a").inc(10)
     first.sessions.set(10)
@@ -78,8 +151,6 @@ def test_no_count_goes_back_when_a_worker_dies(forgotten: bool) -> None:
     with first.serving() as port:
         merged.add(0, port)
         scrape(merged)
-    if not forgotten:
-        assert scrape(merged).get("steps_total", model="a") == 10
     merged.remove(0)
     with second.serving() as port:
         merged.add(0, port)

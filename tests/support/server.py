@@ -19,11 +19,13 @@ class Samples:
     """What a scrape found."""
 
     def __init__(self, text: str) -> None:
-        self._values = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
+        told = [
+            ((sample.name, frozenset(sample.labels.items())), sample.value)
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-        }
+        ]
+        self._values = dict(told)
+        assert len(self._values) == len(told), "a sample is told twice"
         self.names = {name for name, _ in self._values}
 
     def labels(self) -> list[tuple[str, dict[str, str]]]:

@@ -63,9 +63,9 @@ class Engine:
 
     # --- models --------------------------------------------------------------------------
 
-    def add_model(self, model: ServedModel) -> None:
+    def add_model(self, model: ServedModel) -> ServedModel:
         """Serve a version of a model; see `Shelf.add`."""
-        self.shelf.add(model)
+        return self.shelf.add(model)
 
     def models(self) -> list[ServedModel]:
         """All served versions, by name, the newest version first."""

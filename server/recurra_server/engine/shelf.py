@@ -7,18 +7,27 @@ from recurra_server.engine.served_model import ServedModel
 
 
 class Shelf:
-    """Versions of models by name; one that is replaced or removed is retired until its last session ends."""
+    """Versions of models by name; one that is replaced or removed is retired until its last session ends.
+
+    Of all that are on it, no two have one key: what is counted is counted by key.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._retired: list[ServedModel] = []
 
-    def add(self, model: ServedModel) -> None:
-        """Serve a version; one that was served under the same name and version is retired."""
+    def add(self, model: ServedModel) -> ServedModel:
+        """Serve a version; one that was served under the same name and version is retired.
+
+        Returns:
+            What is served now: this model, or in its stead the one that has its key and still has sessions.
+        """
+        model = next((known for known in self.all() if known.key == model.key), model)
         versions = self._models.setdefault(model.name, {})
-        if model.version in versions:
-            self._retired.append(versions[model.version])
+        replaced = versions.get(model.version, model)
         versions[model.version] = model
+        self._retired = [other for other in (*self._retired, replaced) if other is not model]
+        return model
 
     def remove(self, model: ServedModel) -> None:
         """Retire a version: no session is opened on it any more, and those that are open go on until they end."""

@@ -3,35 +3,45 @@
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import TypeVar
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Exemplar, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+_log = structlog.get_logger(__name__)
 _TIMEOUT = 4.0  # seconds
+_NO_ANSWER = (OSError, HTTPException, ValueError)  # there is none, it breaks off, or it is no metrics
 _COUNTED = ("counter", "histogram")
 _LARGEST = ("_info", "_draining", "_lag_seconds", "_target_seconds", "_load_failed")
 _SMALLEST = ("process_start_time_seconds", "recurra_store_up")
 _Key = tuple[str, frozenset[tuple[str, str]]]
 _Values = dict[_Key, float]
+_Metrics = dict[str, Metric]  # by name
+_T = TypeVar("_T")
 
 
 class MergedMetrics(Collector):
     """Scrapes workers and adds up what they tell.
 
-    What a worker that has died had counted stays in the sums: a counter must not go back.
+    What a worker that has died, or does not answer, had counted stays in the sums: a counter must not go back. What it
+    had open is no longer told.
 
     Attributes:
         registry: What to serve.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # scrapes come on other threads
+        self._lock = threading.Lock()  # never held for long: scrapes come on other threads, workers on the loop's
+        self._scraping = threading.Lock()  # one after the other, lest an older one is taken for the newest
         self._ports: dict[int, int] = {}
-        self._last: dict[int, dict[str, Metric]] = {}
-        self._departed: dict[str, Metric] = {}
+        self._last: dict[int, _Metrics] = {}
+        self._departed: _Metrics = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -44,15 +54,13 @@ class MergedMetrics(Collector):
         """A worker is gone."""
         with self._lock:
             self._ports.pop(place, None)
-            last = self._last.pop(place, {})
-            counted = {name: metric for name, metric in last.items() if metric.type in _COUNTED}
-            self._departed = merge([self._departed, counted])
+            self._departed = merge([self._departed, _counted(self._last.pop(place, {}))])
 
     def unready(self) -> str:
         """Why callers should not be sent to any of the workers; nothing where they should."""
         with self._lock:
             ports = list(self._ports.values())
-        troubles = [_trouble(port) for port in ports]
+        troubles = _all_at_once(_trouble, ports)
         return "" if "" in troubles else "; ".join(sorted(set(troubles))) or "no worker runs"
 
     def describe(self) -> Iterable[Metric]:
@@ -60,23 +68,25 @@ class MergedMetrics(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Scrape all workers; one that does not answer counts with what it last told."""
-        with self._lock:
-            for place, port in self._ports.items():
-                try:
-                    self._last[place] = _scrape(port)
-                except OSError:
-                    continue
-            merged = merge([self._departed, *self._last.values()])
-        yield from merged.values()
+        """Scrape all workers; one that does not answer counts with what it had counted when it last did."""
+        with self._scraping:
+            with self._lock:
+                ports = dict(self._ports)
+            found = _all_at_once(_scrape, ports.values())
+            with self._lock:
+                for (place, port), metrics in zip(ports.items(), found, strict=True):
+                    if self._ports.get(place) == port:  # else it is gone meanwhile, and is counted with those
+                        self._last[place] = _counted(self._last.get(place, {})) if metrics is None else metrics
+                parts = [self._departed, *self._last.values()]
+        yield from merge(parts).values()
 
 
-def merge(parts: Iterable[dict[str, Metric]]) -> dict[str, Metric]:
+def merge(parts: Iterable[_Metrics]) -> _Metrics:
     """Add up metrics, by name; states and lags are the largest, start times and what is up the smallest.
 
     Of the examples of a bucket the newest stays.
     """
-    merged: dict[str, Metric] = {}
+    merged: _Metrics = {}
     values: dict[str, _Values] = {}
     exemplars: dict[_Key, Exemplar] = {}
     for part in parts:
@@ -104,13 +114,27 @@ def _together(name: str, one: float, other: float) -> float:
     return min(one, other) if name in _SMALLEST else one + other
 
 
-def _scrape(port: int) -> dict[str, Metric]:
+def _counted(metrics: _Metrics) -> _Metrics:
+    return {name: metric for name, metric in metrics.items() if metric.type in _COUNTED}
+
+
+def _all_at_once(ask: Callable[[int], _T], ports: Collection[int]) -> list[_T]:
+    """Ask all workers: several that hang take no longer than one."""
+    with ThreadPoolExecutor(max(1, len(ports))) as executor:
+        return list(executor.map(ask, ports))
+
+
+def _scrape(port: int) -> _Metrics | None:
     with_exemplars = {"Accept": "application/openmetrics-text; version=1.0.0"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=with_exemplars)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - likewise
-        text = answer.read().decode()
-    families: Iterator[Metric] = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
-    return {metric.name: metric for metric in families}
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - likewise
+            text = answer.read().decode()
+        families: Iterator[Metric] = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        return {metric.name: metric for metric in families}
+    except _NO_ANSWER as error:
+        _log.warning("worker_not_scraped", port=port, why=str(error))
+        return None
 
 
 def _trouble(port: int) -> str:
@@ -119,5 +143,5 @@ def _trouble(port: int) -> str:
             return ""
     except urllib.error.HTTPError as error:
         return error.read().decode().strip()
-    except OSError:
+    except _NO_ANSWER:
         return "a worker does not answer"

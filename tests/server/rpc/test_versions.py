@@ -38,9 +38,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(root: Path) -> Iterator[ServerProcess]:
-    """A server on it."""
-    with running_server(root) as process:
+def server(root: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """A server on it, with so many workers as the test says."""
+    with running_server(root, "--workers", getattr(request, "param", "1")) as process:
         yield process
 
 
@@ -91,7 +91,14 @@ def test_a_replaced_version_takes_new_sessions_and_keeps_the_old_ones(
                 steps = samples.get("recurra_timesteps_total", **labels)
                 assert steps == (2 if digest == before else 1)
             assert samples.get("recurra_model_info", model="sum", version="1", digest=before, latest="false") == 1
-    assert client.load_model("sum", "1").digest == after.digest, "nothing has changed since"
+            assert client.load_model("sum", "1").digest == after.digest, "nothing has changed since"
+
+            publish(root, "1")
+            assert client.load_model("sum", "1").digest == before, "back to the former files"
+            with client.session("sum") as newest:
+                assert [one.step([1.0]).tolist() for one in (old, new, newest)] == [[4.0], [6.0], [1.0]]
+                labels = {"model": "sum", "version": "1", "digest": before}
+                assert server.metrics().get("recurra_sessions", **labels) == 2
 
 
 @pytest.mark.e2e
@@ -142,6 +149,7 @@ def test_the_latest_version_is_the_one_that_sorts_last(client: BlockingClient, r
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("server", ["1", "2"], indirect=True, ids="workers={}".format)
 def test_an_unloaded_model_takes_no_sessions_and_ends_none(client: BlockingClient, server: ServerProcess) -> None:
     digest = client.model("sum").digest
     with client.session("sum") as session:
@@ -159,9 +167,17 @@ def test_an_unloaded_model_takes_no_sessions_and_ends_none(client: BlockingClien
             assert resumed.step([2.0]) == [4.0]
             assert resumed.model.digest == digest
         assert client.sessions.count("sum") == 1
-    client.load_model("sum")
-    assert health(server, "sum") == health(server, "sum/1") == SERVING
-    assert ready(server, "sum")
+
+        client.load_model("sum")
+        assert health(server, "sum") == health(server, "sum/1") == SERVING
+        assert ready(server, "sum")
+        with client.session("sum") as new, client.resume(session.id) as resumed:
+            assert [one.step([1.0]).tolist() for one in (new, resumed)] == [[1.0], [5.0]]
+            labels = {"model": "sum", "version": "1"}
+            samples = server.metrics()
+            assert samples.get("recurra_sessions", **labels) == 2, "the old one and the new one are of one model"
+            assert samples.get("recurra_timesteps_total", **labels) == 6
+            assert samples.get("recurra_model_info", **labels, latest="false") is None
 
 
 @pytest.mark.e2e

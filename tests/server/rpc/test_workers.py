@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -53,12 +54,18 @@ def test_each_connection_has_its_worker_and_metrics_are_of_all(workers: ServerPr
 
 
 def test_a_worker_that_dies_is_started_anew_and_its_counts_are_kept(workers: ServerProcess) -> None:
+    """Though the one that keeps them can open no file at first, and so start no process."""
     begin(Stubs(workers.target)).end()
     before = workers.metrics()
     victim = children(workers.pid)[0]
+    allowed = resource.prlimit(workers.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(workers.pid, resource.RLIMIT_NOFILE, (3, allowed[1]))
     os.kill(victim, signal.SIGKILL)
-    until(lambda: len(children(workers.pid)) == WORKERS and victim not in children(workers.pid), workers)
+    until_told("worker_not_started", workers)
+    assert all(begin(Stubs(workers.target)).end() == [] for _ in range(8)), "the others serve"
+    resource.prlimit(workers.pid, resource.RLIMIT_NOFILE, allowed)
     until(lambda: workers.metrics().get("recurra_workers") == WORKERS, workers)
+    assert victim not in children(workers.pid)
     after = workers.metrics()
     for name in ("recurra_steps_total", "recurra_step_seconds_count"):
         labels = {**COUNTER, "outcome": "ok"} if name.endswith("total") else COUNTER
@@ -132,10 +139,12 @@ def test_a_worker_that_begins_later_serves_what_the_others_do(tmp_path: Path) ->
         with connect(server.target) as client:
             client.unload_model("sum", "2")
         victims = children(server.pid)
-        for victim in victims:
-            os.kill(victim, signal.SIGKILL)
+        os.kill(victims[0], signal.SIGKILL)
+        Path(f"/proc/{victims[1]}/fd/1").write_text("What a library prints, for example.\n")  # where it is to answer
+        until_told("worker_died", server, times=2)
         until(lambda: server.metrics().get("recurra_workers") == 2, server)
-        until(lambda: not set(victims) & set(children(server.pid)), server)
+        assert not set(victims) & set(children(server.pid))
+        assert "peer_not_understood" in server.output
         with asking(server) as clients:
             assert {client.model("sum").version for client in clients} == {"1"}
             assert clients[0].load_model("sum").version == "2"
@@ -178,18 +187,25 @@ def test_a_call_cannot_drain_one_of_many(workers: ServerProcess) -> None:
         Stubs(workers.target).sessions.DrainSessions(sessions_pb2.DrainSessionsRequest())
 
 
-@pytest.mark.parametrize("what", ["port", "models"])
-def test_why_the_workers_cannot_start_is_said_in_one_line(repository: Path, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("what", ["port", "models", "said"])
+def test_why_the_workers_cannot_start_is_said_in_one_line(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1]) if what == "port" else "0"
-        folder = repository if what == "port" else tmp_path
+        folder = tmp_path if what == "models" else repository
+        if what == "said":
+            printing = 'import sys\nif "recurra_server.worker" in sys.orig_argv:\n    print("hello", flush=True)\n'
+            (tmp_path / "sitecustomize.py").write_text(printing)
+            monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
         recurra = Path(sys.executable).with_name("recurra")
         command = [str(recurra), "serve", "--models", str(folder), "--port", port, "--metrics-port", "0"]
         run = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 1
-    assert re.fullmatch(r"recurra: .*(choose --port|choose --models)\n", run.stderr), run.stderr
+    why = {"port": "choose --port", "models": "choose --models", "said": "said 'hello', and not whether it serves"}
+    assert re.fullmatch(rf"recurra: .*{why[what]}\n", run.stderr), run.stderr
 
 
 def test_metrics_can_be_left_out(repository: Path) -> None:
@@ -225,6 +241,13 @@ def until(happened: Callable[[], bool], server: ServerProcess) -> None:
         if happened():
             return
     raise AssertionError(f"it did not happen:\n{server.output}")
+
+
+def until_told(what: str, server: ServerProcess, *, times: int = 1) -> None:
+    """Wait until a server has logged something."""
+    while server.output.count(what) < times:
+        assert server.new_output.wait(30), server.output
+        server.new_output.clear()
 
 
 def listening(pid: int) -> list[int]:
