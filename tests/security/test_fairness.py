@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,10 @@ def test_steps_per_second_are_kept_over_a_second() -> None:
         account.spend(1, 100.0)
     assert refusal.value.retry_after == pytest.approx(0.5)
     account.spend(1, 100.51)
+    with pytest.raises(CapacityError) as refusal:
+        account.spend(601, 200.0)
+    assert refusal.value.retry_after is None, "it would never be taken"
+    account.spend(600, 200.0)
 
 
 async def test_the_turnstile_lets_a_few_in_each_turn_where_there_are_several() -> None:
@@ -169,12 +174,32 @@ def test_steps_are_bounded_for_each(alice: Stubs, bob: Stubs, attack: Attack) ->
 def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None:
     stream = Stream(bob)
     session_id = stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
-    for _ in range(150):
+    began = time.monotonic()
+    for _ in range(110):
         stream.send(session_id=session_id, inputs=[tensor([1.0])])
     answers = stream.end()
-    assert [answer.result.step for answer in answers] == list(range(1, 151))
+    assert time.monotonic() - began > 1.1, "50 at once, and 50 a second"
+    assert [answer.result.step for answer in answers] == list(range(1, 111))
     bob.sessions.CloseSession(CloseSessionRequest(session_id=session_id))
     attack("gRPC", "more steps a second than one's own bound, on a stream", "it is read more slowly")
+
+
+def test_a_new_stream_for_each_message_is_slowed_down_as_well(bounded: ServerProcess, attack: Attack) -> None:
+    stubs = Stubs(bounded.target, token=TOKENS["olga"])
+    session_id, began = opened(stubs), time.monotonic()
+    for _ in range(2):
+        stream = Stream(stubs)
+        stream.ask(session_id=session_id, inputs=[tensor(np.ones((55, 1)))])
+        stream.call.cancel()
+    at_once = [Stream(stubs) for _ in range(3)]
+    for stream in at_once:
+        stream.send(session_id=session_id, inputs=[tensor(np.ones((25, 1)))])
+    for stream in at_once:
+        stream.read()
+        stream.call.cancel()
+    assert time.monotonic() - began > 2.1, "50 steps at once, and 50 a second; the last 25 are not paid yet"
+    stubs.channel.close()
+    attack("gRPC", "more steps a second than one's own bound, each on a stream of its own", "they are read more slowly")
 
 
 def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer, repository: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recurra_server.engine.sessions import Session
 
 _BURST = 1.0  # seconds: who was quiet may be ahead by so much
+_LARGEST_CALL = 60.0  # seconds for which one call may use up the steps per second
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +81,37 @@ class Account:
             what = f"your sessions remember {self.state_bytes:,} bytes, and may {quota.state_bytes:,}"
             raise _full(what, "identity_state_bytes", quota.state_bytes)
 
+    def debt(self, now: float) -> float:
+        """Seconds for which it has to pause before the next steps, to keep to its steps per second."""
+        return 0.0 if self.quota.steps_per_second is None else max(0.0, self._paid_until - now)
+
     def charge(self, steps: int, now: float) -> float:
         """Note that so many time steps are to be run.
 
         Returns:
-            Seconds for which it has to pause then, to keep to its steps per second.
+            Its debt then.
         """
         rate = self.quota.steps_per_second
-        if rate is None:
-            return 0.0
-        self._paid_until = max(self._paid_until, now - _BURST) + steps / rate
-        return max(0.0, self._paid_until - now)
+        if rate is not None:
+            self._paid_until = max(self._paid_until, now - _BURST) + steps / rate
+        return self.debt(now)
 
     def spend(self, steps: int, now: float) -> None:
         """As `charge`, for who cannot be made to pause.
 
         Raises:
-            CapacityError: It has to pause first; nothing was noted.
+            CapacityError: It has to pause first, or it is too much for one call; nothing was noted.
         """
         rate = self.quota.steps_per_second
-        if rate is not None and self._paid_until > now:
-            raise CapacityError(
-                f"you may run {rate:g} steps a second, and are ahead of that",
-                retry_after=self._paid_until - now,
-                bound="identity_steps_per_second",
-                limit=rate,
-            )
+        if rate is None:
+            return
+        bound = "identity_steps_per_second"
+        if debt := self.debt(now):
+            what = f"you may run {rate:g} steps a second, and are ahead of that"
+            raise CapacityError(what, retry_after=debt, bound=bound, limit=rate)
+        if steps > rate * _LARGEST_CALL:
+            what = f"{steps:,} steps in one call are more than you may run in {_LARGEST_CALL:g} seconds; send fewer"
+            raise CapacityError(what, bound=bound, limit=rate)
         self.charge(steps, now)
 
 
