@@ -202,12 +202,14 @@ class Driver:
         Raises:
             StepGapError: It is not applied here: another server applied it, and was gone before it was durable.
             SessionMovedError: It is applied on another server, which has the session now.
+            StoreUnavailableError: It is one of the two, and without the store nobody knows which.
             Exception: As `at_rest` and `Checkpoints.saved`.
         """
         try:
             await self.at_rest(session, lambda: session.check_applied(step))
-        except StepGapError as gap:
-            if session.durable is not None and session.durable.doubts(gap, self.clock()):
+        except StepGapError:
+            if session.durable is not None:
+                session.durable.make_sure(self.clock())
                 await self.saved(session)
             raise
 

@@ -23,7 +23,7 @@ STEPS_BETWEEN = 300  # of all sessions
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    models.publish(root, "counter", models.counter())
+    models.publish(root, "counter", models.counter(feedback={"output": "y", "input": "x"}))
     return root
 
 
@@ -132,3 +132,21 @@ async def test_a_session_whose_steps_are_nowhere_any_more_is_told_by_one_clear_e
         for _ in range(2):
             with pytest.raises(SessionLostError, match="back at step 1"):
                 await session.step([1])
+
+
+@pytest.mark.e2e
+async def test_a_session_that_was_stepped_and_then_generated_from_goes_on(repository: Path, tmp_path: Path) -> None:
+    """The steps of a generation have no numbers."""
+    async with (
+        replicas(repository, tmp_path, 1) as them,
+        Client(them.target(0)) as client,
+        client.session("counter", session_id="a") as session,
+    ):
+        await session.step([1])
+        assert [one.output.item() async for one in client.generate(session, [[2]], max_steps=2)] == [3, 6]
+        copy = await client.sessions.import_(await client.sessions.export("a"))
+        await them.replace(0, kill=True)
+        assert await session.step([10]) == 16
+        assert session.last.step == 4
+        async with client.resume(copy.session_id) as again:
+            assert await again.step([20]) == 26

@@ -148,9 +148,14 @@ class Blocks:
     def _advance(self, block: Block, now: float) -> None:
         """The states of the rows that have not failed are kept: number them, and keep the replies to retries."""
         count, errors = block.count, block.errors
+        names = () if block.choice is None else block.choice.names
         for row, session in enumerate(block.sessions):
             if row not in errors:
                 session.applied += count
+                session.last_reply = None  # as in `Singles`: that of the last step, or none
+                if block.numbered:
+                    outputs = tuple(bytes(block.row(data, row)) for data in block.outputs)
+                    session.last_reply = KeptReply(session.applied - count + 1, count, outputs, names)
                 if session.durable is not None:
                     session.durable.changed(now)
         block.last_numbers = [session.applied for session in block.sessions]
@@ -158,12 +163,6 @@ class Blocks:
             block.last_numbers[row] = 0
             for data in block.outputs:
                 block.row(data, row)[:] = bytes(len(data) // len(block))
-        if block.numbered:
-            names = () if block.choice is None else block.choice.names
-            for row, session in enumerate(block.sessions):
-                if row not in errors:
-                    outputs = tuple(bytes(block.row(data, row)) for data in block.outputs)
-                    session.last_reply = KeptReply(session.applied - count + 1, count, outputs, names)
 
     def _fail_ended(self, block: Block) -> None:
         """The sessions that have ended meanwhile leave; their slots are given back."""

@@ -1,8 +1,8 @@
 """Which sessions outlive their server, and what of them has still to be put in the store.
 
-A session that does has a `Durable`. Whoever changes the session tells it; the `Ledger` of all that have changed is
-emptied batch by batch by somebody who has a store: `take` -> *somebody saves it* -> `saved`, `failed`, or the
-session is dropped, because another server has taken it over.
+A session that does has a `Durable`. Whoever changes the session tells it; the `Ledger` of all changes is emptied batch
+by batch by somebody who has a store: `take` -> *somebody saves it* -> `saved`, `failed`, or the session is dropped,
+because another server has taken it over.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from enum import Enum
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from recurra_server.engine.errors import (
-    EngineError,
-    SessionMovedError,
-    StepGapError,
-    StepNotHeldError,
-    StoreUnavailableError,
-)
+from recurra_server.engine.errors import EngineError, SessionMovedError, StoreUnavailableError
 from recurra_server.engine.ports import Checkpoint
 
 if TYPE_CHECKING:
@@ -46,15 +40,14 @@ class Durable:
         epoch: The number by which this server owns the session.
         revision: Number of the last checkpoint that was taken.
         step: The last durable step: number of steps applied in the newest checkpoint that is known to be in the store.
-        changed_at: When it changed first since the last checkpoint was taken; None where it has not.
+        change: What has changed since the last checkpoint was taken; None where nothing has.
         saving: The checkpoint that is on its way.
         heard_at: When the store answered last.
     """
 
     __slots__ = (
         "_ledger",
-        "_told",
-        "changed_at",
+        "change",
         "durability",
         "epoch",
         "heard_at",
@@ -70,11 +63,10 @@ class Durable:
         self.epoch = checkpoint.epoch
         self.revision = checkpoint.revision
         self.step = session.applied
-        self.changed_at: float | None = None
+        self.change: Change | None = None
         self.saving: Save | None = None
         self.heard_at = 0.0
         self._ledger = ledger
-        self._told: list[Told] = []
 
     @property
     def store_key(self) -> str:
@@ -89,13 +81,13 @@ class Durable:
     @property
     def is_saved(self) -> bool:
         """Whether the session is in the store as it stands."""
-        return self.changed_at is None and self.saving is None
+        return self.change is None and self.saving is None
 
     def changed(self, now: float) -> None:
         """The session is not as in its last checkpoint any more."""
-        if self.changed_at is None:
-            self.changed_at = now
-            self._ledger.changed[self] = None
+        if self.change is None:
+            self.change = Change(self, now)
+            self._ledger.changed[self.change] = None
 
     def went_back(self, now: float) -> None:
         """The session counts its steps anew: none of those is durable yet, whatever is on its way."""
@@ -106,11 +98,11 @@ class Durable:
 
     def when_saved(self, told: Told) -> None:
         """Have it told when the session is saved as it stands: at once where it is."""
-        if self.changed_at is not None:
-            self._told.append(told)
-            self._ledger.hurry(self)
+        if self.change is not None:
+            self.change.told.append(told)
+            self._ledger.hurry(self.change)
         elif self.saving is not None:
-            self.saving.told.append(told)
+            self.saving.change.told.append(told)
         else:
             told(None)
 
@@ -128,28 +120,38 @@ class Durable:
                 session_id=self.session.id,
             )
 
-    def doubts(self, error: EngineError, now: float) -> bool:
-        """Whether a step number that does not fit may mean that the session has moved: then saving it will tell.
+    def make_sure(self, now: float) -> None:
+        """Have the session saved before its caller is told of a step that does not fit; `when_saved` says how it went.
 
         A server from which a session was taken comes to know only when it saves. If callers come back to it
-        before that, it must not tell them what it expects.
+        before that, it must not tell them what it expects: they would take the session for lost.
+
+        Raises:
+            StoreUnavailableError: The store is away, so it cannot be known whose the session is.
         """
-        doubtful = isinstance(error, (StepGapError, StepNotHeldError)) and self._ledger.store_up
-        if doubtful:
-            self.changed(now)
-        return doubtful
+        if not self._ledger.store_up:
+            raise StoreUnavailableError(
+                "this does not fit the session as it is here, and whether another server took it over is not known: "
+                f"the store of checkpoints {self._ledger.trouble}; nothing was applied, so send it again",
+                retry_after=1.0,
+                session_id=self.session.id,
+            )
+        self.changed(now)
 
     def end(self, error: EngineError) -> None:
         """The session has ended: whoever waits is told so."""
-        self._ledger.forget(self)
-        waiting, self._told = self._told, []
-        if self.saving is not None:
-            waiting, self.saving.told = self.saving.told + waiting, []
+        waiting: list[Told] = []
+        for change in (None if self.saving is None else self.saving.change, self.change):
+            if change is not None:
+                self._ledger.forget(change)
+                waiting, change.told = waiting + change.told, []
         for told in waiting:
             told(error)
 
     def take(self, data: bytes) -> Save:
-        """Begin to save the session."""
+        """Begin to save the session, which has changed."""
+        change, self.change = self.change, None
+        assert change is not None  # noqa: S101 - else there is nothing to save
         self.revision += 1
         session, slots = self.session, self.session.model.slots
         checkpoint = Checkpoint(
@@ -160,17 +162,16 @@ class Durable:
             idle_timeout=float(slots.idle_timeout[session.slot]),
             snapshot=data,
         )
-        assert self.changed_at is not None  # noqa: S101 - else there is nothing to save
-        self.saving = Save(self, checkpoint, session.applied, self.changed_at, self._told)
-        self.changed_at, self._told = None, []
+        self.saving = Save(change, checkpoint, session.applied)
         return self.saving
 
     def saved(self, save: Save, now: float) -> None:
         """What was begun is in the store."""
         self.saving, self.heard_at = None, now
+        self._ledger.forget(save.change)
         if not self.session.closed:
             self.step = save.step
-        for told in save.told:
+        for told in save.change.told:
             told(None)
 
     def failed(self, save: Save, now: float) -> None:
@@ -178,16 +179,33 @@ class Durable:
         self.saving, self.heard_at = None, now
         if self.session.closed:
             return
-        if self.is_sync:
-            self._told = save.told + self._told  # they wait for as long as it takes
-        else:
-            for told in save.told:
-                told(away(self._ledger.trouble))
-        if self.changed_at is None:
-            self._ledger.changed[self] = None
-        self.changed_at = save.changed_at
-        if self._told:
-            self._ledger.hurry(self)
+        change, newer = save.change, self.change
+        waiting: list[Told] = []
+        if not self.is_sync:  # whoever waits for a SYNC session does so for as long as it takes
+            waiting, change.told = change.told, []
+        if newer is not None:
+            self._ledger.forget(newer)
+            change.told += newer.told
+        self.change = change
+        if change.told:
+            self._ledger.hurry(change)
+        for told in waiting:
+            told(away(self._ledger.trouble))
+
+
+@dataclass(slots=True, eq=False)
+class Change:
+    """What has become of a session between two of its checkpoints.
+
+    Attributes:
+        durable: Whose it is.
+        at: When it began.
+        told: Who waits until it is in the store.
+    """
+
+    durable: Durable
+    at: float
+    told: list[Told] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -195,51 +213,52 @@ class Save:
     """A checkpoint on its way to the store.
 
     Attributes:
-        durable: Whose it is.
-        checkpoint: What is saved.
+        change: What is saved by it.
+        checkpoint: The session after that.
         step: Number of steps applied in it.
-        changed_at: Since when there was something to save.
-        told: Who waits for it.
     """
 
-    durable: Durable
+    change: Change
     checkpoint: Checkpoint
     step: int
-    changed_at: float
-    told: list[Told] = field(default_factory=list)
+
+    @property
+    def durable(self) -> Durable:
+        """Whose it is."""
+        return self.change.durable
 
 
 class Ledger:
-    """All sessions that are not in the store as they stand, and those that are to be deleted there.
+    """All that is not in the store yet, and the sessions that are to be deleted there.
 
     Attributes:
-        changed: What has changed, the longest ago first.
+        changed: The changes, the oldest first: each until it is saved, also while that is under way.
         deletions: Epoch and idle timeout in seconds of each session that was closed, by its name in the store.
         trouble: How it is with the store, "the store ..."; empty while it takes what is sent.
         on_hurry: Called when somebody begins to wait for a checkpoint, or a session was closed.
     """
 
     def __init__(self) -> None:
-        self.changed: dict[Durable, None] = {}
+        self.changed: dict[Change, None] = {}
         self.deletions: dict[str, tuple[int, float]] = {}
         self.trouble = ""
         self.on_hurry: Callable[[], object] = lambda: None
-        self._hurried: dict[Durable, None] = {}
+        self._hurried: dict[Change, None] = {}
 
     @property
     def store_up(self) -> bool:
         """Whether the store took what was sent last."""
         return not self.trouble
 
-    def hurry(self, durable: Durable) -> None:
+    def hurry(self, change: Change) -> None:
         """Somebody waits for this one."""
-        self._hurried[durable] = None
+        self._hurried[change] = None
         self.on_hurry()
 
-    def forget(self, durable: Durable) -> None:
-        """Its session has ended."""
-        self.changed.pop(durable, None)
-        self._hurried.pop(durable, None)
+    def forget(self, change: Change) -> None:
+        """It is saved, or is part of another one now, or its session has ended."""
+        self.changed.pop(change, None)
+        self._hurried.pop(change, None)
 
     def delete(self, durable: Durable, idle_timeout: float) -> None:
         """Have a session deleted in the store."""
@@ -247,20 +266,20 @@ class Ledger:
         self.on_hurry()
 
     def lag(self, now: float) -> float:
-        """Seconds since the change that waits longest for its checkpoint."""
+        """Seconds since the oldest change that is not in the store."""
         oldest = next(iter(self.changed), None)
-        return 0.0 if oldest is None or oldest.changed_at is None else max(0.0, now - oldest.changed_at)
+        return 0.0 if oldest is None else max(0.0, now - oldest.at)
 
     def next_batch(
         self, encode: Callable[[Session], bytes], most: int, until: float, *, hurried_only: bool
     ) -> list[Save]:
         """Begin to save what has changed `until` then, at most so many sessions: first what somebody waits for."""
         source = chain(self._hurried, () if hurried_only else self.changed)
-        due = (durable for durable in source if durable.saving is None and (durable.changed_at or 0.0) <= until)
+        due = (change for change in source if change.durable.saving is None and change.at <= until)
         batch: list[Save] = []
-        for durable in dict.fromkeys(islice(due, most)):
-            self.forget(durable)
-            batch.append(durable.take(encode(durable.session)))
+        for change in dict.fromkeys(islice(due, most)):
+            self._hurried.pop(change, None)
+            batch.append(change.durable.take(encode(change.durable.session)))
         return batch
 
 

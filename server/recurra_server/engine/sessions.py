@@ -25,7 +25,7 @@ Action = Callable[[], None]
 
 
 class KeptReply(NamedTuple):
-    """The last numbered step's reply, for a caller who asks again.
+    """The reply to a session's last step, which was numbered, for a caller who asks again.
 
     Attributes:
         number, steps: Its first step, and how many there were.
@@ -50,7 +50,7 @@ class Session:
         applied: Number of time steps applied.
         current: What is in flight: a step, a block of steps, or None.
         waiting: Steps, and actions that need the session at rest, in order of arrival.
-        last_reply: The last numbered reply, for a retry.
+        last_reply: The last step's reply, for a retry; None where that step had no number.
         closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
         durable: What is known of its checkpoints; None where it ends with the server.
         group: Only sessions of the same group can share a model call: they agree in what the graph takes once a call.
@@ -89,8 +89,11 @@ class Session:
         """Make sure of a step that somebody knows to be applied.
 
         Raises:
+            SessionNotFoundError: The session has ended.
             StepGapError: It is not.
         """
+        if self.closed:
+            raise not_found(self.id)
         if self.applied < step:
             expected = self.applied + 1
             raise StepGapError(

@@ -35,7 +35,7 @@ class Snapshot:
         stamp: Hash of how the states are laid out.
         applied: Number of time steps applied.
         values: All that is kept of the session, one after the other.
-        last_reply: The last numbered reply, for a retry.
+        last_reply: The last step's reply, for a retry; None where that step had no number.
     """
 
     model: str

@@ -6,7 +6,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from recurra_server.engine.errors import CapacityError, EngineError
+from recurra_server.engine.errors import (
+    CapacityError,
+    EngineError,
+    StepGapError,
+    StepNotHeldError,
+    StoreUnavailableError,
+)
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.outputs import check_size
 from recurra_server.engine.scheduler import Scheduler
@@ -161,17 +167,21 @@ class Turns:
 
     def _begin(self, step: Step, now: float) -> None:
         """The session is at rest and this step is next: put it in line to be run, or answer it at once."""
-        session = step.session
+        session, durable = step.session, step.session.durable
         try:
             apply = session.admit(step)
-            if apply and session.durable is not None:
-                session.durable.check_store()
+            if apply and durable is not None:
+                durable.check_store()
         except EngineError as error:
-            step.error = error
-            apply = False
-            if session.durable is not None and session.durable.doubts(error, now):
-                self._hold(step)
-                return
+            step.error, apply = error, False
+            if durable is not None and isinstance(error, (StepGapError, StepNotHeldError)):
+                try:
+                    durable.make_sure(now)
+                except StoreUnavailableError as unsure:
+                    step.error = unsure
+                else:
+                    self._hold(step)
+                    return
         if apply:
             session.current = step
             step.slot = session.slot
@@ -188,8 +198,9 @@ class Turns:
 
         durable = session.durable
 
-        def told(_: EngineError | None) -> None:
+        def told(error: EngineError | None) -> None:
             if not session.closed:  # else it was answered then
+                step.error = error or step.error
                 self.over(step, durable.heard_at)
                 if session.current is not None:  # what waited behind it
                     self.on_ready()

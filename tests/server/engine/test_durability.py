@@ -13,6 +13,7 @@ from recurra_server.engine.errors import (
     SessionMovedError,
     SnapshotInvalidError,
     StepGapError,
+    StepNotHeldError,
     StoreUnavailableError,
 )
 from recurra_server.engine.ports import Checkpoint
@@ -154,8 +155,40 @@ def test_a_batch_has_a_bound_and_the_longest_wait_goes_first(owner: Owner) -> No
         owner.now = float(now)
         owner.ask(session, ONE)
     assert owner.engine.ledger.lag(10.0) == 10.0
-    assert [save.checkpoint.store_key for save in owner.take(most=2)] == ["0", "1"]
+    batch = owner.take(most=2)
+    assert [save.checkpoint.store_key for save in batch] == ["0", "1"]
+    assert owner.engine.ledger.lag(10.0) == 10.0, "it has not arrived"
+    for save in batch:
+        save.durable.saved(save, owner.now)
     assert owner.engine.ledger.lag(10.0) == 8.0
+
+
+def test_what_fails_keeps_its_place(owner: Owner) -> None:
+    sessions = [owner.begin(session_id=str(number)) for number in range(3)]
+    for now, session in enumerate(sessions):
+        owner.now = float(now)
+        owner.ask(session, ONE)
+    batch = owner.take(most=2)
+    owner.now = 3.0
+    for session in reversed(sessions):
+        owner.ask(session, ONE)
+    for save in batch:
+        save.durable.failed(save, owner.now)
+    assert owner.engine.ledger.lag(10.0) == 10.0
+    assert [checkpoint.store_key for checkpoint in owner.save()] == ["0", "1", "2"]
+    assert owner.engine.ledger.lag(10.0) == 0.0
+
+
+def test_what_changed_under_way_is_as_old_as_that(owner: Owner) -> None:
+    early, late = owner.begin(), owner.begin(session_id="b")
+    owner.ask(early, ONE)
+    (save,) = owner.take()
+    for now, session in ((1.0, late), (2.0, early)):
+        owner.now = now
+        owner.ask(session, ONE)
+    save.durable.saved(save, owner.now)
+    assert owner.engine.ledger.lag(10.0) == 9.0
+    assert [checkpoint.store_key for checkpoint in owner.save()] == ["b", "a"]
 
 
 def test_what_did_not_reach_the_store_is_saved_again(owner: Owner) -> None:
@@ -221,9 +254,29 @@ def test_a_gap_is_told_only_by_the_owner(owner: Owner) -> None:
     gap = owner.submit(session, ONE, number=5)
     owner.engine.let_go(session)
     assert isinstance(gap.error, SessionMovedError)
+
+
+@pytest.mark.parametrize("durability", [Durability.ASYNC, Durability.SYNC])
+@pytest.mark.parametrize("number", [1, 5], ids=["not held", "gap"])
+def test_what_the_store_cannot_confirm_is_not_told(owner: Owner, durability: Durability, number: int) -> None:
+    session = owner.begin(durability)
+    for count in (1, 2):
+        owner.submit(session, ONE, number=count)
+        owner.run()
+        owner.save()
     owner.engine.ledger.trouble = "is away"
-    gap = owner.submit(owner.begin(session_id="b"), ONE, number=5)
-    assert isinstance(gap.error, StepGapError), "nobody to ask"
+    steps = [owner.submit(session, ONE, number=number)]
+    if durability is Durability.ASYNC:
+        owner.engine.ledger.trouble = ""  # it goes away under the very save that was to tell
+        steps.append(owner.submit(session, ONE, number=number))
+        (save,) = owner.take()
+        save.durable.failed(save, 0.0)
+    assert owner.answered[2:] == steps
+    assert [type(step.error) for step in steps] == [StoreUnavailableError] * len(steps)
+    owner.engine.ledger.trouble = ""
+    again = owner.submit(session, ONE, number=number)
+    owner.save()
+    assert isinstance(again.error, StepNotHeldError if number == 1 else StepGapError)
 
 
 @pytest.mark.parametrize("durability", [Durability.ASYNC, Durability.SYNC])

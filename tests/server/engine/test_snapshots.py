@@ -21,7 +21,7 @@ from recurra_server.engine.snapshots import Snapshot
 from recurra_server.runtimes.onnx import OnnxRuntime
 
 from tests.server.engine.test_promises import TOLERANCE, sequence
-from tests.support.harness import Harness, outputs_of, whole
+from tests.support.harness import Harness, outputs_of, rows_of, whole
 
 Runtimes = dict[str, OnnxRuntime]
 ONE = np.ones((1, 1))
@@ -30,21 +30,30 @@ ONE = np.ones((1, 1))
 @settings(max_examples=60)
 @given(
     model=st.sampled_from(["counter", "lstm", "gru", "rnn"]),
-    before=st.integers(0, 5),
+    numbered=st.lists(st.booleans(), max_size=5),
     after=st.integers(1, 5),
-    numbered=st.booleans(),
+    as_block=st.booleans(),
 )
 def test_a_sequence_goes_on_in_another_server(
-    runtimes: Runtimes, model: str, before: int, after: int, numbered: bool
+    runtimes: Runtimes, model: str, numbered: list[bool], after: int, as_block: bool
 ) -> None:
+    """Whichever of its steps were numbered."""
+    before = len(numbered)
     x = sequence(model, 0, before + after)
     here, there = Harness(runtimes), Harness(runtimes)
     session = here.open(model)
-    answers = [here.ask(session, x[i : i + 1], number=(i + 1) * numbered) for i in range(before)]
+    answers = []
+    for i, has_number in enumerate(numbered):
+        if as_block:
+            block = here.submit_block([session], x[None, i : i + 1], numbered=has_number)
+            here.run()
+            answers.append(rows_of(block)[0])
+        else:
+            answers.append(here.ask(session, x[i : i + 1], number=(i + 1) * has_number))
     moved = snapshots.restore(there.engine, snapshots.take(session, 0.0), 0.0, session_id="moved")
     assert moved.applied == before
     assert moved.id == "moved"
-    if numbered and before:
+    if numbered and numbered[-1]:
         again = there.submit(moved, x[before - 1 : before], number=before)
         assert again.replayed
         np.testing.assert_array_equal(outputs_of(again), answers[-1])

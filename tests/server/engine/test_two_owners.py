@@ -7,14 +7,15 @@ import asyncio
 import itertools
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from recurra_server.engine import handover
-from recurra_server.engine.durability import Durability, Save
-from recurra_server.engine.errors import SessionMovedError, StepGapError, StepNotHeldError
+from recurra_server.engine.durability import Durability, Save, away
+from recurra_server.engine.errors import SessionMovedError, StepGapError, StepNotHeldError, StoreUnavailableError
 from recurra_server.engine.ports import Checkpoint
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -34,6 +35,11 @@ class Server:
 
     owner: Owner
     under_way: list[Save] = field(default_factory=list)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it knows that it cannot reach the store."""
+        return not self.owner.engine.ledger.store_up
 
 
 class TwoOwners:
@@ -79,7 +85,7 @@ class TwoOwners:
             assert tries < 1000, "it comes to an end"
             try:
                 value, durable = self._send(which, number)
-            except SessionMovedError:
+            except (SessionMovedError, StoreUnavailableError):
                 return  # it may try again
             except StepGapError as gap:
                 number = int(gap.metadata["expected_step"])
@@ -109,8 +115,9 @@ class TwoOwners:
     def arrive(self, which: int) -> None:
         """What a server has sent arrives and is answered."""
         server = self.servers[which]
-        batch, server.under_way = server.under_way, []
-        self._save(server, batch)
+        if not server.is_cut_off:
+            batch, server.under_way = server.under_way, []
+            self._save(server, batch)
 
     def give_up(self, which: int) -> None:
         """A server hears nothing of what it has sent, which may still arrive."""
@@ -125,6 +132,12 @@ class TwoOwners:
         if self.late:
             self.runner.run(self.store.save([self.late.pop(which % len(self.late))]))
 
+    def cut_off(self, which: int) -> None:
+        """The network to the store breaks, or is there again."""
+        self.give_up(which)
+        server = self.servers[which]
+        server.owner.engine.ledger.trouble = "" if server.is_cut_off else "cannot be reached"
+
     def crash(self, which: int) -> None:
         """A server dies and starts anew; what it has sent may still arrive."""
         self.late += [save.checkpoint for save in self.servers[which].under_way]
@@ -132,7 +145,8 @@ class TwoOwners:
 
     def take_over(self, which: int) -> None:
         """A server is asked for the session."""
-        self._session(which)
+        with suppress(StoreUnavailableError):
+            self._session(which)
 
     # --- what must hold ------------------------------------------------------------------
 
@@ -154,6 +168,8 @@ class TwoOwners:
         found = engine.find([self.id], 0.0)
         if found is not None:
             return found[0]
+        if self.servers[which].is_cut_off:
+            raise away("")
         checkpoint = self.runner.run(self.store.take_over(self.id))
         assert checkpoint is not None, "it was never closed"
         session = handover.adopt(engine, checkpoint, 0.0)
@@ -203,8 +219,16 @@ def test_a_caller_notices_nothing(runtimes: dict[str, OnnxRuntime], valkey: str,
             them = TwoOwners(runtimes, store, raw, runner, f"{durability.name}-{seed}", durability)
             chosen = random.Random(seed)
             mostly = chosen.random() ** 3  # how often the second server is met: mostly seldom
-            happen = [them.checkpoint, them.arrive, them.give_up, them.arrive_late, them.crash, them.take_over]
-            weights = [usual * chosen.choice([0, 1, 1, 2]) for usual in (12, 4, 6, 6, 1, 1)]
+            happen = [
+                them.checkpoint,
+                them.arrive,
+                them.give_up,
+                them.arrive_late,
+                them.cut_off,
+                them.crash,
+                them.take_over,
+            ]
+            weights = [usual * chosen.choice([0, 1, 1, 2]) for usual in (12, 4, 6, 6, 2, 1, 1)]
             for _ in range(STEPS):
                 which = int(chosen.random() < mostly)
                 if chosen.random() < 0.5 or not any(weights):
