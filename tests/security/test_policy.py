@@ -100,4 +100,9 @@ async def test_a_key_is_the_same_until_the_issuer_has_it_no_more(issuer: Issuer)
     issuer.publish()
     await keys.fetch()
     assert not keys.has(key), "another key with its id"
-    assert keys.has(keys.find(key_id))
+    key = keys.find(key_id)
+    assert keys.has(key)
+    issuer.jwks.write_text('{"keys": [{"kty": "of tomorrow"}]}')
+    await keys.fetch()
+    assert not keys.has(key)
+    assert keys.find(None) is None

@@ -1,14 +1,16 @@
 """The public keys of a token issuer, which change now and then (JWKS, RFC 7517)."""
 
 import asyncio
+import json
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
-from jwt import PyJWK, PyJWKSet
+from jwt import PyJWK, PyJWTError
 
 _log = structlog.get_logger(__name__)
 _TIMEOUT = 5.0
@@ -59,7 +61,7 @@ class IssuerKeys:
     async def _fetch(self) -> None:
         try:
             text = await asyncio.to_thread(_read, self.source)
-            keys = PyJWKSet.from_json(text).keys
+            keys = _keys_in(text)
         except Exception as error:  # whatever the issuer answers, and however
             _log.error("keys_not_fetched", source=self.source, why=str(error))
             return
@@ -74,6 +76,15 @@ class IssuerKeys:
 
     def _fetched(self, _: object) -> None:
         self._fetching = None
+
+
+def _keys_in(text: str) -> list[PyJWK]:
+    """The keys of a set: those of kinds that are known. There may be none, where the issuer has withdrawn all."""
+    keys = []
+    for entry in json.loads(text)["keys"]:
+        with suppress(PyJWTError):
+            keys.append(PyJWK(entry))
+    return keys
 
 
 def _read(source: str) -> str:
