@@ -19,7 +19,7 @@ from recurra.v1.inference_pb2 import (
 )
 from recurra.v1.sessions_pb2 import CloseSessionRequest, OpenSessionRequest
 from recurra_server.engine.accounts import Account, Quota
-from recurra_server.engine.errors import CapacityError
+from recurra_server.engine.errors import CapacityError, StepNotHeldError
 from recurra_server.engine.limits import Limits
 from recurra_server.rpc.turnstile import EACH, Turnstile
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -73,6 +73,39 @@ def test_steps_per_second_are_kept_over_a_second() -> None:
         account.spend(601, 200.0)
     assert refusal.value.retry_after is None, "it would never be taken"
     account.spend(600, 200.0)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["step by step", "in a block"])
+def test_replies_that_are_kept_for_retries_count_as_what_sessions_remember(
+    runtimes: dict[str, OnnxRuntime], together: bool
+) -> None:
+    harness = Harness({"counter": runtimes["counter"]}, Limits(max_piece_steps=512))
+    owner = harness.engine.accounts.of("a", Quota(state_bytes=3000))  # a session has 4, a reply to 512 steps 2,048
+    sessions = [harness.open("counter", caller=owner) for _ in range(2)]
+    rows = np.ones((2, 512, 1), np.float32)
+    if together:
+        harness.submit_block(sessions, rows, numbered=True)
+    else:
+        for session, row in zip(sessions, rows, strict=True):
+            harness.submit(session, row, number=1)
+    harness.run()
+    assert owner.state_bytes == 2 * 4 + 2048, "there was room for one of them"
+    with pytest.raises(CapacityError, match="remember 2,056 bytes"):
+        owner.check_room(1000)
+
+    assert harness.ask(sessions[0], rows[0], number=1)[-1] == 512, "answered again"
+    with pytest.raises(StepNotHeldError):
+        harness.ask(sessions[1], rows[1], number=1)
+    assert [session.applied for session in sessions] == [512, 512], "and counted once, both"
+
+    harness.engine.close(sessions[0])
+    assert owner.state_bytes == 4
+    for repeat in range(2):
+        assert harness.ask(sessions[1], rows[1], number=513)[-1] == 1024, f"there is room now ({repeat})"
+    owner.quota = Quota(state_bytes=1)
+    for repeat in range(2):
+        assert harness.ask(sessions[1], rows[1, :1], number=1025)[-1] == 1025, f"a small one always has ({repeat})"
+    assert owner.state_bytes == 4
 
 
 async def test_the_turnstile_lets_a_few_in_each_turn_where_there_are_several() -> None:

@@ -43,7 +43,7 @@ class Account:
         quota: Its bounds; they may change while it is in use.
         sessions: Its open sessions by their id.
         borrowed: Sessions that only a running call knows.
-        state_bytes: What all of these remember.
+        state_bytes: What all of these remember: their states, and the replies kept for retries that are not small.
         queued: Its steps that were accepted and are not answered yet.
     """
 
@@ -77,9 +77,13 @@ class Account:
             raise _full(
                 f"all {quota.sessions} sessions that you may have are in use", "identity_sessions", quota.sessions
             )
-        if quota.state_bytes is not None and self.state_bytes + state_bytes > quota.state_bytes:
+        if quota.state_bytes is not None and not self.has_room(state_bytes):
             what = f"your sessions remember {self.state_bytes:,} bytes, and may {quota.state_bytes:,}"
             raise _full(what, "identity_state_bytes", quota.state_bytes)
+
+    def has_room(self, state_bytes: int) -> bool:
+        """Whether its sessions may remember so much more."""
+        return self.quota.state_bytes is None or self.state_bytes + state_bytes <= self.quota.state_bytes
 
     def debt(self, now: float) -> float:
         """Seconds for which it has to pause before the next steps, to keep to its steps per second."""

@@ -250,7 +250,7 @@ class Engine:
         session.model.slots.reset(session.slot)
         session.model.slots.touch(session.slot, now)
         session.applied = 0
-        session.last_reply = None
+        session.keep(None)
         if session.durable is not None:
             session.durable.went_back(now)
 
@@ -273,7 +273,7 @@ class Engine:
             caller=session.owner,
         )
         copy.applied = session.applied
-        copy.last_reply = session.last_reply
+        copy.keep(session.last_reply)
         slots.touch(session.slot, now)
         return copy
 
