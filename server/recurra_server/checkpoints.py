@@ -29,6 +29,7 @@ _MOST_AT_ONCE = 256  # sessions in one round trip
 _PATIENCE = 5.0  # seconds that a call waits for a checkpoint
 _LOOK_SECONDS = 1.0  # between two looks at the store
 _PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure in a row
+_REMEMBERED = 300.0  # seconds for which whoever had a session that was closed cannot bring it back
 _MOST_OF_ONE = 8  # calls of one caller on their way to the store
 
 
@@ -121,7 +122,7 @@ class Checkpoints:
         ledger, owned = self._engine.ledger, None
         deletions, ledger.deletions = ledger.deletions, {}
         try:
-            await self._store.delete([(store_key, *place) for store_key, place in deletions.items()])
+            await self._store.delete([(store_key, epoch, _REMEMBERED) for store_key, epoch in deletions.items()])
             owned = await self._store.save([save.checkpoint for save in batch])
             self._heard(None)
         except StoreError as error:
@@ -185,7 +186,7 @@ class Checkpoints:
             try:
                 return handover.adopt(self._engine, replace(first, epoch=epoch), self._clock(), caller)
             except EngineError:
-                await self._ask(caller, self._store.delete, [(first.store_key, epoch, first.idle_timeout)])
+                await self._ask(caller, self._store.delete, [(first.store_key, epoch, _REMEMBERED)])
                 raise
 
     async def take_over(self, session_id: str, caller: Account | None = None) -> Session | None:

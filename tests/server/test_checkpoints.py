@@ -201,3 +201,19 @@ async def test_who_asks_for_sessions_that_are_nowhere_holds_up_neither_checkpoin
             assert await asyncio.gather(*asking) == [None] * 100
         assert asked == 100
         await store.close()
+
+
+async def test_of_a_closed_session_little_is_kept_and_only_for_minutes(writer: Writer, tmp_path: Path) -> None:
+    with running_valkey(tmp_path) as process:
+        store = ValkeyStore(process.url)
+        writer.use(store)
+        session = await writer.open("a", idle_timeout=86_400.0)
+        assert process.client.pttl("recurra:session:a") > 86_000_000
+        assert session.durable is not None
+        epoch = session.durable.epoch
+        writer.owner.engine.close(session)
+        assert await writer.checkpoints.write()
+        assert 200_000 < process.client.pttl("recurra:session:a") <= 300_000, "as long as its caller chose, before"
+        assert process.client.strlen("recurra:session:a") == 25
+        assert await store.save([Checkpoint("a", epoch, 99, 2, 60.0, b"late")]) == [False]
+        await store.close()

@@ -226,8 +226,7 @@ class Engine:
         if session.closed:
             raise not_found(session.id)
         if session.durable is not None:
-            idle_timeout = session.model.slots.idle_timeout[session.slot]
-            self.ledger.delete(session.durable, float(idle_timeout))
+            self.ledger.delete(session.durable)
         self._end(session, "closed")
 
     def let_go(self, session: Session, error: EngineError | None = None) -> None:
