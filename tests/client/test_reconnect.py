@@ -107,6 +107,26 @@ async def test_an_open_whose_answer_was_lost_opens_once(server: ServerProcess) -
         await session.close()
 
 
+async def test_a_close_that_did_not_reach_the_server_can_be_made_again(server: ServerProcess) -> None:
+    async with tcp_proxy(server.target) as proxy, Client(proxy.target, reconnect=0) as client:
+        session = await client.session("counter").open()
+        await session.step([1])
+        await proxy.stop()
+        with pytest.raises(UnavailableError):
+            await session.close()
+        await proxy.start()
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await session.close()
+                    break
+                except UnavailableError:  # until the channel connects again
+                    pass
+        with pytest.raises(SessionNotFoundError):
+            await client.sessions.get(session.id)
+        await session.close()  # no error
+
+
 async def test_a_session_that_died_with_its_server_is_told_by_one_clear_exception(
     server: ServerProcess, models_folder: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_stream_opens_no_more_sessions_than_it_may(stubs: Stubs, attack: Attac
     opened = [stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id for _ in range(3)]
     refusal = stream.ask(open=OpenSessionRequest(model="counter")).error
     assert (refusal.reason, refusal.metadata["bound"]) == ("CAPACITY", "max_sessions_per_stream")
+    assert refusal.retry_after.ToMilliseconds() == 1000
     stream.ask(session_id=opened[0], close=True)
     assert stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
     stream.end()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from recurra.v1.inference_pb2 import (
     StreamStepsRequest,
 )
 from recurra.v1.sessions_pb2 import CloseSessionRequest, OpenSessionRequest
-from recurra_server.engine.accounts import Account, Quota
+from recurra_server.engine.accounts import Account, Accounts, Quota
 from recurra_server.engine.errors import CapacityError, StepNotHeldError
 from recurra_server.engine.limits import Limits
 from recurra_server.rpc.turnstile import EACH, Turnstile
@@ -26,7 +27,7 @@ from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
 from tests.security.conftest import Attack, failure, reason_of, refused
-from tests.support.authority import TOKENS, Issuer, write_access_file
+from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.harness import Harness
 from tests.support.openinference import request
 from tests.support.server import ServerProcess, running_server
@@ -108,6 +109,18 @@ def test_replies_that_are_kept_for_retries_count_as_what_sessions_remember(
     assert owner.state_bytes == 4
 
 
+def test_who_ran_steps_is_not_forgotten_before_they_are_paid_for() -> None:
+    accounts, quota = Accounts(), Quota(steps_per_second=10)
+    accounts.of("a", quota).charge(15, 100.0)  # a second's worth at once, and half a second ahead of that
+    known = weakref.ref(accounts.of("a", quota))
+    accounts.forget_even(101.4)
+    with pytest.raises(CapacityError):
+        accounts.of("a", quota).spend(1, 100.4)
+    assert known() is not None
+    accounts.forget_even(101.5)
+    assert known() is None
+
+
 async def test_the_turnstile_lets_a_few_in_each_turn_where_there_are_several() -> None:
     turnstile, noisy, quiet = Turnstile(asyncio.get_running_loop().time), Account("noisy"), Account("quiet")
     assert all(turnstile.enter(noisy) is None for _ in range(10 * EACH)), "alone, nobody waits"
@@ -128,25 +141,36 @@ async def test_the_turnstile_lets_a_few_in_each_turn_where_there_are_several() -
 
 
 @pytest.fixture(scope="module")
-def bounded(repository: Path, tmp_path_factory: pytest.TempPathFactory, issuer: Issuer) -> Iterator[ServerProcess]:
-    """A server where everybody has bounds."""
+def bounded(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, issuer: Issuer, authority: Authority
+) -> Iterator[ServerProcess]:
+    """A server where everybody has bounds, and a certificate."""
     path = tmp_path_factory.mktemp("a") / "access.yaml"
     limits = {"sessions": 3, "state_mb": 12 / 2**20, "steps_per_second": 50}
     write_access_file(path, issuer, limits=limits)
-    with running_server(repository, "--access", str(path), "--no-metrics", ready="who may") as server:
+    flags = (*authority.flags(), "--tls-client-ca", str(authority.ca), "--access", str(path), "--no-metrics")
+    with running_server(repository, *flags, ready="who may") as server:
         yield server
 
 
 @pytest.fixture
-def alice(bounded: ServerProcess) -> Iterator[Stubs]:
-    stubs = Stubs(bounded.target, token=TOKENS["alice"])
+def alice(bounded: ServerProcess, authority: Authority) -> Iterator[Stubs]:
+    stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=TOKENS["alice"])
     yield stubs
     stubs.channel.close()
 
 
 @pytest.fixture
-def bob(bounded: ServerProcess) -> Iterator[Stubs]:
-    stubs = Stubs(bounded.target, token=TOKENS["bob"])
+def bob(bounded: ServerProcess, authority: Authority) -> Iterator[Stubs]:
+    stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=TOKENS["bob"])
+    yield stubs
+    stubs.channel.close()
+
+
+@pytest.fixture
+def gateway(bounded: ServerProcess, authority: Authority) -> Iterator[Stubs]:
+    """Is known by its certificate alone."""
+    stubs = Stubs(bounded.target, authority.client("gateway").credentials())
     yield stubs
     stubs.channel.close()
 
@@ -204,6 +228,23 @@ def test_steps_are_bounded_for_each(alice: Stubs, bob: Stubs, attack: Attack) ->
     )
 
 
+def test_steps_are_bounded_of_who_has_a_certificate_and_keeps_no_session(gateway: Stubs, attack: Attack) -> None:
+    chunk = np.ones((64, 1))
+    ways = (
+        lambda: gateway.inference.Predict(PredictRequest(model="counter", inputs=[tensor(chunk)])),
+        lambda: gateway.open_inference.ModelInfer(request(chunk)),
+    )
+    for way in ways:
+        error = failure(lambda: [way() for _ in range(20)])  # noqa: B023
+        assert reason_of(error) == "RESOURCE_EXHAUSTED CAPACITY"
+        assert bound_of(error) == "identity_steps_per_second"
+    attack(
+        "gRPC",
+        "more steps a second than one's own bound, with a certificate and no session",
+        "RESOURCE_EXHAUSTED CAPACITY, and when to return",
+    )
+
+
 def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None:
     stream = Stream(bob)
     session_id = stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
@@ -217,8 +258,10 @@ def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None
     attack("gRPC", "more steps a second than one's own bound, on a stream", "it is read more slowly")
 
 
-def test_a_new_stream_for_each_message_is_slowed_down_as_well(bounded: ServerProcess, attack: Attack) -> None:
-    stubs = Stubs(bounded.target, token=TOKENS["olga"])
+def test_a_new_stream_for_each_message_is_slowed_down_as_well(
+    bounded: ServerProcess, authority: Authority, attack: Attack
+) -> None:
+    stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=TOKENS["olga"])
     session_id, began = opened(stubs), time.monotonic()
     for _ in range(2):
         stream = Stream(stubs)

@@ -15,10 +15,10 @@ from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.ports import Checkpoint, SessionStore, StoreError
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
-from recurra_server.stores.memory import MemoryStore
 from recurra_server.stores.valkey import ValkeyStore
 
 from tests.server.engine.test_durability import Owner
+from tests.support.memory_store import MemoryStore
 from tests.support.valkey import running_valkey
 
 ONE = np.ones((1, 1))

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from recurra_server.verification import find
+from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.verification import advice, checks_of, find
 
 from tests.support import foreign, models
 from tests.support.hostile import CRASHING
@@ -62,6 +63,23 @@ def test_what_a_stream_cannot_do_is_found(tmp_path: Path, graph: str, advice: st
     done = verify(path)
     assert done.returncode == 1
     assert advice in done.stderr
+
+
+def test_what_most_callers_of_a_model_with_optional_outputs_get_is_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = models.publish(tmp_path, "watched", models.with_double(models.counter()))
+    checks = checks_of(OnnxRuntime(path))
+    assert advice(checks) == []
+    assert "without optional outputs" in [check.name for check in checks]
+    otherwise = models.counter()  # as if something else were left of the graph
+    otherwise.graph.node[2].op_type = "Sub"
+    monkeypatch.setattr("recurra_server.runtimes.onnx.without", lambda *_: otherwise.SerializeToString())
+    (said,) = advice(checks_of(OnnxRuntime(path)))
+    assert "without optional outputs differs by" in said
+    assert "do not declare them `optional`" in said
+    plain = models.publish(tmp_path, "plain", models.counter())
+    assert "without optional outputs" not in [check.name for check in checks_of(OnnxRuntime(plain))]
 
 
 def test_of_a_folder_the_good_ones_are_verified_beside_those_that_crash(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ ROWS: Final = 7
 STEPS: Final = 40
 _LONGEST_CHUNK: Final = 12
 
-About = Literal["values", "steps", "company", "future"]
+About = Literal["values", "steps", "company", "future", "outputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Check:
     """Where it is."""
     about: About = "values"
     """What would be wrong with the model: its values, how it goes on from step to step, that rows are not on their own,
-    or that it looks ahead."""
+    that it looks ahead, or that it depends on which outputs are asked for."""
     tolerance: float = 0.0
     """What is allowed."""
 
@@ -68,6 +68,7 @@ def compare(
     batches: bool = True,
     classes: int = 2,
     sequences: Sequence[Array] = (),
+    without_optional: Player | None = None,
 ) -> tuple[list[Check], dict[str, Array], Played]:
     """Run random sequences whole and alone, then in all the ways that a server may run them.
 
@@ -79,6 +80,7 @@ def compare(
         batches: Whether several rows do.
         classes: What an integer input without labels is below.
         sequences: Real inputs that take the place of some random ones, each `[T, *dims]`; for a model of one input.
+        without_optional: Runs what of the model is run where nobody asks for its optional outputs; None if that is all.
 
     Returns:
         The checks, the first being whether whole sequences are finite; the inputs; the whole sequences.
@@ -97,9 +99,10 @@ def compare(
     def check(name: str, about: About, calls: list[Call]) -> Check:
         return difference(name, whole, player.play(inputs, calls), about)
 
+    one_by_one = [Call([row], 1) for row in every for _ in range(steps)]
     checks = [
         difference("as whole sequences", whole, whole),  # is it finite?
-        check("step by step", "steps", [Call([row], 1) for row in every for _ in range(steps)]),
+        check("step by step", "steps", one_by_one),
     ]
     if chunks:
         cut = [Call([row], length) for row in every for length in cuts(steps, longest, rng)]
@@ -116,6 +119,9 @@ def compare(
     for name, x in mixed.items():
         x[:, :known] = inputs[name][:, :known]
     checks.append(difference("before another future", whole, player.play(mixed, alone), "future", steps=known))
+    if without_optional is not None:
+        asked_less = without_optional.play(inputs, one_by_one)
+        checks.append(difference("without optional outputs", whole, asked_less, "outputs"))
     return checks, inputs, whole
 
 
@@ -128,10 +134,10 @@ def difference(
     row: int | None = None,
     steps: int | None = None,
 ) -> Check:
-    """Compare outputs and states at the end; only those of `row`, or only outputs, those of the first `steps`."""
+    """Compare what outputs `other` has, and states at the end; only of `row`, or only outputs, of the first `steps`."""
     rows = slice(None) if row is None else slice(row, row + 1)
     tensors = {
-        output: (want[rows, :steps], other.outputs[output][rows, :steps]) for output, want in whole.outputs.items()
+        output: (whole.outputs[output][rows, :steps], got[rows, :steps]) for output, got in other.outputs.items()
     }
     if steps is None:
         tensors |= {state: (want[rows], other.states[state][rows]) for state, want in whole.states.items()}

@@ -102,7 +102,11 @@ class Session:
         return self
 
     async def close(self) -> None:
-        """Close the session on the server and free its memory there. No error if it is gone already."""
+        """Close the session on the server and free its memory there. No error if it is gone already.
+
+        Raises:
+            UnavailableError, DeadlineExceededError: No answer; call it again.
+        """
         await self._close(repeatable=True)
 
     async def __aenter__(self) -> Self:
@@ -276,13 +280,13 @@ class Session:
     async def _close(self, *, repeatable: bool) -> None:
         if self._delivery is None:
             return
-        delivery, self._delivery = self._delivery, None
-        await delivery.end()
+        await self._delivery.end()
         request = sessions_pb2.CloseSessionRequest(session_id=self.id)
         with contextlib.suppress(SessionNotFoundError):
             await self._connection.call(
                 self._connection.sessions.CloseSession, request, repeatable=repeatable, route=self.route
             )
+        self._delivery = None  # only now: until then it can be closed again
 
 
 async def _ready(session: sessions_pb2.Session) -> sessions_pb2.Session:

@@ -47,9 +47,11 @@ class Account:
         queued: Its steps that were accepted and are not answered yet.
     """
 
-    __slots__ = ("__weakref__", "_paid_until", "borrowed", "key", "queued", "quota", "sessions", "state_bytes")
+    __slots__ = (
+        "__weakref__", "_paid_until", "_spending", "borrowed", "key", "queued", "quota", "sessions", "state_bytes",
+    )  # fmt: skip
 
-    def __init__(self, key: str = "", quota: Quota = Quota()) -> None:
+    def __init__(self, key: str = "", quota: Quota = Quota(), spending: set[Account] | None = None) -> None:
         self.key = key
         self.quota = quota
         self.sessions: dict[str, Session] = {}
@@ -57,6 +59,7 @@ class Account:
         self.state_bytes = 0
         self.queued = 0
         self._paid_until = 0.0
+        self._spending = set() if spending is None else spending
 
     def store_key(self, session_id: str) -> str:
         """The name of one of its sessions in the store: no other account has it ("/" cannot be in an id)."""
@@ -77,9 +80,18 @@ class Account:
             raise _full(
                 f"all {quota.sessions} sessions that you may have are in use", "identity_sessions", quota.sessions
             )
-        if quota.state_bytes is not None and not self.has_room(state_bytes):
-            what = f"your sessions remember {self.state_bytes:,} bytes, and may {quota.state_bytes:,}"
-            raise _full(what, "identity_state_bytes", quota.state_bytes)
+        self.check_memory(state_bytes)
+
+    def check_memory(self, state_bytes: int) -> None:
+        """Whether its sessions may remember so much more.
+
+        Raises:
+            CapacityError: They may not.
+        """
+        most = self.quota.state_bytes
+        if most is not None and not self.has_room(state_bytes):
+            what = f"your sessions remember {self.state_bytes:,} bytes, and may {most:,}"
+            raise _full(what, "identity_state_bytes", most)
 
     def has_room(self, state_bytes: int) -> bool:
         """Whether its sessions may remember so much more."""
@@ -98,6 +110,7 @@ class Account:
         rate = self.quota.steps_per_second
         if rate is not None:
             self._paid_until = max(self._paid_until, now - _BURST) + steps / rate
+            self._spending.add(self)
         return self.debt(now)
 
     def spend(self, steps: int, now: float) -> None:
@@ -118,9 +131,13 @@ class Account:
             raise CapacityError(what, bound=bound, limit=rate)
         self.charge(steps, now)
 
+    def is_even(self, now: float) -> bool:
+        """Whether its steps are paid for, so that a new account would be no better."""
+        return self._paid_until <= now - _BURST
+
 
 class Accounts:
-    """The accounts of those who have sessions, or are known otherwise; the rest is forgotten.
+    """The accounts of those who have sessions, are known otherwise, or ran steps just now; the rest is forgotten.
 
     Attributes:
         nobody: The account of callers who are not told apart.
@@ -129,14 +146,19 @@ class Accounts:
     def __init__(self) -> None:
         self.nobody = Account()
         self._known: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self._spending: set[Account] = set()  # are held here: else who comes again would have steps to spare again
 
     def of(self, key: str, quota: Quota) -> Account:
         """A caller's account, with the bounds that it has now."""
         account = self._known.get(key)
         if account is None:
-            account = self._known[key] = Account(key, quota)
+            account = self._known[key] = Account(key, quota, self._spending)
         account.quota = quota
         return account
+
+    def forget_even(self, now: float) -> None:
+        """Hold on no longer to those whose steps are paid for."""
+        self._spending.difference_update([account for account in self._spending if account.is_even(now)])
 
     def sessions(self) -> Iterator[Session]:
         """The open sessions of all callers."""

@@ -113,10 +113,27 @@ class Engine:
             model, now, session_id, idle_timeout, skip_admission=skip_admission, caller=caller
         )
         session = model.open(session_id, timeout, now, initial_states, owner)
-        owner.sessions[session_id] = session
-        self._count += 1
-        self._tombstones.forget(owner.store_key(session_id))
-        self.opened[model.key] += 1
+        self._begin(session)
+        return session
+
+    def begin_anew(self, before: Session, model: ServedModel, now: float) -> Session:
+        """Begin a session in the place of one at rest: with its id and for its owner, at the initial states.
+
+        There are no more sessions than before: so neither load nor draining refuses it.
+
+        Raises:
+            SessionNotFoundError: The one before has ended.
+            InputNameError, CapacityError: It cannot be on this model, or its owner may not have what more it remembers;
+                the one before is open as it was.
+        """
+        if before.closed:
+            raise not_found(before.id)
+        more = model.signature.state_bytes - before.model.signature.state_bytes
+        if more > 0:
+            before.owner.check_memory(more)
+        session = model.open(before.id, self.limits.default_idle_timeout, now, None, before.owner)
+        self.close(before)
+        self._begin(session)
         return session
 
     def check_open(
@@ -277,7 +294,7 @@ class Engine:
         return copy
 
     def expire(self, now: float) -> int:
-        """End the sessions whose time is up and forget old tombstones.
+        """End the sessions whose time is up; forget old tombstones, and who ran steps but is even again.
 
         Returns:
             How many sessions were ended.
@@ -291,6 +308,7 @@ class Engine:
         for session in due:
             self._expire(session)
         self._tombstones.forget_old(now)
+        self.accounts.forget_even(now)
         return len(due)
 
     def is_id(self, text: str) -> bool:
@@ -298,6 +316,14 @@ class Engine:
         return _SESSION_ID.fullmatch(text) is not None
 
     # --- inside --------------------------------------------------------------------------
+
+    def _begin(self, session: Session) -> None:
+        """From now on the session is found."""
+        assert session.id is not None  # noqa: S101 - what only one call knows is not to be found
+        session.owner.sessions[session.id] = session
+        self._count += 1
+        self._tombstones.forget(session.owner.store_key(session.id))
+        self.opened[session.model.key] += 1
 
     def _new_id(self, wanted: str, now: float, owner: Account) -> str:
         if not wanted:

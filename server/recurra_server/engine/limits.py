@@ -12,7 +12,7 @@ class Limits:
     max_queue: int = 10_000
     """Steps and chunks of one model accepted and not yet answered."""
     max_queue_per_session: int = 256
-    """Steps and chunks of one session accepted and not yet answered."""
+    """Steps and operations of one session that wait behind the one in flight."""
     max_chunk_steps: int = 4096
     """Steps in one chunk."""
     max_answer_mb: int = 64

@@ -161,7 +161,7 @@ class Turns:
             session.waiting = deque()
         limit = self._limits.max_queue_per_session
         if len(session.waiting) >= limit:
-            what = f"steps of session {session.id!r} wait already; read their replies first"
+            what = f"steps and operations of session {session.id!r} wait already; read their replies first"
             raise _too_many(what, "max_queue_per_session", limit)
         return session.waiting
 

@@ -24,6 +24,7 @@ from recurra_server.tracecontext import TRACE
 
 _Request = inference_pb2.StepBatchRequest
 _Response = inference_pb2.StepBatchResponse
+_FOUND_AT_ONCE = 16
 
 
 async def step_batch(driver: Driver, request: _Request, deadline: float, caller: Account | None) -> _Response:
@@ -75,13 +76,7 @@ async def step_batch(driver: Driver, request: _Request, deadline: float, caller:
 async def _step_by_step(
     driver: Driver, request: _Request, now: float, deadline: float, caller: Account | None
 ) -> _Response:
-    failed: dict[int, EngineError] = {}
-    sessions: dict[int, Session] = {}
-    for row, session_id in enumerate(request.session_ids):
-        try:
-            sessions[row] = await driver.find(session_id, caller)
-        except EngineError as error:
-            failed[row] = error
+    sessions, failed = await _find(driver, request.session_ids, caller)
     rows = len(request.session_ids)
     models = {session.model for session in sessions.values()}
     if len(models) > 1:
@@ -117,6 +112,38 @@ async def _step_by_step(
     await waiter.wait(len(steps), submit)
     failed.update({row: step.error for row, step in steps.items() if step.error is not None})
     return _respond_steps(specs, rows, steps, failed, chunk_steps=count if is_chunk else None)
+
+
+async def _find(
+    driver: Driver, session_ids: Sequence[str], caller: Account | None
+) -> tuple[dict[int, Session], dict[int, EngineError]]:
+    """The sessions by their rows, in this order; and why there is none for the other rows.
+
+    After a server's death all may have to be taken over from the store: several at a time, lest a message waits for as
+    many round trips as it has rows, and not all at once, lest others wait behind them.
+    """
+    found: dict[int, Session] = {}
+    failed: dict[int, EngineError] = {}
+    absent: list[int] = []
+    now = driver.clock()
+    for row, session_id in enumerate(session_ids):
+        try:
+            found[row] = driver.engine.session(session_id, now, caller)
+        except EngineError:
+            absent.append(row)
+    left = iter(absent)
+
+    async def find_absent() -> None:
+        for row in left:  # whichever is next: all that run this share them
+            try:
+                found[row] = await driver.find(session_ids[row], caller)
+            except EngineError as error:
+                failed[row] = error
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in absent[:_FOUND_AT_ONCE]:
+            tasks.create_task(find_absent())
+    return {row: found[row] for row in sorted(found)}, failed
 
 
 class _Gather:

@@ -110,6 +110,7 @@ class StepStream(Stream):
         if len(self._opened) >= self._most_sessions:
             raise CapacityError(
                 f"all {self._most_sessions} sessions that one stream may open are in use; close some, or use another",
+                retry_after=1.0,
                 bound="max_sessions_per_stream",
                 limit=self._most_sessions,
             )

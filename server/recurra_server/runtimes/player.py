@@ -11,18 +11,26 @@ from recurra_server.runtimes.probe import check_shapes
 
 
 class RuntimePlayer:
-    """A `Player` of a model; a session's own constants are random where the signature gives no value."""
+    """A `Player` of a model.
 
-    def __init__(self, runtime: OnnxRuntime, rng: np.random.Generator) -> None:
+    Args:
+        runtime: The model.
+        seed: Of a session's own constants, which are random where the signature gives no value.
+        in_full: Whether optional outputs are asked for; where not, what is run is the graph without them.
+    """
+
+    def __init__(self, runtime: OnnxRuntime, seed: int, *, in_full: bool = True) -> None:
         self._runtime = runtime
-        self._seed = int(rng.integers(2**32))
+        self._seed = seed
+        self._in_full = in_full
+        self._outputs = runtime.signature.outputs_of(in_full=in_full)
 
     def play(self, inputs: Mapping[str, Array], calls: Iterable[Call]) -> Played:
         """See `recurra_verification.Player`."""
         signature = self._runtime.signature
         rows, steps = next(iter(inputs.values())).shape[:2]
         kept = {kept.name: self._begin(kept, rows) for kept in signature.kept}
-        outputs = {spec.name: np.full((rows, steps, *spec.dims), np.nan) for spec in signature.outputs}
+        outputs = {spec.name: np.full((rows, steps, *spec.dims), np.nan) for spec in self._outputs}
         for constant in signature.own_constants:
             if constant.batch_axis is None:  # only sessions of equal values share a call
                 kept[constant.name][:] = kept[constant.name][0]
@@ -33,7 +41,7 @@ class RuntimePlayer:
                 for name, x in inputs.items()
             }
             answers = self._run(cut, kept, call)
-            for spec, answer in zip(signature.outputs, answers, strict=True):
+            for spec, answer in zip(self._outputs, answers, strict=True):
                 for index, row in enumerate(call.rows):
                     outputs[spec.name][row, at[row] : at[row] + call.steps] = answer[index]
             at[call.rows] += call.steps
@@ -67,9 +75,10 @@ class RuntimePlayer:
             graph = np.empty(constant.graph_shape(batch), constant.np_dtype)
             constant.rows(graph, batch)[...] = kept[constant.name][rows]
             tensors.append(graph)
-        results = self._runtime.run([*tensors, *(constant.filled(batch) for constant in signature.fixed_constants)])
-        check_shapes(signature, results, batch, call.steps)
-        outputs, states = results[: len(signature.outputs)], results[len(signature.outputs) :]
+        tensors += [constant.filled(batch) for constant in signature.fixed_constants]
+        results = self._runtime.run(tensors, in_full=self._in_full)
+        check_shapes(signature, results, batch, call.steps, in_full=self._in_full)
+        outputs, states = results[: len(self._outputs)], results[len(self._outputs) :]
         for state, tensor in zip(signature.states, states, strict=True):
             kept[state.input_name][rows] = state.rows(tensor)
-        return [spec.rows(tensor) for spec, tensor in zip(signature.outputs, outputs, strict=True)]
+        return [spec.rows(tensor) for spec, tensor in zip(self._outputs, outputs, strict=True)]

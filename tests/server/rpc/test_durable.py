@@ -27,6 +27,7 @@ from recurra.v1.sessions_pb2 import (
     RewindSessionRequest,
 )
 
+from tests.support.openinference import request as infer_request
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, array_of, error_info, tensor
 
@@ -112,6 +113,13 @@ def test_an_ephemeral_session_stays_where_it_is(here: Stubs, there: Stubs) -> No
     session_id = opened(here, durability=DURABILITY_EPHEMERAL)
     assert step(here, session_id, number=1).durable_step == 0
     assert reason_of(step, there, session_id, 1.0, 2)[0] == "SESSION_NOT_FOUND"
+
+
+def test_a_sequence_of_the_open_inference_protocol_is_ephemeral(here: Stubs, there: Stubs) -> None:
+    here.open_inference.ModelInfer(infer_request([[1.0]], sequence=7, start=True))
+    session = here.sessions.GetSession(GetSessionRequest(session_id="counter:7")).session
+    assert session.durability == DURABILITY_EPHEMERAL
+    assert reason_of(there.open_inference.ModelInfer, infer_request([[1.0]], sequence=7))[0] == "SESSION_NOT_FOUND"
 
 
 def test_without_a_store_there_is_nothing_durable(stubs: Stubs) -> None:

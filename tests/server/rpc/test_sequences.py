@@ -4,13 +4,14 @@ import asyncio
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recurra_server.driver import Driver
-from recurra_server.engine.accounts import Account
+from recurra_server.engine.accounts import Account, Quota
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import EngineError
 from recurra_server.engine.limits import Limits
@@ -20,6 +21,8 @@ from recurra_server.rpc.openinference.sequences import Sequences
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.tracecontext import Trace
 
+from tests.support import models
+from tests.support.harness import load
 from tests.support.openinference import request
 
 Answer = float | str
@@ -178,6 +181,65 @@ async def test_a_start_that_waits_and_is_not_waited_for_does_not_begin(runtimes:
     await server.settle()
     assert (first.answers, second.answers, third.answers) == ([(1, 1.0)], [], [(1, "SESSION_NOT_FOUND")])
     assert server.model.slots.in_use == 0
+
+
+async def test_what_waits_behind_a_start_that_is_not_waited_for_goes_to_no_other(
+    runtimes: dict[str, OnnxRuntime],
+) -> None:
+    server = Server(runtimes["counter"])
+    server.send(Ask(1, start=True, end=False, value=1))
+    server.send(Ask(1, start=True, end=False, value=5))  # behind the first
+    stays, server.caller = server.caller, Recorder()
+    server.send(Ask(1, start=True, end=False, value=7))  # behind the second
+    goes, server.caller = server.caller, stays
+    server.send(Ask(1, start=False, end=False, value=1))  # meant for the third
+    goes.go()
+    await server.settle()
+    assert (stays.answers, goes.answers) == ([(1, 1.0), (1, 5.0), (1, "SESSION_NOT_FOUND")], [])
+    assert server.model.slots.in_use == 0
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+@pytest.mark.parametrize("why", ["CAPACITY", "DRAINING"])
+async def test_a_sequence_begins_anew_where_no_other_could_be_opened(
+    runtimes: dict[str, OnnxRuntime], why: str, in_flight: bool
+) -> None:
+    server = Server(runtimes["counter"], Limits(admit_below=1e-9, max_sessions=2))  # all steps take too long
+    for k in range(20):
+        server.send(Ask(1, start=k == 0, end=False, value=1))
+    await server.settle()
+    server.driver.engine.draining = why == "DRAINING"
+    server.caller.answers.clear()
+    server.send(Ask(2, start=True, end=False, value=1))
+    if in_flight:
+        server.send(Ask(1, start=False, end=False, value=1))
+    for start in (True, False):
+        server.send(Ask(1, start=start, end=False, value=5))
+        if not in_flight:
+            await server.settle()
+    await server.settle()
+    assert server.caller.answers == [(2, why), *([(1, 21.0)] if in_flight else ()), (1, 5.0), (1, 10.0)]
+    assert server.model.slots.in_use == server.model.sessions == 1
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+async def test_a_start_that_its_caller_may_not_make_leaves_the_sequence_as_it_was(
+    runtimes: dict[str, OnnxRuntime], tmp_path: Path, in_flight: bool
+) -> None:
+    """But what waited behind the start was not meant for the sequence before."""
+    server = Server(runtimes["counter"])
+    server.send(Ask(1, start=True, end=False, value=1))
+    await server.settle()
+    larger = load(tmp_path, models.rnn(1, 8, 1))
+    server.driver.serve(ServedModel("counter", "2", "", larger.signature, larger, server.driver.engine.limits))
+    server.driver.engine.accounts.nobody.quota = Quota(state_bytes=server.model.signature.state_bytes)
+    if in_flight:
+        server.send(Ask(1, start=False, end=False, value=1))
+    server.send(Ask(1, start=True, end=False, value=1))  # on the newest version
+    server.send(Ask(1, start=False, end=False, value=1))
+    await server.settle()
+    goes_on = [(1, 2.0), (1, "CAPACITY"), (1, "SESSION_NOT_FOUND")] if in_flight else [(1, "CAPACITY"), (1, 2.0)]
+    assert server.caller.answers == [(1, 1.0), *goes_on]
 
 
 @pytest.mark.parametrize("runs", [False, True])

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from recurra_server.engine.ports import SessionStore
 from recurra_server.stores.embedded import EmbeddedValkey
-from recurra_server.stores.memory import MemoryStore
 from recurra_server.stores.valkey import ValkeyStore
 
+from tests.support.memory_store import MemoryStore
 from tests.support.valkey import running_cluster, running_sentinel
 
 

@@ -1,7 +1,7 @@
 """Sequences: which session a request belongs to, where it begins and where it ends."""
 
 from collections import deque
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,9 +38,9 @@ class _Line:
 class Sequences:
     """The sequences of all callers. A sequence is a session whose id comes from the caller's (`session_id`).
 
-    A step that begins a sequence whose id is in use ends the one before, after the steps that came before it;
-    whatever comes behind it waits with it. A sequence whose first step fails, or is not waited for, has not begun;
-    one whose last step fails has not ended.
+    A step that begins a sequence whose id is in use puts it in the place of the one before, after the steps that
+    came before it; whatever comes behind it waits with it. A sequence whose first step fails, or is not waited for,
+    has not begun; one whose last step fails has not ended.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -107,19 +107,23 @@ class Sequences:
             raise
 
     def _begin(self, name: str, inference: Inference) -> None:
-        """Begin a sequence, once the one with the same id is at rest."""
-        model, account = inference.codec.model, inference.waiter.account
-        try:
-            before = self._engine.session(name, self._driver.clock(), account)
-        except (SessionNotFoundError, SessionExpiredError):
-            pass
+        """Begin a sequence in the place of the one with the same id, once that is at rest."""
+        model, account, now = inference.codec.model, inference.waiter.account, self._driver.clock()
+        before: Session | None = None
+        with suppress(SessionNotFoundError, SessionExpiredError):
+            before = self._engine.session(name, now, account)
+        if before is not None and before.current is not None:
+            before.model.turns.at_rest(before, partial(self._release, account, name, before))
+            self._lines[account, name] = _Line(model, deque([inference]))
+            return
+        if inference.waiter.gone:  # it has not begun, and the one before has ended
+            if before is not None:
+                self._end(before)
+            return
+        if before is None:
+            session = self._engine.open(model, now, session_id=name, caller=account)
         else:
-            if before.current is not None:
-                before.model.turns.at_rest(before, partial(self._release, account, name, before))
-                self._lines[account, name] = _Line(model, deque([inference]))
-                return
-            self._engine.close(before)
-        session = self._engine.open(model, self._driver.clock(), session_id=name, caller=account)
+            session = self._engine.begin_anew(before, model, now)
         lease = ExitStack()
         lease.callback(self._end, session)
         self._submit_first(inference, session, lease)
@@ -138,21 +142,19 @@ class Sequences:
     def _release(self, account: Account | None, name: str, before: Session) -> None:
         """The sequence before is at rest, or has ended: go on with what waits behind it."""
         inferences = self._lines.pop((account, name)).inferences
-        self._end(before)
         while inferences:
             inference = inferences.popleft()
-            if inference.waiter.gone:
-                continue
             line = self._lines.get((account, name))
             try:
                 if line is not None:  # one of these begins anew in its turn
                     self._join(line, inference)
                 elif inference.start:
                     self._begin(name, inference)
-                else:
+                elif not inference.waiter.gone:
                     self._submit_next(inference, self._engine.session(name, self._driver.clock(), account))
             except Exception as error:
                 inference.fail(to_engine_error(error))
+            self._end(before)  # if nothing has begun in its place: what waits was not meant for it
 
     def _submit_first(self, inference: Inference, session: Session, lease: ExitStack) -> None:
         """Submit the step that a session was opened for.

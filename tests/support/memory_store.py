@@ -1,4 +1,4 @@
-"""Checkpoints in this process: for tests, and to see what the port asks for."""
+"""A store of checkpoints in this process, without anything to start."""
 
 import math
 import time

@@ -1,0 +1,65 @@
+"""StepBatch after a server's death: its sessions are in the store, and are taken over together."""
+
+import asyncio
+
+import numpy as np
+from recurra.v1.inference_pb2 import StepBatchRequest
+from recurra_server.checkpoints import Checkpoints
+from recurra_server.driver import Driver
+from recurra_server.engine import handover
+from recurra_server.engine.durability import Durability
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.limits import Limits
+from recurra_server.engine.ports import Checkpoint
+from recurra_server.engine.served_model import ServedModel
+from recurra_server.rpc.batches import step_batch
+from recurra_server.runtimes.onnx import OnnxRuntime
+
+from tests.support.memory_store import MemoryStore
+from tests.support.wire import array_of, tensor
+
+SESSIONS = 64
+
+
+class Meeting(MemoryStore):
+    """Gives sessions away only to several who wait for one together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = self.most = 0
+        self._together = asyncio.Barrier(8)
+
+    async def take_over(self, store_key: str) -> Checkpoint | None:
+        """Wait for the others."""
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        await self._together.wait()
+        self.waiting -= 1
+        return await super().take_over(store_key)
+
+
+def server(runtime: OnnxRuntime, store: MemoryStore) -> Driver:
+    driver = Driver(Engine(Limits()))
+    driver.serve(ServedModel("counter", "1", "", runtime.signature, runtime, driver.engine.limits))
+    driver.checkpoints = Checkpoints(driver.engine, store, interval=1.0, clock=driver.clock)
+    return driver
+
+
+async def test_sessions_that_are_in_the_store_are_taken_over_together(runtimes: dict[str, OnnxRuntime]) -> None:
+    store = Meeting()
+    before, after = server(runtimes["counter"], store), server(runtimes["counter"], store)
+    beginning = handover.beginning(before.engine, before.engine.model("counter"), 0.0, None)
+    ids = [f"s{k}" for k in range(SESSIONS)]
+    for session_id in ids:
+        assert before.checkpoints is not None
+        await before.checkpoints.open(beginning, session_id=session_id, idle_timeout=None, durability=Durability.ASYNC)
+    request = StepBatchRequest(
+        session_ids=["s0", *ids, "no id!"],
+        steps=[1, 2, *[1] * SESSIONS],
+        inputs=[tensor(np.ones((SESSIONS + 2, 1)))],
+    )
+    async with asyncio.timeout(20):
+        response = await step_batch(after, request, float("inf"), None)
+    assert [(row.row, row.error.reason) for row in response.errors] == [(SESSIONS + 1, "SESSION_NOT_FOUND")]
+    assert array_of(response.outputs[0])[:-1, 0].tolist() == [1.0, 2.0, *[1.0] * (SESSIONS - 1)]
+    assert 8 <= store.most < SESSIONS // 2, "others use the store, too"
