@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import structlog
 
@@ -23,11 +24,14 @@ from recurra_server.engine.sessions import Session
 from recurra_server.engine.standing import Standing
 
 _T = TypeVar("_T")
+_A = TypeVar("_A")
 _log = structlog.get_logger(__name__)
 _MOST_AT_ONCE = 256  # sessions in one round trip
 _PATIENCE = 5.0  # seconds that a call waits for a checkpoint
 _LOOK_SECONDS = 1.0  # between two looks at the store
 _PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure in a row
+_REMEMBERED = 300.0  # seconds for which whoever had a session that was closed cannot bring it back
+_MOST_OF_ONE = 8  # calls of one caller on their way to the store
 
 
 class Checkpoints:
@@ -54,7 +58,9 @@ class Checkpoints:
         self._writing = asyncio.Lock()
         self._failures = 0
         self._identity = ""  # of the store
-        self._busy: dict[str, asyncio.Future[None]] = {}  # names in the store that are being opened or taken over
+        # Names in the store that are being opened or taken over, and who waits for answers of the store.
+        self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._asking: WeakKeyDictionary[Account, asyncio.Semaphore] = WeakKeyDictionary()
         engine.ledger.on_hurry = self._hurried.set
 
     # --- writing -------------------------------------------------------------------------
@@ -117,7 +123,7 @@ class Checkpoints:
         ledger, owned = self._engine.ledger, None
         deletions, ledger.deletions = ledger.deletions, {}
         try:
-            await self._store.delete([(store_key, *place) for store_key, place in deletions.items()])
+            await self._store.delete([(store_key, epoch, _REMEMBERED) for store_key, epoch in deletions.items()])
             owned = await self._store.save([save.checkpoint for save in batch])
             self._heard(None)
         except StoreError as error:
@@ -173,7 +179,7 @@ class Checkpoints:
             )
             if first.store_key in self._engine.ledger.deletions:
                 await self.write(everything=False)
-            epoch = await self._ask(self._store.create(first))
+            epoch = await self._ask(caller, self._store.create, first)
             if epoch is None:
                 raise SessionExistsError(
                     f"session {session_id!r} is open already; use another id or go on with it", session_id=session_id
@@ -181,7 +187,7 @@ class Checkpoints:
             try:
                 return handover.own(self._engine, standing, replace(first, epoch=epoch), self._clock(), caller)
             except EngineError:
-                await self._ask(self._store.delete([(first.store_key, epoch, first.idle_timeout)]))
+                await self._ask(caller, self._store.delete, [(first.store_key, epoch, _REMEMBERED)])
                 raise
 
     async def take_over(self, session_id: str, caller: Account | None = None) -> Session | None:
@@ -203,7 +209,7 @@ class Checkpoints:
                 raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
             self._engine.check_room()
             (caller or self._engine.accounts.nobody).check_room(0)
-            checkpoint = await self._ask(self._store.take_over(key))
+            checkpoint = await self._ask(caller, self._store.take_over, key)
             if checkpoint is None:
                 return None
             session = handover.adopt(self._engine, checkpoint, self._clock(), caller)
@@ -255,21 +261,21 @@ class Checkpoints:
 
     @asynccontextmanager
     async def _alone(self, store_key: str) -> AsyncIterator[None]:
-        """One call at a time opens a session of a name or takes it over."""
-        while store_key in self._busy:
-            await asyncio.wait([self._busy[store_key]])
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if store_key:
-            self._busy[store_key] = done
-        try:
+        """One call at a time opens a session of a name or takes it over; without a name it is alone anyway."""
+        lock = asyncio.Lock()
+        async with self._busy.setdefault(store_key, lock) if store_key else lock:
             yield
-        finally:
-            self._busy.pop(store_key, None)
-            done.set_result(None)
 
-    async def _ask(self, answer: Awaitable[_T]) -> _T:
+    async def _ask(self, caller: Account | None, call: Callable[[_A], Awaitable[_T]], argument: _A) -> _T:
+        """Ask the store for a caller.
+
+        Where that are many calls, as of somebody who asks for sessions that are nowhere, they wait for one another:
+        neither checkpoints nor other callers have to wait behind them.
+        """
+        asking = self._asking.setdefault(caller or self._engine.accounts.nobody, asyncio.Semaphore(_MOST_OF_ONE))
         try:
-            return await answer
+            async with asking:
+                return await call(argument)
         except StoreError as error:
             self._heard(error)
             raise away(error.plain) from None

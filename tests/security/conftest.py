@@ -151,6 +151,7 @@ BOUNDS = (
     "--max-message-mb", "1", "--max-chunk-steps", "64", "--max-header-kb", "16", "--max-streams-per-connection", "20",
     "--max-sessions-per-stream", "3", "--handshake-timeout", "1", "--keepalive", "1", "--slow-reader-timeout", "1",
     "--max-connections", "60", "--max-tombstones", "1000", "--max-batch-rows", "8",
+    "--max-answer-mb", "4",
 )  # fmt: skip
 
 

@@ -3,11 +3,19 @@
 import grpc
 import numpy as np
 import pytest
-from recurra.v1.inference_pb2 import StepRequest, StreamStepsRequest
+from recurra.v1.inference_pb2 import (
+    PredictRequest,
+    StepBatchRequest,
+    StepBatchResponse,
+    StepRequest,
+    StreamStepsRequest,
+    StreamStepsResponse,
+)
 from recurra.v1.sessions_pb2 import OpenSessionRequest
 from recurra.v1.tensor_pb2 import DATA_TYPE_FLOAT32, Tensor
 
 from tests.security.conftest import MIB, Attack, failure, memory, refused, wait_until
+from tests.support.openinference import request
 from tests.support.server import ServerProcess
 from tests.support.wire import Stream, Stubs, error_info, tensor
 
@@ -44,6 +52,37 @@ def test_a_tensor_that_lies_is_refused_before_memory_is_spent(
     assert len(error.details()) < 1000
     assert memory(bounded) - before < 16 * MIB
     attack("gRPC", f"a tensor with {tried}", "INVALID_ARGUMENT")
+
+
+def test_an_answer_that_would_be_too_large_is_refused_before_memory_is_spent(
+    bounded: ServerProcess, stubs: Stubs, attack: Attack
+) -> None:
+    session_id = stubs.sessions.OpenSession(OpenSessionRequest(model="wide")).session.session_id
+    stream = Stream(stubs)
+
+    def batch(steps: int) -> StepBatchResponse:
+        """One row that is there, and seven that are not."""
+        ids = [session_id, *(f"absent-{row}" for row in range(7))]
+        return stubs.inference.StepBatch(StepBatchRequest(session_ids=ids, inputs=[tensor(np.ones((8, steps, 1)))]))
+
+    def streamed(steps: int) -> StreamStepsResponse:
+        return stream.ask(session_id=session_id, inputs=[tensor(np.ones((steps, 1)))])
+
+    chunk = [tensor(np.ones((64, 1)))]  # answered with 80,000 bytes each
+    before = memory(bounded)
+    for call in (
+        lambda: batch(64),
+        lambda: stubs.inference.Step(StepRequest(session_id=session_id, inputs=chunk)),
+        lambda: stubs.inference.Predict(PredictRequest(model="wide", inputs=chunk, last_only=True)),
+        lambda: stubs.open_inference.ModelInfer(request(np.ones((64, 1)), model="wide")),
+    ):
+        assert refused(call) == "INVALID_ARGUMENT INVALID_REQUEST"
+    assert streamed(64).error.reason == "INVALID_REQUEST"
+    assert memory(bounded) - before < 4 * MIB
+    assert len(streamed(32).result.outputs[0].data) == 32 * 80_000
+    assert len(batch(6).outputs[0].data) == 8 * 6 * 80_000
+    stream.end()
+    attack("gRPC", "few bytes that ask for an answer over --max-answer-mb, of sessions or of none", "INVALID_ARGUMENT")
 
 
 def test_a_stream_opens_no_more_sessions_than_it_may(stubs: Stubs, attack: Attack) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from recurra.v1.sessions_pb2 import (
 from recurra_server.checkpoints import Checkpoints
 from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account, Accounts, Quota
-from recurra_server.engine.errors import CapacityError
+from recurra_server.engine.errors import CapacityError, StepNotHeldError
 from recurra_server.engine.limits import Limits
 from recurra_server.rpc.sessions import open_session
 from recurra_server.rpc.turnstile import EACH, Turnstile
@@ -80,6 +81,43 @@ def test_steps_per_second_are_kept_over_a_second() -> None:
         account.spend(1, 100.0)
     assert refusal.value.retry_after == pytest.approx(0.5)
     account.spend(1, 100.51)
+    with pytest.raises(CapacityError) as refusal:
+        account.spend(601, 200.0)
+    assert refusal.value.retry_after is None, "it would never be taken"
+    account.spend(600, 200.0)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["step by step", "in a block"])
+def test_replies_that_are_kept_for_retries_count_as_what_sessions_remember(
+    runtimes: dict[str, OnnxRuntime], together: bool
+) -> None:
+    harness = Harness({"counter": runtimes["counter"]}, Limits(max_piece_steps=512))
+    owner = harness.engine.accounts.of("a", Quota(state_bytes=3000))  # a session has 4, a reply to 512 steps 2,048
+    sessions = [harness.open("counter", caller=owner) for _ in range(2)]
+    rows = np.ones((2, 512, 1), np.float32)
+    if together:
+        harness.submit_block(sessions, rows, numbered=True)
+    else:
+        for session, row in zip(sessions, rows, strict=True):
+            harness.submit(session, row, number=1)
+    harness.run()
+    assert owner.state_bytes == 2 * 4 + 2048, "there was room for one of them"
+    with pytest.raises(CapacityError, match="remember 2,056 bytes"):
+        owner.check_room(1000)
+
+    assert harness.ask(sessions[0], rows[0], number=1)[-1] == 512, "answered again"
+    with pytest.raises(StepNotHeldError):
+        harness.ask(sessions[1], rows[1], number=1)
+    assert [session.applied for session in sessions] == [512, 512], "and counted once, both"
+
+    harness.engine.close(sessions[0])
+    assert owner.state_bytes == 4
+    for repeat in range(2):
+        assert harness.ask(sessions[1], rows[1], number=513)[-1] == 1024, f"there is room now ({repeat})"
+    owner.quota = Quota(state_bytes=1)
+    for repeat in range(2):
+        assert harness.ask(sessions[1], rows[1, :1], number=1025)[-1] == 1025, f"a small one always has ({repeat})"
+    assert owner.state_bytes == 4
 
 
 def test_who_ran_steps_is_not_forgotten_before_they_are_paid_for() -> None:
@@ -221,12 +259,34 @@ def test_steps_are_bounded_of_who_has_a_certificate_and_keeps_no_session(gateway
 def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None:
     stream = Stream(bob)
     session_id = stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
-    for _ in range(150):
+    began = time.monotonic()
+    for _ in range(110):
         stream.send(session_id=session_id, inputs=[tensor([1.0])])
     answers = stream.end()
-    assert [answer.result.step for answer in answers] == list(range(1, 151))
+    assert time.monotonic() - began > 1.1, "50 at once, and 50 a second"
+    assert [answer.result.step for answer in answers] == list(range(1, 111))
     bob.sessions.CloseSession(CloseSessionRequest(session_id=session_id))
     attack("gRPC", "more steps a second than one's own bound, on a stream", "it is read more slowly")
+
+
+def test_a_new_stream_for_each_message_is_slowed_down_as_well(
+    bounded: ServerProcess, authority: Authority, attack: Attack
+) -> None:
+    stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=TOKENS["olga"])
+    session_id, began = opened(stubs), time.monotonic()
+    for _ in range(2):
+        stream = Stream(stubs)
+        stream.ask(session_id=session_id, inputs=[tensor(np.ones((55, 1)))])
+        stream.call.cancel()
+    at_once = [Stream(stubs) for _ in range(3)]
+    for stream in at_once:
+        stream.send(session_id=session_id, inputs=[tensor(np.ones((25, 1)))])
+    for stream in at_once:
+        stream.read()
+        stream.call.cancel()
+    assert time.monotonic() - began > 2.1, "50 steps at once, and 50 a second; the last 25 are not paid yet"
+    stubs.channel.close()
+    attack("gRPC", "more steps a second than one's own bound, each on a stream of its own", "they are read more slowly")
 
 
 def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer, repository: Path) -> None:

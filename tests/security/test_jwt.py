@@ -13,10 +13,10 @@ import jwt
 from recurra.v1.inference_pb2 import StreamStepsRequest
 from recurra.v1.sessions_pb2 import OpenSessionRequest
 
-from tests.security.conftest import Attack, Caller, ask, ask_with, outcome, refused
+from tests.security.conftest import Attack, Caller, ask, outcome, refused
 from tests.support.authority import Issuer, write_access_file
 from tests.support.server import running_server
-from tests.support.wire import tensor
+from tests.support.wire import Stream, Stubs, tensor
 
 
 def test_a_token_of_the_issuer_is_taken(caller: Caller, issuer: Issuer) -> None:
@@ -75,16 +75,23 @@ def test_a_new_key_of_the_issuer_is_known_at_once_and_the_old_one_no_more(
     issuer, access_file = Issuer(tmp_path / "issuer"), tmp_path / "access.yaml"
     write_access_file(access_file, issuer)
     with running_server(repository, "--access", str(access_file), "--no-metrics", ready="who may") as server:
-        signed_before = issuer.token("not shown yet")
-        assert ask_with(server, issuer.token()) == 2
+        shown, not_shown = issuer.token("shown", lives=1e8), issuer.token("not shown yet", lives=1e8)
+        stubs = Stubs(server.target, token=shown)
+        assert ask(stubs) == 2
+        stream = Stream(stubs)
+        assert stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
         issuer.rotate()  # within ten seconds of the first look, so the next is due later
         deadline = time.monotonic() + 60
         while (came_back := outcome(server, issuer.token())) != "ok":
             assert came_back == "UNAUTHENTICATED"
             assert time.monotonic() < deadline
         assert outcome(server, issuer.token("another")) == "ok"
-        assert outcome(server, signed_before) == "UNAUTHENTICATED"
-        attack("gRPC", "a JWT signed with a key that its issuer has withdrawn", "UNAUTHENTICATED")
+        for signed_before in (shown, not_shown):
+            assert outcome(server, signed_before) == "UNAUTHENTICATED"
+        assert refused(stream.read) == "UNAUTHENTICATED"
+        stubs.channel.close()
+        attack("gRPC", "a JWT signed with a key that its issuer has withdrawn, shown before or not", "UNAUTHENTICATED")
+        attack("gRPC", "a stream whose token was signed with such a key", "ended with UNAUTHENTICATED")
 
 
 def test_a_stream_ends_when_its_token_expires(caller: Caller, issuer: Issuer, attack: Attack) -> None:

@@ -87,3 +87,22 @@ async def test_keys_stay_whatever_the_issuer_answers(issuer: Issuer, answer: str
     issuer.jwks.write_text(answer)
     await keys.fetch()
     assert keys.find(None) is not None
+
+
+async def test_a_key_is_the_same_until_the_issuer_has_it_no_more(issuer: Issuer) -> None:
+    keys = IssuerKeys(str(issuer.jwks))
+    await keys.fetch()
+    key, key_id = keys.find(None), issuer.key_id
+    await keys.fetch()
+    assert keys.has(key), "a stream must not end because the keys were looked at"
+    issuer.rotate()
+    issuer.public["kid"] = key_id
+    issuer.publish()
+    await keys.fetch()
+    assert not keys.has(key), "another key with its id"
+    key = keys.find(key_id)
+    assert keys.has(key)
+    issuer.jwks.write_text('{"keys": [{"kty": "of tomorrow"}]}')
+    await keys.fetch()
+    assert not keys.has(key)
+    assert keys.find(None) is None

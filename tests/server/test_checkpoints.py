@@ -1,6 +1,9 @@
 """When checkpoints are written, whatever the store does."""
 
+import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,14 +11,16 @@ from recurra_server.checkpoints import Checkpoints
 from recurra_server.engine.accounts import Account, Quota
 from recurra_server.engine.durability import Durability
 from recurra_server.engine.errors import CapacityError, ModelNotFoundError
-from recurra_server.engine.ports import Checkpoint, StoreError
+from recurra_server.engine.ports import Checkpoint, SessionStore, StoreError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.standing import Standing
 from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.stores.valkey import ValkeyStore
 
 from tests.server.engine.test_durability import Owner
 from tests.support.memory_store import MemoryStore
+from tests.support.valkey import running_valkey
 
 ONE = np.ones((1, 1))
 
@@ -54,7 +59,11 @@ class Writer:
     def __init__(self, runtimes: dict[str, OnnxRuntime]) -> None:
         self.owner = Owner(runtimes)
         self.store = Store()
-        self.checkpoints = Checkpoints(self.owner.engine, self.store, interval=0.1, clock=lambda: self.owner.now)
+        self.use(self.store)
+
+    def use(self, store: SessionStore) -> None:
+        """Write to another store."""
+        self.checkpoints = Checkpoints(self.owner.engine, store, interval=0.1, clock=lambda: self.owner.now)
 
     async def open(
         self,
@@ -63,11 +72,12 @@ class Writer:
         *,
         version: str = "",
         caller: Account | None = None,
+        idle_timeout: float | None = None,
     ) -> Session:
         """Open one."""
         standing = Standing.beginning(self.owner.engine.model("counter", version), {})
         return await self.checkpoints.open(
-            standing, session_id=session_id, idle_timeout=None, durability=durability, caller=caller
+            standing, session_id=session_id, idle_timeout=idle_timeout, durability=durability, caller=caller
         )
 
     def step(self, session: Session) -> None:
@@ -158,7 +168,7 @@ async def test_a_session_that_its_caller_has_no_room_for_is_not_taken_from_its_o
     runtimes: dict[str, OnnxRuntime],
 ) -> None:
     there, here = Writer(runtimes), Writer(runtimes)
-    here.checkpoints = Checkpoints(here.owner.engine, there.store, interval=0.1, clock=lambda: here.owner.now)
+    here.use(there.store)
     accounts = [writer.owner.engine.accounts.of("ann", Quota(sessions=1)) for writer in (there, here)]
     owned = await there.open("a", caller=accounts[0])
     await here.open("b", caller=accounts[1])
@@ -190,3 +200,50 @@ async def test_nothing_is_left_of_a_session_whose_model_goes_while_it_is_opened(
         await writer.open("a")
     assert model.slots.in_use == 0
     assert await writer.store.take_over("a") is None
+
+
+async def test_who_asks_for_sessions_that_are_nowhere_holds_up_neither_checkpoints_nor_others(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_valkey(tmp_path) as process:
+        store = ValkeyStore(process.url, timeout=60.0)
+        answer, go_on, asked = store._client.run, asyncio.Event(), 0
+
+        async def run(keys: Sequence[bytes], command: str, arguments: Sequence[bytes]) -> list[Any]:
+            nonlocal asked
+            if b"noisy" in keys[0]:
+                asked += 1
+                await go_on.wait()
+            return await answer(keys, command, arguments)
+
+        monkeypatch.setattr(store._client, "run", run)
+        writer.use(store)
+        noisy, quiet = (writer.owner.engine.accounts.of(name, Quota()) for name in ("noisy", "quiet"))
+        async with asyncio.timeout(20):
+            session = await writer.open("a", caller=quiet)
+            asking = [asyncio.create_task(writer.checkpoints.take_over(f"nowhere-{i}", noisy)) for i in range(100)]
+            await asyncio.sleep(0)
+            writer.step(session)
+            assert await writer.checkpoints.write()
+            assert await writer.checkpoints.take_over("b", quiet) is None
+            assert asked == 8
+            go_on.set()
+            assert await asyncio.gather(*asking) == [None] * 100
+        assert asked == 100
+        await store.close()
+
+
+async def test_of_a_closed_session_little_is_kept_and_only_for_minutes(writer: Writer, tmp_path: Path) -> None:
+    with running_valkey(tmp_path) as process:
+        store = ValkeyStore(process.url)
+        writer.use(store)
+        session = await writer.open("a", idle_timeout=86_400.0)
+        assert process.client.pttl("recurra:session:a") > 86_000_000
+        assert session.durable is not None
+        epoch = session.durable.epoch
+        writer.owner.engine.close(session)
+        assert await writer.checkpoints.write()
+        assert 200_000 < process.client.pttl("recurra:session:a") <= 300_000, "as long as its caller chose, before"
+        assert process.client.strlen("recurra:session:a") == 25
+        assert await store.save([Checkpoint("a", epoch, 99, 2, 60.0, b"late")]) == [False]
+        await store.close()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recurra_server.engine.sessions import Session
 
 _BURST = 1.0  # seconds: who was quiet may be ahead by so much
+_LARGEST_CALL = 60.0  # seconds for which one call may use up the steps per second
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Account:
         quota: Its bounds; they may change while it is in use.
         sessions: Its open sessions by their id.
         borrowed: Sessions that only a running call knows.
-        state_bytes: What all of these remember.
+        state_bytes: What all of these remember: their states, and the replies kept for retries that are not small.
         queued: Its steps that were accepted and are not answered yet.
     """
 
@@ -88,37 +89,46 @@ class Account:
             CapacityError: They may not.
         """
         most = self.quota.state_bytes
-        if most is not None and self.state_bytes + state_bytes > most:
+        if most is not None and not self.has_room(state_bytes):
             what = f"your sessions remember {self.state_bytes:,} bytes, and may {most:,}"
             raise _full(what, "identity_state_bytes", most)
+
+    def has_room(self, state_bytes: int) -> bool:
+        """Whether its sessions may remember so much more."""
+        return self.quota.state_bytes is None or self.state_bytes + state_bytes <= self.quota.state_bytes
+
+    def debt(self, now: float) -> float:
+        """Seconds for which it has to pause before the next steps, to keep to its steps per second."""
+        return 0.0 if self.quota.steps_per_second is None else max(0.0, self._paid_until - now)
 
     def charge(self, steps: int, now: float) -> float:
         """Note that so many time steps are to be run.
 
         Returns:
-            Seconds for which it has to pause then, to keep to its steps per second.
+            Its debt then.
         """
         rate = self.quota.steps_per_second
-        if rate is None:
-            return 0.0
-        self._paid_until = max(self._paid_until, now - _BURST) + steps / rate
-        self._spending.add(self)
-        return max(0.0, self._paid_until - now)
+        if rate is not None:
+            self._paid_until = max(self._paid_until, now - _BURST) + steps / rate
+            self._spending.add(self)
+        return self.debt(now)
 
     def spend(self, steps: int, now: float) -> None:
         """As `charge`, for who cannot be made to pause.
 
         Raises:
-            CapacityError: It has to pause first; nothing was noted.
+            CapacityError: It has to pause first, or it is too much for one call; nothing was noted.
         """
         rate = self.quota.steps_per_second
-        if rate is not None and self._paid_until > now:
-            raise CapacityError(
-                f"you may run {rate:g} steps a second, and are ahead of that",
-                retry_after=self._paid_until - now,
-                bound="identity_steps_per_second",
-                limit=rate,
-            )
+        if rate is None:
+            return
+        bound = "identity_steps_per_second"
+        if debt := self.debt(now):
+            what = f"you may run {rate:g} steps a second, and are ahead of that"
+            raise CapacityError(what, retry_after=debt, bound=bound, limit=rate)
+        if steps > rate * _LARGEST_CALL:
+            what = f"{steps:,} steps in one call are more than you may run in {_LARGEST_CALL:g} seconds; send fewer"
+            raise CapacityError(what, bound=bound, limit=rate)
         self.charge(steps, now)
 
     def is_even(self, now: float) -> bool:

@@ -152,10 +152,11 @@ class Blocks:
         for row, session in enumerate(block.sessions):
             if row not in errors:
                 session.applied += count
-                session.last_reply = None  # as in `Singles`: that of the last step, or none
+                reply = None  # as in `Singles`: that of the last step, or none
                 if block.numbered:
                     outputs = tuple(bytes(block.row(data, row)) for data in block.outputs)
-                    session.last_reply = KeptReply(session.applied - count + 1, count, outputs, names)
+                    reply = KeptReply(session.applied - count + 1, count, outputs, names)
+                session.keep(reply)
                 if session.durable is not None:
                     session.durable.changed(now)
         block.last_numbers = [session.applied for session in block.sessions]

@@ -233,14 +233,14 @@ class Ledger:
 
     Attributes:
         changed: The changes, the oldest first: each until it is saved, also while that is under way.
-        deletions: Epoch and idle timeout in seconds of each session that was closed, by its name in the store.
+        deletions: The epoch of each session that was closed, by its name in the store.
         trouble: How it is with the store, "the store ..."; empty while it takes what is sent.
         on_hurry: Called when somebody begins to wait for a checkpoint, or a session was closed.
     """
 
     def __init__(self) -> None:
         self.changed: dict[Change, None] = {}
-        self.deletions: dict[str, tuple[int, float]] = {}
+        self.deletions: dict[str, int] = {}
         self.trouble = ""
         self.on_hurry: Callable[[], object] = lambda: None
         self._hurried: dict[Change, None] = {}
@@ -260,9 +260,9 @@ class Ledger:
         self.changed.pop(change, None)
         self._hurried.pop(change, None)
 
-    def delete(self, durable: Durable, idle_timeout: float) -> None:
+    def delete(self, durable: Durable) -> None:
         """Have a session deleted in the store."""
-        self.deletions[durable.store_key] = durable.epoch, idle_timeout
+        self.deletions[durable.store_key] = durable.epoch
         self.on_hurry()
 
     def lag(self, now: float) -> float:

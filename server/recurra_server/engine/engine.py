@@ -161,7 +161,8 @@ class Engine:
             skip_admission=skip_admission,
             caller=caller,
         )
-        session.applied, session.last_reply = standing.applied, standing.last_reply
+        session.applied = standing.applied
+        session.keep(standing.last_reply)
         return session
 
     def check_open(
@@ -272,8 +273,7 @@ class Engine:
         if session.closed:
             raise not_found(session.id)
         if session.durable is not None:
-            idle_timeout = session.model.slots.idle_timeout[session.slot]
-            self.ledger.delete(session.durable, float(idle_timeout))
+            self.ledger.delete(session.durable)
         self._end(session, "closed")
 
     def let_go(self, session: Session, error: EngineError | None = None) -> None:
@@ -296,7 +296,7 @@ class Engine:
         session.model.slots.reset(session.slot)
         session.model.slots.touch(session.slot, now)
         session.applied = 0
-        session.last_reply = None
+        session.keep(None)
         if session.durable is not None:
             session.durable.went_back(now)
 

@@ -15,6 +15,8 @@ class Limits:
     """Steps and operations of one session that wait behind the one in flight."""
     max_chunk_steps: int = 4096
     """Steps in one chunk."""
+    max_answer_mb: int = 64
+    """Outputs in one answer to several steps, in MiB."""
     max_batch_size: int = 256
     """Sessions in one model call."""
     max_batch_rows: int = 4096

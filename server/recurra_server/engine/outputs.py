@@ -28,6 +28,21 @@ class Choice:
         return tuple([outputs[place] for place in self.places])
 
 
+def check_size(specs: Sequence[TensorSpec], steps: int, most_mb: int) -> None:
+    """Whether so many steps of all sessions can be answered at once, in at most so many MiB; a single one always can.
+
+    Raises:
+        InvalidRequestError: They cannot.
+    """
+    size = steps * sum(spec.step_bytes for spec in specs)
+    if steps > 1 and size > most_mb << 20:
+        raise InvalidRequestError(
+            f"the answer to {steps} steps would be {size / 2**20:,.1f} MiB, and is at most {most_mb}: send fewer at "
+            "once, or ask for fewer outputs",
+            field="inputs",
+        )
+
+
 def choose(signature: Signature, names: Sequence[str]) -> Choice:
     """Read the names of outputs, of which there is at least one.
 

@@ -209,6 +209,7 @@ class ServedModel:
     def close(self, session: Session, error: EngineError | None = None) -> None:
         """End a session: what waits fails (with SESSION_NOT_FOUND, if not told otherwise), what runs is dropped."""
         session.closed = True
+        session.keep(None)
         session.owner.state_bytes -= self.signature.state_bytes
         if session.id is not None:
             self.sessions -= 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from recurra_server.engine.served_model import ServedModel
 
 Action = Callable[[], None]
+_SMALL_REPLY = 1024  # bytes: no more than a session takes anyway
 
 
 class KeptReply(NamedTuple):
@@ -50,13 +51,14 @@ class Session:
         applied: Number of time steps applied.
         current: What is in flight: a step, a block of steps, or None.
         waiting: Steps, and actions that need the session at rest, in order of arrival.
-        last_reply: The last step's reply, for a retry; None where that step had no number.
+        last_reply: The last step's reply, for a retry; None where that step had no number, or `keep` had no room.
         closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
         durable: What is known of its checkpoints; None where it ends with the server.
         group: Only sessions of the same group can share a model call: they agree in what the graph takes once a call.
     """
 
     __slots__ = (
+        "_reply_bytes",
         "applied",
         "closed",
         "current",
@@ -82,8 +84,23 @@ class Session:
         self.current: Step | Block | None = None
         self.waiting: deque[Step | Action] | None = None
         self.last_reply: KeptReply | None = None
+        self._reply_bytes = 0  # of it, as they count for the owner
         self.durable: Durable | None = None
         self.closed = False
+
+    def keep(self, reply: KeptReply | None) -> None:
+        """Keep the reply to the last step, in place of the one before.
+
+        It counts as what the owner's sessions remember, and is not kept where there is no room for it: the step has
+        been applied, so it cannot be refused any more. A small one is always kept.
+        """
+        size = 0 if reply is None else sum(map(len, reply.outputs))
+        counted, owner = size if size > _SMALL_REPLY else 0, self.owner
+        owner.state_bytes -= self._reply_bytes
+        if counted and not owner.has_room(counted):
+            reply, counted = None, 0
+        owner.state_bytes += counted
+        self.last_reply, self._reply_bytes = reply, counted
 
     def check_applied(self, step: int) -> None:
         """Make sure of a step that somebody knows to be applied.

@@ -170,10 +170,11 @@ class Singles:
             session.slot = step.slot
         session.applied += step.count
         step.last_number = session.applied
-        session.last_reply = None  # kept is that of the last step, and only where a number is there to ask for it by
+        reply = None  # kept is that of the last step, and only where a number is there to ask for it by
         if step.number:
             names = () if step.choice is None else step.choice.names
-            session.last_reply = KeptReply(step.number, step.count, step.outputs, names)
+            reply = KeptReply(step.number, step.count, step.outputs, names)
+        session.keep(reply)
         if session.durable is None:
             self._turns.over(step, now)
         else:

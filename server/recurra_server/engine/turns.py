@@ -14,6 +14,7 @@ from recurra_server.engine.errors import (
     StoreUnavailableError,
 )
 from recurra_server.engine.limits import Limits
+from recurra_server.engine.outputs import check_size
 from recurra_server.engine.scheduler import Scheduler
 from recurra_server.engine.sessions import Action, Session, not_found
 from recurra_server.engine.slots import SlotTable
@@ -45,11 +46,14 @@ class Turns:
 
         Raises:
             SessionNotFoundError: The session has ended.
+            InvalidRequestError: Its answer would be too large.
             CapacityError: Too many steps wait, of this session or of the model.
         """
         session = step.session
         if session.closed:
             raise not_found(session.id)
+        if step.count > 1:
+            check_size(step.specs, step.count, self._limits.max_answer_mb)
         free = self._limits.max_queue - self.depth
         if free <= 0:
             raise _too_many("steps wait already; the server cannot keep up", "max_queue", self._limits.max_queue)

@@ -13,6 +13,7 @@ from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account
 from recurra_server.engine.block import Block
 from recurra_server.engine.errors import EngineError, InvalidRequestError
+from recurra_server.engine.outputs import check_size
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.specs import TensorSpec
 from recurra_server.engine.steps import Step
@@ -50,6 +51,8 @@ async def step_batch(driver: Driver, request: _Request, deadline: float, caller:
     model = sessions[0].model
     choice = model.choose(request.outputs)
     table, count, is_chunk = decode_table(request.inputs, model.signature, rows, driver.engine.limits.max_chunk_steps)
+    specs = model.signature.default_outputs if choice is None else choice.specs
+    check_size(specs, rows * count, driver.engine.limits.max_answer_mb)
     if not (model.fits_block(count) and model.blocks.takes(sessions, numbers)):
         return await _step_by_step(driver, request, now, deadline, caller)
     sessions[0].owner.spend(rows * count, now)
@@ -67,7 +70,6 @@ async def step_batch(driver: Driver, request: _Request, deadline: float, caller:
             driver.submit_block(model, block)
 
     await waiter.wait(len(blocks), submit)
-    specs = model.signature.default_outputs if choice is None else choice.specs
     return _respond_blocks(specs, blocks, [count] if is_chunk else [])
 
 
@@ -88,7 +90,9 @@ async def _step_by_step(
     model = models.pop()
     signature, choice = model.signature, model.choose(request.outputs)
     table, count, is_chunk = decode_table(request.inputs, signature, rows, driver.engine.limits.max_chunk_steps)
-    next(iter(sessions.values())).owner.spend(len(sessions) * count, now)
+    specs = signature.default_outputs if choice is None else choice.specs
+    check_size(specs, rows * count, driver.engine.limits.max_answer_mb)
+    next(iter(sessions.values())).owner.spend(rows * count, now)
     data = list(zip(*(split_rows(data, rows) for data in table), strict=True))
     numbers = request.steps or [0] * rows
     waiter = _Gather()
@@ -107,7 +111,6 @@ async def _step_by_step(
 
     await waiter.wait(len(steps), submit)
     failed.update({row: step.error for row, step in steps.items() if step.error is not None})
-    specs = signature.default_outputs if choice is None else choice.specs
     return _respond_steps(specs, rows, steps, failed, chunk_steps=count if is_chunk else None)
 
 

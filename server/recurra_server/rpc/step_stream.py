@@ -181,7 +181,7 @@ class StepStream(Stream):
         step = Step(session, inputs, count, waiter, driver.clock(), number=request.step, choice=choice)
         driver.submit(step)
         self._unanswered_steps += count
-        self._pause = session.owner.charge(count, step.arrived)
+        session.owner.charge(count, step.arrived)
 
     def _close(self, session: Session, opened: sessions_pb2.Session | None) -> None:
         """Called by the engine once the session is at rest, or has ended."""

@@ -62,7 +62,6 @@ class Stream(ABC):
         self._window = window
         self._max_steps = max_steps
         self._unanswered = self._unanswered_steps = 0
-        self._pause = 0.0  # seconds for which the caller has to be made to wait
         self._writer = EagerWriter(context.write, self._written, self._fail)
         self._sending: object = None
         self._sending_since = 0.0
@@ -130,6 +129,12 @@ class Stream(ABC):
         read = self._context.read
         try:
             while not self._all_read and (request := await read()) is not grpc.aio.EOF:
+                if self.turnstile is not None and self.identity is not None:
+                    wait = self.turnstile.pay(self.identity.account)
+                    if wait is not None:
+                        await wait
+                        if self._all_read:  # expelled meanwhile: what was just read does not count
+                            break
                 self._unanswered += 1
                 if (rest := self._accept(request)) is not None:
                     await rest
@@ -137,9 +142,6 @@ class Stream(ABC):
                     wait = self.turnstile.enter(self.identity.account)
                     if wait is not None:
                         await wait
-                if self._pause:
-                    await asyncio.sleep(self._pause)
-                    self._pause = 0.0
                 while self._unanswered >= self._window or self._unanswered_steps > self._max_steps:
                     self._room = asyncio.get_running_loop().create_future()
                     await self._room

@@ -1,4 +1,4 @@
-"""Lets the messages of the callers in by turns, as many of each in each turn of the event loop.
+"""Lets the messages of the callers' streams in: by turns, and no faster than each may run steps.
 
 All messages are read on one thread. Where one caller floods it, a turn of the loop would be as long as there are
 streams of theirs, and everybody else's next message waits for its end. So while several callers are there, a turn
@@ -7,8 +7,9 @@ takes only so many messages of each.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from recurra_server.engine.accounts import Account
 
@@ -29,6 +30,22 @@ class Turnstile:
         self._here: set[Account] = set()  # since `_since`, and in the second before
         self._before: set[Account] = set()
         self._since = 0.0
+        self._indebted: WeakKeyDictionary[Account, asyncio.Lock] = WeakKeyDictionary()
+
+    def pay(self, account: Account) -> Awaitable[None] | None:
+        """A message of a caller has come: before it is taken in, wait for what this returns.
+
+        A debt is the caller's and not the stream's, so a new stream has to wait, too. Where many wait, they do so one
+        behind the other, each for what those before it have run.
+        """
+        line = self._indebted.get(account)
+        if not account.debt(self._clock()) and (line is None or not line.locked()):
+            return None
+        return self._pay(account)
+
+    async def _pay(self, account: Account) -> None:
+        async with self._indebted.setdefault(account, asyncio.Lock()):
+            await asyncio.sleep(account.debt(self._clock()))
 
     def enter(self, account: Account) -> "asyncio.Future[None] | None":
         """A message of a caller was taken in: before the next one of the same stream, wait for what this returns."""

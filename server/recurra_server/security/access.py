@@ -137,7 +137,8 @@ class Access:
         if self._policy.jwt is None or self._keys is None or token.count(".") != 2:
             raise _refused("it is not known")
         remembered = self._remembered.get(digest)
-        if remembered is None:
+        if remembered is None or not self._keys.has(remembered.key):
+            self._remembered.pop(digest, None)
             remembered = self._remembered[digest] = self._by_jwt(token, self._policy.jwt, self._keys)
             if len(self._remembered) > _MOST_REMEMBERED:
                 self._remembered.popitem(last=False)
@@ -192,7 +193,7 @@ class Access:
         return True
 
     def still_holds(self, identity: Identity) -> bool:
-        """Whether somebody who makes predictions would still be let in: the file may have changed since."""
+        """Whether somebody who makes predictions would still be let in: the file or the keys may have changed since."""
         if identity.expires_at <= self._clock():
             return False
         entry, policy = identity.entry, self._policy
@@ -202,7 +203,7 @@ class Access:
             case Certificate():
                 return any(Role.PREDICT in now.roles for now in policy.certificates if now.name == entry.name)
             case _:
-                return policy.jwt is not None and policy.jwt == entry
+                return policy.jwt == entry and self._keys is not None and self._keys.has(identity.key)
 
     def _by_name(self, entry: Certificate, first: str) -> Identity:
         name = first if entry.name == "*" else entry.name
@@ -237,6 +238,7 @@ class Access:
             issuer.limits,
             expires_at=float(claims["exp"]) + issuer.leeway,
             certificate=thumbprint,
+            key=key,
         )
 
     def _identity(

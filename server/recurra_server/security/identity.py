@@ -31,6 +31,7 @@ class Identity:
         account: Their sessions.
         expires_at: Until when it holds, in seconds since 1970.
         certificate: SHA-256 of the certificate that has to be shown with it; None where none has to.
+        key: The issuer's key that their token is signed with (`IssuerKeys`); None where no issuer vouches for them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Identity:
     account: Account
     expires_at: float = math.inf
     certificate: bytes | None = None
+    key: object = None
 
 
 def account_key(name: str) -> str:

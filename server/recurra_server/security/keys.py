@@ -1,14 +1,16 @@
 """The public keys of a token issuer, which change now and then (JWKS, RFC 7517)."""
 
 import asyncio
+import json
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
-from jwt import PyJWK, PyJWKSet
+from jwt import PyJWK, PyJWTError
 
 _log = structlog.get_logger(__name__)
 _TIMEOUT = 5.0
@@ -36,6 +38,10 @@ class IssuerKeys:
             return next(iter(self._keys.values()))
         return self._keys.get(key_id)
 
+    def has(self, key: object) -> bool:
+        """Whether what `find` once returned is still a key of the issuer's."""
+        return key in self._keys.values()
+
     async def look_again(self) -> None:
         """Fetch the keys, unless that has been done just now."""
         if self._fetching is not None or self._clock() - self._asked_at >= _AGAIN_AFTER:
@@ -55,14 +61,30 @@ class IssuerKeys:
     async def _fetch(self) -> None:
         try:
             text = await asyncio.to_thread(_read, self.source)
-            keys = PyJWKSet.from_json(text).keys
+            keys = _keys_in(text)
         except Exception as error:  # whatever the issuer answers, and however
             _log.error("keys_not_fetched", source=self.source, why=str(error))
             return
-        self._keys = {key.key_id: key for key in keys if key.public_key_use in (None, "sig")}
+        self._keys = {key.key_id: self._known(key) for key in keys if key.public_key_use in (None, "sig")}
+
+    def _known(self, key: PyJWK) -> PyJWK:
+        """The same key as it was found before, so that it can be told from one that only has its id."""
+        before = self._keys.get(key.key_id)
+        if before is not None and (before.algorithm_name, before.key) == (key.algorithm_name, key.key):
+            return before
+        return key
 
     def _fetched(self, _: object) -> None:
         self._fetching = None
+
+
+def _keys_in(text: str) -> list[PyJWK]:
+    """The keys of a set: those of kinds that are known. There may be none, where the issuer has withdrawn all."""
+    keys = []
+    for entry in json.loads(text)["keys"]:
+        with suppress(PyJWTError):
+            keys.append(PyJWK(entry))
+    return keys
 
 
 def _read(source: str) -> str:

@@ -303,7 +303,7 @@ def test_whoever_waits_hears_of_the_end(owner: Owner, durability: Durability) ->
 
 def test_what_is_closed_is_deleted_and_what_expires_is_left_to_the_store(owner: Owner) -> None:
     owner.engine.close(owner.begin(idle_timeout=5.0))
-    assert owner.engine.ledger.deletions == {"a": (7, 5.0)}
+    assert owner.engine.ledger.deletions == {"a": 7}
     owner.begin(session_id="b", idle_timeout=5.0)
     owner.now = 6.0
     assert owner.engine.expire(owner.now) == 1

@@ -70,7 +70,7 @@ class InferStream(Stream):
         else:
             self._unanswered_steps += inference.count
             if self.account is not None:
-                self._pause = self.account.charge(inference.count, inference.arrived)
+                self.account.charge(inference.count, inference.arrived)
 
     def answered(self, step: Inference) -> None:
         """Called by the engine: answer a request that was accepted."""
