@@ -21,6 +21,7 @@ from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import DrainingError, EngineError, SessionExistsError
 from recurra_server.engine.ports import SessionStore, StoreError
 from recurra_server.engine.sessions import Session
+from recurra_server.engine.standing import Standing
 
 _T = TypeVar("_T")
 _A = TypeVar("_A")
@@ -153,23 +154,23 @@ class Checkpoints:
 
     async def open(
         self,
-        snapshot: bytes,
+        standing: Standing,
         *,
         session_id: str,
         idle_timeout: float | None,
         durability: Durability,
         caller: Account | None = None,
     ) -> Session:
-        """Open a durable session that goes on from a snapshot; it is in the store when this returns.
+        """Open a durable session; it is in the store when this returns.
 
         Raises:
             StoreUnavailableError, SessionExistsError: The store is away, or has a session of this id.
-            Exception: As `snapshots.restore`.
+            Exception: As `Engine.open`.
         """
         async with self._alone(session_id and self._store_key(session_id, caller)):
             first = handover.first_checkpoint(
                 self._engine,
-                snapshot,
+                standing,
                 self._clock(),
                 session_id=session_id,
                 idle_timeout=idle_timeout,
@@ -184,7 +185,7 @@ class Checkpoints:
                     f"session {session_id!r} is open already; use another id or go on with it", session_id=session_id
                 )
             try:
-                return handover.adopt(self._engine, replace(first, epoch=epoch), self._clock(), caller)
+                return handover.own(self._engine, standing, replace(first, epoch=epoch), self._clock(), caller)
             except EngineError:
                 await self._ask(caller, self._store.delete, [(first.store_key, epoch, _REMEMBERED)])
                 raise

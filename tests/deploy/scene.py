@@ -161,7 +161,7 @@ class Scene:
         one = self.caller(self.one)
         held = sum(count for (target, _), count in self.open.items() if target == self.one.target)
         for _ in range(MAX_SESSIONS - held + refused):
-            await one.open("lstm")
+            await one.open("lstm", durability=sessions_pb2.DURABILITY_UNSPECIFIED)
 
 
 class Caller:

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,10 +19,19 @@ from recurra.v1.inference_pb2 import (
     StepRequest,
     StreamStepsRequest,
 )
-from recurra.v1.sessions_pb2 import CloseSessionRequest, OpenSessionRequest
+from recurra.v1.sessions_pb2 import (
+    DURABILITY_ASYNC,
+    DURABILITY_EPHEMERAL,
+    DURABILITY_SYNC,
+    CloseSessionRequest,
+    OpenSessionRequest,
+)
+from recurra_server.checkpoints import Checkpoints
+from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account, Accounts, Quota
 from recurra_server.engine.errors import CapacityError, StepNotHeldError
 from recurra_server.engine.limits import Limits
+from recurra_server.rpc.sessions import open_session
 from recurra_server.rpc.turnstile import EACH, Turnstile
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
@@ -29,6 +39,7 @@ from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 from tests.security.conftest import Attack, failure, reason_of, refused
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.harness import Harness
+from tests.support.memory_store import MemoryStore
 from tests.support.openinference import request
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, error_info, tensor
@@ -292,17 +303,24 @@ def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer
             assert refused(lambda: opened(stubs)) == "RESOURCE_EXHAUSTED CAPACITY"
 
 
-async def test_who_reads_the_metrics_sees_who_is_at_a_bound_of_their_own(runtimes: dict[str, OnnxRuntime]) -> None:
-    engine = Harness({"counter": runtimes["counter"]}).engine
+@pytest.mark.parametrize("durability", [DURABILITY_EPHEMERAL, DURABILITY_ASYNC, DURABILITY_SYNC])
+async def test_who_reads_the_metrics_sees_who_is_at_a_bound(runtimes: dict[str, OnnxRuntime], durability: Any) -> None:
+    engine = Harness({"counter": runtimes["counter"]}, Limits(max_sessions=2)).engine
+    driver = Driver(engine)
+    driver.checkpoints = Checkpoints(engine, MemoryStore(), interval=1.0, clock=driver.clock)
     small = engine.accounts.of("small", Quota(sessions=1, state_bytes=4))
-    engine.open(engine.model("counter"), 0.0, caller=small)
+    opening = OpenSessionRequest(model="counter", durability=durability)
+    await open_session(driver, opening, small)
     for small.quota in (Quota(sessions=1), Quota(state_bytes=4)):
         with pytest.raises(CapacityError):
-            engine.open(engine.model("counter"), 0.0, caller=small)
+            await open_session(driver, opening, small)
+    await open_session(driver, opening, None)
+    with pytest.raises(CapacityError):
+        await open_session(driver, opening, None)
     told = {
         sample.labels["bound"]: sample.value
         for family in ServerMetrics(engine, EdgeCounts(), {}).collect()
         for sample in family.samples
         if sample.name == "recurra_sessions_refused_total"
     }
-    assert told == {"max_sessions": 0, "latency": 0, "identity_sessions": 1, "identity_state_bytes": 1}
+    assert told == {"max_sessions": 1, "latency": 0, "identity_sessions": 1, "identity_state_bytes": 1}

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from recurra_server.checkpoints import Checkpoints
-from recurra_server.engine import handover
 from recurra_server.engine.accounts import Account, Quota
 from recurra_server.engine.durability import Durability
-from recurra_server.engine.errors import CapacityError
+from recurra_server.engine.errors import CapacityError, ModelNotFoundError
 from recurra_server.engine.ports import Checkpoint, SessionStore, StoreError
+from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
+from recurra_server.engine.standing import Standing
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.stores.valkey import ValkeyStore
 
@@ -32,7 +33,13 @@ class Store(MemoryStore):
         self.saves: list[list[str]] = []
         self.on_save: Callable[[], object] = lambda: None
         self.on_identity: Callable[[], object] = lambda: None
+        self.on_create: Callable[[], object] = lambda: None
         self.name = "one"
+
+    async def create(self, checkpoint: Checkpoint) -> int | None:
+        """Keep the first."""
+        self.on_create()
+        return await super().create(checkpoint)
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Save them."""
@@ -63,14 +70,14 @@ class Writer:
         session_id: str,
         durability: Durability = Durability.ASYNC,
         *,
+        version: str = "",
         caller: Account | None = None,
         idle_timeout: float | None = None,
     ) -> Session:
         """Open one."""
-        engine = self.owner.engine
-        beginning = handover.beginning(engine, engine.model("counter"), self.owner.now, None)
+        standing = Standing.beginning(self.owner.engine.model("counter", version), {})
         return await self.checkpoints.open(
-            beginning, session_id=session_id, idle_timeout=idle_timeout, durability=durability, caller=caller
+            standing, session_id=session_id, idle_timeout=idle_timeout, durability=durability, caller=caller
         )
 
     def step(self, session: Session) -> None:
@@ -170,6 +177,29 @@ async def test_a_session_that_its_caller_has_no_room_for_is_not_taken_from_its_o
     there.step(owned)
     assert await there.checkpoints.write()
     assert not owned.closed, "it is still its owner's"
+
+
+async def test_it_is_opened_on_the_version_that_was_asked_for(writer: Writer, runtimes: dict[str, OnnxRuntime]) -> None:
+    engine, runtime = writer.owner.engine, runtimes["counter"]
+    asked = engine.model("counter")
+    engine.add_model(ServedModel("counter", "2", asked.digest, runtime.signature, runtime, engine.limits))
+    session = await writer.open("a", version="1")
+    assert session.model is asked, "though the newer one has the same file"
+
+
+async def test_nothing_is_left_of_a_session_whose_model_goes_while_it_is_opened(writer: Writer) -> None:
+    engine = writer.owner.engine
+    model = engine.model("counter")
+
+    def go() -> None:
+        engine.shelf.remove(model)
+        assert engine.shelf.forget_retired() == [model]
+
+    writer.store.on_create = go
+    with pytest.raises(ModelNotFoundError):
+        await writer.open("a")
+    assert model.slots.in_use == 0
+    assert await writer.store.take_over("a") is None
 
 
 async def test_who_asks_for_sessions_that_are_nowhere_holds_up_neither_checkpoints_nor_others(

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from recurra_server.engine import snapshots
 from recurra_server.engine.block import Block
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
+from recurra_server.engine.standing import Standing
 from recurra_server.engine.steps import Step
 from recurra_server.runtimes.onnx import OnnxRuntime
 
@@ -80,6 +82,18 @@ class Harness:
     def open(self, model: str, **options: Any) -> Session:
         """Open a session."""
         return self.engine.open(self.engine.model(model), self.now, **options)
+
+    def fork(self, session: Session, **options: Any) -> Session:
+        """Open a copy of a session."""
+        return self.engine.go_on(Standing.take(session, self.now), self.now, caller=session.owner, **options)
+
+    def restore(self, data: bytes, **options: Any) -> Session:
+        """Open a session that goes on where a snapshot was taken.
+
+        Raises:
+            EngineError: It cannot.
+        """
+        return self.engine.go_on(snapshots.read(self.engine, data), self.now, **options)
 
     def submit(
         self,

@@ -23,6 +23,7 @@ from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import Session, not_found
 from recurra_server.engine.shelf import Shelf
+from recurra_server.engine.standing import Standing
 from recurra_server.engine.tombstones import Tombstone, Tombstones
 
 _LONGEST_ID = 128
@@ -105,8 +106,8 @@ class Engine:
             caller: Whose it is to be.
 
         Raises:
-            InputNameError, SessionIdError, SessionExistsError, InvalidRequestError, CapacityError, DrainingError:
-                Nothing was opened.
+            InputNameError, SessionIdError, SessionExistsError, InvalidRequestError, CapacityError, DrainingError,
+                ModelNotFoundError: Nothing was opened.
         """
         owner = caller or self.accounts.nobody
         session_id, timeout = self.check_open(
@@ -136,6 +137,34 @@ class Engine:
         self._begin(session)
         return session
 
+    def go_on(
+        self,
+        standing: Standing,
+        now: float,
+        *,
+        session_id: str = "",
+        idle_timeout: float | None = None,
+        skip_admission: bool = False,
+        caller: Account | None = None,
+    ) -> Session:
+        """Open a session that goes on from where another one stands, or one that has not begun.
+
+        Raises:
+            Exception: As `open`.
+        """
+        session = self.open(
+            standing.model,
+            now,
+            session_id=session_id,
+            idle_timeout=idle_timeout,
+            initial_states=standing.values,
+            skip_admission=skip_admission,
+            caller=caller,
+        )
+        session.applied = standing.applied
+        session.keep(standing.last_reply)
+        return session
+
     def check_open(
         self,
         model: ServedModel,
@@ -156,6 +185,7 @@ class Engine:
         """
         if self.draining:
             raise DrainingError("the server shuts down; open the session on another one", retry_after=1.0)
+        self.shelf.check(model)  # it may have gone since it was found
         owner = caller or self.accounts.nobody
         session_id = self._new_id(session_id, now, owner)
         timeout = self._idle_timeout(idle_timeout)
@@ -269,29 +299,6 @@ class Engine:
         session.keep(None)
         if session.durable is not None:
             session.durable.went_back(now)
-
-    def fork(self, session: Session, now: float, *, session_id: str = "") -> Session:
-        """Open a copy of a session at rest.
-
-        Raises:
-            SessionNotFoundError: It has ended.
-            Exception: As `open`.
-        """
-        if session.closed:
-            raise not_found(session.id)
-        slots = session.model.slots
-        copy = self.open(
-            session.model,
-            now,
-            session_id=session_id,
-            idle_timeout=float(slots.idle_timeout[session.slot]),
-            initial_states=slots.read(session.slot),
-            caller=session.owner,
-        )
-        copy.applied = session.applied
-        copy.keep(session.last_reply)
-        slots.touch(session.slot, now)
-        return copy
 
     def expire(self, now: float) -> int:
         """End the sessions whose time is up; forget old tombstones, and who ran steps but is even again.

@@ -1,33 +1,19 @@
 """How a session gets into the store, and from the store into the engine of whoever takes it over."""
 
-from collections.abc import Mapping
-
 from recurra_server.engine import snapshots
 from recurra_server.engine.accounts import Account
 from recurra_server.engine.durability import Durability, Durable
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SnapshotInvalidError
 from recurra_server.engine.ports import Checkpoint
-from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.snapshots import Snapshot
-
-
-def beginning(
-    engine: Engine, model: ServedModel, now: float, states: Mapping[str, Array] | None, caller: Account | None = None
-) -> bytes:
-    """Snapshot of a session that has not begun.
-
-    Raises:
-        CapacityError, InputNameError: As `Engine.open`.
-    """
-    with engine.borrow(model, now, states, caller) as session:
-        return Snapshot.of(session).encode()
+from recurra_server.engine.standing import Standing
 
 
 def first_checkpoint(
     engine: Engine,
-    snapshot: bytes,
+    standing: Standing,
     now: float,
     *,
     session_id: str,
@@ -38,30 +24,29 @@ def first_checkpoint(
     """What a new session is kept as, once it is sure that it could be opened here.
 
     Raises:
-        Exception: As `snapshots.restore`.
+        Exception: As `Engine.open`.
     """
-    known = Snapshot.decode(snapshot)
-    model = snapshots.model_of(engine, known)
-    known.values_for(model)
-    session_id, timeout = engine.check_open(model, now, session_id, idle_timeout, caller=caller)
+    session_id, timeout = engine.check_open(standing.model, now, session_id, idle_timeout, caller=caller)
     owner = caller or engine.accounts.nobody
-    return Checkpoint(owner.store_key(session_id), 0, 0, durability.value, timeout, snapshot)
+    return Checkpoint(owner.store_key(session_id), 0, 0, durability.value, timeout, Snapshot.of(standing).encode())
 
 
-def adopt(engine: Engine, checkpoint: Checkpoint, now: float, caller: Account | None = None) -> Session:
-    """Go on with a session that this server now owns, and that was found under its name in the caller's account.
+def own(
+    engine: Engine, standing: Standing, checkpoint: Checkpoint, now: float, caller: Account | None = None
+) -> Session:
+    """Go on with a session that this server now owns in the store, where it stands as it is kept there.
 
     Raises:
-        Exception: As `snapshots.restore`; the session is then in the store as before, for another server.
+        SnapshotInvalidError: There is no such durability.
+        Exception: As `Engine.open`; the session is then in the store as before.
     """
     owner = caller or engine.accounts.nobody
     try:
         durability = Durability(checkpoint.durability)
     except ValueError as error:
         raise SnapshotInvalidError(f"a checkpoint cannot be read: {error}") from None
-    session = snapshots.restore(
-        engine,
-        checkpoint.snapshot,
+    session = engine.go_on(
+        standing,
         now,
         session_id=owner.session_id(checkpoint.store_key),
         idle_timeout=min(checkpoint.idle_timeout, engine.limits.max_idle_timeout),
@@ -72,6 +57,15 @@ def adopt(engine: Engine, checkpoint: Checkpoint, now: float, caller: Account | 
     return session
 
 
+def adopt(engine: Engine, checkpoint: Checkpoint, now: float, caller: Account | None = None) -> Session:
+    """Go on with a session that was found under its name in the caller's account, and that this server now owns.
+
+    Raises:
+        Exception: As `snapshots.read` and `own`; the session is then in the store as before, for another server.
+    """
+    return own(engine, snapshots.read(engine, checkpoint.snapshot), checkpoint, now, caller)
+
+
 def encode(session: Session) -> bytes:
     """A session as it stands after its last step that was applied."""
-    return Snapshot.of(session).encode()
+    return Snapshot.of(Standing.of(session)).encode()

@@ -180,14 +180,7 @@ class ServedModel:
             InputNameError: A constant that has no value of its own is not given.
         """
         given = given or {}
-        kept = self.signature.kept
-        for spec in kept:
-            if spec.initial is None and spec.name not in given:
-                raise InputNameError(
-                    f"constant {spec.name!r} must be given with the initial states: {spec.dtype} {list(spec.dims)}",
-                    input=spec.name,
-                    expected=",".join(other.name for other in kept if other.initial is None),
-                )
+        self.check_given(given)
         slot = self.slots.allocate()
         self.slots.begin(slot, given)
         shared = [self.slots.read(slot)[spec.name] for spec in self.signature.own_constants if spec.batch_axis is None]
@@ -197,6 +190,21 @@ class ServedModel:
         if session_id is not None:
             self.sessions += 1
         return session
+
+    def check_given(self, given: Mapping[str, Array]) -> None:
+        """Whether a session can begin with these states and constants.
+
+        Raises:
+            InputNameError: A constant that has no value of its own is not given.
+        """
+        kept = self.signature.kept
+        for spec in kept:
+            if spec.initial is None and spec.name not in given:
+                raise InputNameError(
+                    f"constant {spec.name!r} must be given with the initial states: {spec.dtype} {list(spec.dims)}",
+                    input=spec.name,
+                    expected=",".join(other.name for other in kept if other.initial is None),
+                )
 
     def close(self, session: Session, error: EngineError | None = None) -> None:
         """End a session: what waits fails (with SESSION_NOT_FOUND, if not told otherwise), what runs is dropped."""

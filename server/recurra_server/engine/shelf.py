@@ -51,6 +51,19 @@ class Shelf:
         versions = self._models.get(model.name)
         return versions is not None and versions[max(versions, key=version_key)] is model
 
+    def check(self, model: ServedModel) -> None:
+        """Make sure that a model is not forgotten.
+
+        Raises:
+            ModelNotFoundError: It is.
+        """
+        if self._models.get(model.name, {}).get(model.version) is not model and model not in self._retired:
+            raise ModelNotFoundError(
+                f"model {model.name!r} version {model.version} is not served any more",
+                model=model.name,
+                version=model.version,
+            )
+
     def find(self, name: str, version: str = "", digest: str = "") -> ServedModel:
         """Find a version of a model; without a version, the latest; with a digest, also one that is retired.
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recurra_server.engine.accounts import Account
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import InvalidRequestError, SnapshotInvalidError, SnapshotMismatchError, shown
 from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import KeptReply, Session, not_found
+from recurra_server.engine.standing import Standing
 
 _MAGIC = b"RCS1"
 _LARGEST_STEP = 2**63 - 1
@@ -46,12 +46,11 @@ class Snapshot:
     last_reply: KeptReply | None
 
     @classmethod
-    def of(cls, session: Session) -> "Snapshot":
-        """Take a session at rest."""
-        model = session.model
-        held = model.slots.read(session.slot)
-        values = b"".join(held[spec.name].tobytes() for spec in model.slots.specs)
-        return cls(model.name, model.digest, model.slots.stamp, session.applied, values, session.last_reply)
+    def of(cls, standing: Standing) -> "Snapshot":
+        """Take a session that stands there."""
+        model = standing.model
+        values = b"".join(standing.values[spec.name].tobytes() for spec in model.slots.specs)
+        return cls(model.name, model.digest, model.slots.stamp, standing.applied, values, standing.last_reply)
 
     def values_for(self, model: ServedModel) -> dict[str, Array]:
         """What is kept of the session, each `[*dims]` by its name.
@@ -187,60 +186,26 @@ def _read(reader: _Reader) -> Snapshot:
     return Snapshot(model, digest, stamp, applied, values, kept)
 
 
-def model_of(engine: Engine, snapshot: Snapshot) -> ServedModel:
-    """The version of the model that a snapshot was taken of; where that is not served, the latest.
-
-    Raises:
-        ModelNotFoundError: No version is served.
-    """
-    newest = engine.model(snapshot.model)
-    versions = [model for model in engine.models() if model.name == snapshot.model]
-    return next((model for model in versions if model.digest == snapshot.digest), newest)
-
-
 def take(session: Session, now: float) -> bytes:
     """A session at rest as bytes.
 
     Raises:
         SessionNotFoundError: It has ended.
     """
-    if session.closed:
-        raise not_found(session.id)
-    session.model.slots.touch(session.slot, now)
-    return Snapshot.of(session).encode()
+    return Snapshot.of(Standing.take(session, now)).encode()
 
 
-def restore(
-    engine: Engine,
-    data: bytes,
-    now: float,
-    *,
-    session_id: str = "",
-    idle_timeout: float | None = None,
-    skip_admission: bool = False,
-    caller: Account | None = None,
-) -> Session:
-    """Open a session that goes on where a snapshot was taken, on the version of the model that it was taken of.
+def read(engine: Engine, data: bytes) -> Standing:
+    """Where a session stood when a snapshot was taken, on the version of the model that it was taken of.
 
     Raises:
         SnapshotInvalidError, SnapshotMismatchError, ModelNotFoundError: It cannot go on here.
-        Exception: As `Engine.open`.
     """
     snapshot = Snapshot.decode(data)
-    model = model_of(engine, snapshot)
-    states = snapshot.values_for(model)
-    session = engine.open(
-        model,
-        now,
-        session_id=session_id,
-        idle_timeout=idle_timeout,
-        initial_states=states,
-        skip_admission=skip_admission,
-        caller=caller,
-    )
-    session.applied = snapshot.applied
-    session.keep(snapshot.last_reply)
-    return session
+    newest = engine.model(snapshot.model)
+    versions = [model for model in engine.models() if model.name == snapshot.model]
+    model = next((model for model in versions if model.digest == snapshot.digest), newest)
+    return Standing(model, snapshot.values_for(model), snapshot.applied, snapshot.last_reply)
 
 
 def rewind(session: Session, data: bytes, now: float) -> None:

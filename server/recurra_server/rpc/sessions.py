@@ -8,11 +8,12 @@ import grpc
 from recurra.v1 import sessions_pb2, sessions_pb2_grpc
 
 from recurra_server.driver import Driver
-from recurra_server.engine import handover, snapshots
+from recurra_server.engine import snapshots
 from recurra_server.engine.accounts import Account
-from recurra_server.engine.durability import Durability, Durable
+from recurra_server.engine.durability import Durability
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.sessions import Session
+from recurra_server.engine.standing import Standing
 from recurra_server.rpc.results import durable_step
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.tensors import decode_states
@@ -39,23 +40,37 @@ async def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest,
         EngineError: Nothing was opened.
     """
     model = driver.engine.model(request.model, request.version)
-    states = decode_states(request.initial_states, model.signature.kept) if request.initial_states else None
-    durability = _durability(driver, request)
-    if driver.checkpoints is not None and durability is not Durability.EPHEMERAL:
-        return await driver.checkpoints.open(
-            handover.beginning(driver.engine, model, driver.clock(), states, caller),
-            session_id=request.session_id,
-            idle_timeout=_idle_timeout(request),
-            durability=durability,
-            caller=caller,
-        )
-    return driver.engine.open(
-        model,
-        driver.clock(),
+    states = decode_states(request.initial_states, model.signature.kept) if request.initial_states else {}
+    return await _open(
+        driver,
+        Standing.beginning(model, states),
+        _durability(driver, request),
         session_id=request.session_id,
         idle_timeout=_idle_timeout(request),
-        initial_states=states,
         caller=caller,
+    )
+
+
+async def _open(
+    driver: Driver,
+    standing: Standing,
+    durability: Durability,
+    *,
+    session_id: str,
+    idle_timeout: float | None,
+    caller: Account | None,
+) -> Session:
+    """Open a session that goes on from there.
+
+    Raises:
+        EngineError: Nothing was opened; see `Engine.open` and `Checkpoints.open`.
+    """
+    if driver.checkpoints is None or durability is Durability.EPHEMERAL:
+        return driver.engine.go_on(
+            standing, driver.clock(), session_id=session_id, idle_timeout=idle_timeout, caller=caller
+        )
+    return await driver.checkpoints.open(
+        standing, session_id=session_id, idle_timeout=idle_timeout, durability=durability, caller=caller
     )
 
 
@@ -68,12 +83,16 @@ def describe(session: Session, now: float) -> sessions_pb2.Session:
         version=model.version,
         steps=session.applied,
         model_digest=model.digest,
-        durability=_DURABILITIES[Durability.EPHEMERAL if session.durable is None else session.durable.durability],
+        durability=_DURABILITIES[_durability_of(session)],
         durable_step=durable_step(session),
     )
     message.idle_timeout.FromNanoseconds(round(float(model.slots.idle_timeout[slot]) * 1e9))
     message.idle.FromNanoseconds(round(max(0.0, now - float(model.slots.last_used[slot])) * 1e9))
     return message
+
+
+def _durability_of(session: Session) -> Durability:
+    return Durability.EPHEMERAL if session.durable is None else session.durable.durability
 
 
 def _durability(
@@ -159,17 +178,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ResetSessionRequest, context: _Context
     ) -> sessions_pb2.ResetSessionResponse:
         """Put a session back to its beginning."""
-        session = await self._driver.find(request.session_id, caller_account())
-
-        def reset() -> sessions_pb2.Session:
-            now = self._driver.clock()
-            self._engine.reset(session, now)
-            return describe(session, now)
-
-        then = await self._driver.at_rest(session, reset)
-        await self._driver.saved(session)  # else a take-over could undo it
-        then.durable_step = then.steps if session.durable is not None else 0
-        return sessions_pb2.ResetSessionResponse(session=then)
+        return sessions_pb2.ResetSessionResponse(session=await self._go_back(request, self._engine.reset))
 
     @guarded
     async def CloseSession(
@@ -190,14 +199,20 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         """Open a copy of a session."""
         session = await self._find(request)
 
-        if session.durable is not None:
-            return await self._fork_durable(session, session.durable, request.fork_session_id)
+        def take() -> tuple[Standing, float]:
+            standing = Standing.take(session, self._driver.clock())
+            return standing, float(session.model.slots.idle_timeout[session.slot])
 
-        def fork() -> sessions_pb2.Session:
-            now = self._driver.clock()
-            return describe(self._engine.fork(session, now, session_id=request.fork_session_id), now)
-
-        return sessions_pb2.ForkSessionResponse(session=await self._driver.at_rest(session, fork))
+        standing, idle_timeout = await self._driver.at_rest(session, take)
+        copy = await _open(
+            self._driver,
+            standing,
+            _durability_of(session),
+            session_id=request.fork_session_id,
+            idle_timeout=idle_timeout,
+            caller=session.owner,
+        )
+        return sessions_pb2.ForkSessionResponse(session=describe(copy, self._driver.clock()))
 
     @guarded
     async def ExportSession(
@@ -218,41 +233,22 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.ImportSessionRequest, context: _Context
     ) -> sessions_pb2.ImportSessionResponse:
         """Open a session that goes on where a snapshot was taken."""
-        now, durability = self._driver.clock(), _durability(self._driver, request)
-        if self._driver.checkpoints is not None and durability is not Durability.EPHEMERAL:
-            session = await self._driver.checkpoints.open(
-                request.snapshot,
-                session_id=request.session_id,
-                idle_timeout=_idle_timeout(request),
-                durability=durability,
-                caller=caller_account(),
-            )
-        else:
-            session = snapshots.restore(
-                self._engine,
-                request.snapshot,
-                now,
-                session_id=request.session_id,
-                idle_timeout=_idle_timeout(request),
-                caller=caller_account(),
-            )
-        return sessions_pb2.ImportSessionResponse(session=describe(session, now))
+        session = await _open(
+            self._driver,
+            snapshots.read(self._engine, request.snapshot),
+            _durability(self._driver, request),
+            session_id=request.session_id,
+            idle_timeout=_idle_timeout(request),
+            caller=caller_account(),
+        )
+        return sessions_pb2.ImportSessionResponse(session=describe(session, self._driver.clock()))
 
     @guarded
     async def RewindSession(
         self, request: sessions_pb2.RewindSessionRequest, context: _Context
     ) -> sessions_pb2.RewindSessionResponse:
         """Put a session back to where a snapshot was taken."""
-        session = await self._driver.find(request.session_id, caller_account())
-
-        def rewind() -> sessions_pb2.Session:
-            now = self._driver.clock()
-            snapshots.rewind(session, request.snapshot, now)
-            return describe(session, now)
-
-        then = await self._driver.at_rest(session, rewind)
-        await self._driver.saved(session)  # else a take-over could undo it
-        then.durable_step = then.steps if session.durable is not None else 0
+        then = await self._go_back(request, lambda session, now: snapshots.rewind(session, request.snapshot, now))
         return sessions_pb2.RewindSessionResponse(session=then)
 
     @guarded
@@ -280,21 +276,20 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
             await self._driver.has_applied(session, request.after_step)
         return session
 
-    async def _fork_durable(
-        self, session: Session, durable: Durable, fork_session_id: str
-    ) -> sessions_pb2.ForkSessionResponse:
-        assert self._driver.checkpoints is not None  # noqa: S101 - else no session is durable
+    async def _go_back(
+        self,
+        request: sessions_pb2.ResetSessionRequest | sessions_pb2.RewindSessionRequest,
+        change: Callable[[Session, float], None],
+    ) -> sessions_pb2.Session:
+        """Have a session at rest count its steps anew, by a change that is given the time; it is durable then."""
+        session = await self._driver.find(request.session_id, caller_account())
 
-        def take() -> tuple[bytes, float]:
-            idle_timeout = session.model.slots.idle_timeout[session.slot]
-            return snapshots.take(session, self._driver.clock()), float(idle_timeout)
+        def act() -> sessions_pb2.Session:
+            now = self._driver.clock()
+            change(session, now)
+            return describe(session, now)
 
-        snapshot, idle_timeout = await self._driver.at_rest(session, take)
-        copy = await self._driver.checkpoints.open(
-            snapshot,
-            session_id=fork_session_id,
-            idle_timeout=idle_timeout,
-            durability=durable.durability,
-            caller=session.owner,
-        )
-        return sessions_pb2.ForkSessionResponse(session=describe(copy, self._driver.clock()))
+        then = await self._driver.at_rest(session, act)
+        await self._driver.saved(session)  # else a take-over could undo it
+        then.durable_step = then.steps if session.durable is not None else 0
+        return then

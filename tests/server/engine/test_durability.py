@@ -18,6 +18,8 @@ from recurra_server.engine.errors import (
 )
 from recurra_server.engine.ports import Checkpoint
 from recurra_server.engine.sessions import Session
+from recurra_server.engine.snapshots import Snapshot
+from recurra_server.engine.standing import Standing
 from recurra_server.runtimes.onnx import OnnxRuntime
 
 from tests.support.harness import Harness
@@ -31,12 +33,12 @@ class Owner(Harness):
 
     def begin(self, durability: Durability = Durability.ASYNC, session_id: str = "a", **options: Any) -> Session:
         """Open one."""
-        snapshot = handover.beginning(self.engine, self.engine.model("counter"), self.now, None)
+        standing = Standing.beginning(self.engine.model("counter"), {})
         options = {"idle_timeout": None, **options}
         checkpoint = handover.first_checkpoint(
-            self.engine, snapshot, self.now, session_id=session_id, durability=durability, **options
+            self.engine, standing, self.now, session_id=session_id, durability=durability, **options
         )
-        return handover.adopt(self.engine, replace(checkpoint, epoch=7), self.now)
+        return handover.own(self.engine, standing, replace(checkpoint, epoch=7), self.now)
 
     def take(self, *, hurried_only: bool = False, most: int = 100) -> list[Save]:
         """What would be sent to the store."""
@@ -309,7 +311,7 @@ def test_what_is_closed_is_deleted_and_what_expires_is_left_to_the_store(owner: 
 
 
 def test_a_checkpoint_is_checked(owner: Owner) -> None:
-    snapshot = handover.beginning(owner.engine, owner.engine.model("counter"), 0.0, None)
+    snapshot = Snapshot.of(Standing.beginning(owner.engine.model("counter"), {})).encode()
     with pytest.raises(SnapshotInvalidError):
         handover.adopt(owner.engine, Checkpoint("a", 1, 1, 99, 60.0, snapshot), 0.0)
     with pytest.raises(SnapshotInvalidError):

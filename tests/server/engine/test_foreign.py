@@ -82,7 +82,7 @@ def test_alone_is_together_is_in_chunks(
             harness.run_batch()
         if data.draw(st.integers(0, 4)) == 0:  # a fork goes on like the other, constants and context with it
             harness.run()
-            sessions[who] = harness.engine.fork(sessions[who], harness.now)
+            sessions[who] = harness.fork(sessions[who])
     harness.run()
     for steps, chunks, fixed in zip(sent, inputs, own, strict=True):
         whole = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]

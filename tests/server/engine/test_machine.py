@@ -152,7 +152,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.settle()
         if one.session.closed:
             return one
-        copy = Expected(self.engine.fork(one.session, self.harness.now), one.total, one.steps)
+        copy = Expected(self.harness.fork(one.session), one.total, one.steps)
         self.open_sessions.append(copy)
         return copy
 

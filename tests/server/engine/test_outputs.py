@@ -148,7 +148,7 @@ def test_a_snapshot_keeps_what_the_last_reply_was_asked_for(harness: Harness) ->
     session = harness.open("watched")
     harness.submit(session, column(4), number=1, outputs=["entry", "double"])
     harness.run()
-    copy = snapshots.restore(harness.engine, snapshots.take(session, 0.0), 0.0)
+    copy = harness.restore(snapshots.take(session, 0.0))
     again = harness.submit(copy, column(4), number=1, outputs=["entry", "double"])
     assert (again.replayed, answers(again)) == (True, {"entry": [104], "double": [8]})
 

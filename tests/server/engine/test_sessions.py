@@ -242,7 +242,7 @@ def test_a_fork_goes_its_own_way(runtimes: Runtimes) -> None:
     harness = Harness(runtimes)
     session = harness.open("counter")
     harness.ask(session, np.ones((3, 1)))
-    fork = harness.engine.fork(session, 0.0, session_id="fork")
+    fork = harness.fork(session, session_id="fork")
     assert harness.ask(fork, np.full((1, 1), 10.0)).tolist() == [[13.0]]
     assert harness.ask(session, ONE).tolist() == [[4.0]]
     assert (fork.applied, session.applied) == (4, 4)

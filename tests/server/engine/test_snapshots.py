@@ -50,7 +50,7 @@ def test_a_sequence_goes_on_in_another_server(
             answers.append(rows_of(block)[0])
         else:
             answers.append(here.ask(session, x[i : i + 1], number=(i + 1) * has_number))
-    moved = snapshots.restore(there.engine, snapshots.take(session, 0.0), 0.0, session_id="moved")
+    moved = there.restore(snapshots.take(session, 0.0), session_id="moved")
     assert moved.applied == before
     assert moved.id == "moved"
     if numbered and numbered[-1]:
@@ -98,14 +98,14 @@ def test_it_fits_only_its_own_model(runtimes: Runtimes) -> None:
     with pytest.raises(SnapshotMismatchError, match="serve the model that it was taken of"):
         snapshots.rewind(harness.open("gru"), data, 0.0)
     with pytest.raises(ModelNotFoundError):
-        snapshots.restore(Harness({"counter": runtimes["counter"]}).engine, data, 0.0)
+        Harness({"counter": runtimes["counter"]}).restore(data)
     other = Harness({"lstm": runtimes["gru"]})
     other.engine.model("lstm").digest = "sha256:other"
     with pytest.raises(SnapshotMismatchError, match="sha256:lstm"):
-        snapshots.restore(other.engine, data, 0.0)
+        other.restore(data)
     other.engine.model("lstm").digest = session.model.digest  # states laid out in another way
     with pytest.raises(SnapshotMismatchError):
-        snapshots.restore(other.engine, data, 0.0)
+        other.restore(data)
     assert other.engine.model("lstm").slots.in_use == 0
 
 
@@ -114,7 +114,7 @@ def test_what_ends_or_exists_is_told(runtimes: Runtimes) -> None:
     session = harness.open("counter", session_id="a")
     data = snapshots.take(session, 0.0)
     with pytest.raises(SessionExistsError):
-        snapshots.restore(harness.engine, data, 0.0, session_id="a")
+        harness.restore(data, session_id="a")
     harness.engine.close(session)
     for what in (lambda: snapshots.take(session, 0.0), lambda: snapshots.rewind(session, data, 0.0)):
         with pytest.raises(SessionNotFoundError):
@@ -135,7 +135,7 @@ class Victim:
         """Import and rewind to bytes; tell whether they were taken."""
         model, taken = self.session.model, False
         for attempt in (
-            lambda: snapshots.restore(self.harness.engine, data, 0.0),
+            lambda: self.harness.restore(data),
             lambda: snapshots.rewind(self.session, data, 0.0),
         ):
             try:
@@ -201,7 +201,7 @@ def test_what_no_session_can_hold_is_refused(runtimes: Runtimes, change: dict[st
     if change.get("last_reply"):
         change = {"last_reply": type(fields["last_reply"])(1, 2, (b"\0" * 9,))}
     with pytest.raises(SnapshotInvalidError, match=message):
-        snapshots.restore(victim.harness.engine, Snapshot(**{**fields, **change}).encode(), 0.0)
+        victim.harness.restore(Snapshot(**{**fields, **change}).encode())
     assert not victim.suffer(Snapshot(**{**fields, **change}).encode())
 
 

@@ -18,6 +18,7 @@ from recurra_server.engine.durability import Durability, Save, away
 from recurra_server.engine.errors import SessionMovedError, StepGapError, StepNotHeldError, StoreUnavailableError
 from recurra_server.engine.ports import Checkpoint
 from recurra_server.engine.sessions import Session
+from recurra_server.engine.standing import Standing
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.stores.embedded import EmbeddedValkey
 from recurra_server.stores.valkey import ValkeyStore
@@ -66,13 +67,13 @@ class TwoOwners:
         self.highest = (0, 0)
         self.is_sync = durability is Durability.SYNC
         owner = self.servers[0].owner
-        snapshot = handover.beginning(owner.engine, owner.engine.model("counter"), 0.0, None)
+        standing = Standing.beginning(owner.engine.model("counter"), {})
         first = handover.first_checkpoint(
-            owner.engine, snapshot, 0.0, session_id=self.id, idle_timeout=600.0, durability=durability
+            owner.engine, standing, 0.0, session_id=self.id, idle_timeout=600.0, durability=durability
         )
         epoch = self.runner.run(self.store.create(first))
         assert epoch is not None
-        handover.adopt(owner.engine, replace(first, epoch=epoch), 0.0)
+        handover.own(owner.engine, standing, replace(first, epoch=epoch), 0.0)
 
     # --- what happens --------------------------------------------------------------------
 

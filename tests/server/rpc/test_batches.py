@@ -6,12 +6,12 @@ import numpy as np
 from recurra.v1.inference_pb2 import StepBatchRequest
 from recurra_server.checkpoints import Checkpoints
 from recurra_server.driver import Driver
-from recurra_server.engine import handover
 from recurra_server.engine.durability import Durability
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.ports import Checkpoint
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.standing import Standing
 from recurra_server.rpc.batches import step_batch
 from recurra_server.runtimes.onnx import OnnxRuntime
 
@@ -48,7 +48,7 @@ def server(runtime: OnnxRuntime, store: MemoryStore) -> Driver:
 async def test_sessions_that_are_in_the_store_are_taken_over_together(runtimes: dict[str, OnnxRuntime]) -> None:
     store = Meeting()
     before, after = server(runtimes["counter"], store), server(runtimes["counter"], store)
-    beginning = handover.beginning(before.engine, before.engine.model("counter"), 0.0, None)
+    beginning = Standing.beginning(before.engine.model("counter"), {})
     ids = [f"s{k}" for k in range(SESSIONS)]
     for session_id in ids:
         assert before.checkpoints is not None
