@@ -256,6 +256,17 @@ def test_steps_are_bounded_of_who_has_a_certificate_and_keeps_no_session(gateway
     )
 
 
+def test_rows_without_a_session_are_paid_for_as_well(
+    bounded: ServerProcess, authority: Authority, issuer: Issuer
+) -> None:
+    stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=issuer.token("ivy"))
+    ids, rows = [opened(stubs), *(f"absent-{row}" for row in range(59))], [tensor(np.ones((60, 49, 1)))]
+    stubs.inference.StepBatch(StepBatchRequest(session_ids=ids, inputs=rows))
+    error = failure(lambda: stubs.inference.Step(StepRequest(session_id=ids[0], inputs=[tensor([1.0])])))
+    assert bound_of(error) == "identity_steps_per_second"
+    stubs.channel.close()
+
+
 def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None:
     stream = Stream(bob)
     session_id = stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
