@@ -68,7 +68,7 @@ class App:
         self._health = health.aio.HealthServicer()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         turnstile = None if settings.protection.access is None else Turnstile(self.driver.clock)
-        self._streams = OpenStreams(edge, turnstile)
+        self._streams = OpenStreams(edge, turnstile, patience=settings.bounds.slow_reader_timeout)
         self._told = asyncio.Event()
         self._chores = Chores()
         self._store = open_store(settings.store) if settings.store else None
@@ -183,13 +183,13 @@ class App:
         self._executor.shutdown()
 
     def _begin_chores(self) -> None:
-        driver, access, patience = self.driver, self._access, self.settings.bounds.slow_reader_timeout
+        driver, access = self.driver, self._access
         self._chores.begin(driver.expire_forever, driver.watch_load)
         if driver.checkpoints is not None:
             driver.checkpoints.on_store.append(self._tell_store)
             self._chores.begin(driver.checkpoints.write_forever, driver.checkpoints.watch_forever)
-        if patience > 0:
-            self._chores.begin(lambda: self._streams.watch_readers(driver.clock, patience))
+        if self.settings.bounds.slow_reader_timeout > 0:
+            self._chores.begin(lambda: self._streams.watch_readers(driver.clock))
         if access is not None:
             self._chores.begin(access.keep_current, lambda: self._streams.watch_callers(access.still_holds))
         if self.settings.watch:

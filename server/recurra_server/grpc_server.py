@@ -8,7 +8,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as grpc_health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
 from recurra.v1 import (
     inference_pb2,
@@ -26,6 +26,7 @@ from recurra_server.rpc.deserializers import SafeDeserializers
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import Catalog, ModelsServicer
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
+from recurra_server.rpc.reflection import ReflectionServicer
 from recurra_server.rpc.sessions import Drain, SessionsServicer
 from recurra_server.rpc.stream_base import OpenStreams
 from recurra_server.rpc.traced import TraceReader
@@ -99,5 +100,5 @@ def build_server(
     if settings.reflection:
         names = [*SERVICES, HEALTH, reflection.SERVICE_NAME]
         names += [channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name] * settings.channelz
-        reflection.enable_server_reflection(names, server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(names, edge, streams), server)
     return server
