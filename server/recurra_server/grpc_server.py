@@ -7,7 +7,6 @@ import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health import aio as grpc_health
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
 from recurra.v1 import (
@@ -23,6 +22,7 @@ from recurra_server.driver import Driver
 from recurra_server.rpc import transport
 from recurra_server.rpc.access import AccessInterceptor
 from recurra_server.rpc.deserializers import SafeDeserializers
+from recurra_server.rpc.health import HealthServicer
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import Catalog, ModelsServicer
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
@@ -55,7 +55,7 @@ def build_server(
     streams: OpenStreams,
     metrics: ServerMetrics,
     catalog: Catalog,
-    health: grpc_health.HealthServicer,
+    health: HealthServicer,
     access: Access | None,
     read_trace: Callable[[Mapping[str, str]], Trace] | None,
     drain: Drain | None,
