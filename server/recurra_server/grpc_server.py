@@ -25,6 +25,7 @@ from recurra_server.rpc.deserializers import SafeDeserializers
 from recurra_server.rpc.health import HealthServicer
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import Catalog, ModelsServicer
+from recurra_server.rpc.open_calls import OpenCalls
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
 from recurra_server.rpc.reflection import ReflectionServicer
 from recurra_server.rpc.sessions import Drain, SessionsServicer
@@ -86,7 +87,7 @@ def build_server(
         bounds, max_pending=2 * settings.limits.max_queue, share_port=share_port, channelz=settings.channelz
     )
     server = grpc.aio.server(interceptors=interceptors, options=options)
-    calls: Any = SafeDeserializers(server)
+    calls: Any = SafeDeserializers(server, OpenCalls(edge, bounds))
     models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(driver.engine, edge, catalog), calls)
     sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(driver, edge, drain), calls)
     inference = InferenceServicer(driver, edge, streams, stream_window=window, bounds=bounds)
@@ -94,7 +95,7 @@ def build_server(
     open_inference = OpenInferenceServicer(driver, edge, streams, metrics, catalog, stream_window=window)
     driver.on_forget += [metrics.timings.forget, inference.forget, open_inference.forget]
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, calls)
-    health_pb2_grpc.add_HealthServicer_to_server(health, SafeDeserializers(server, foreign=True))
+    health_pb2_grpc.add_HealthServicer_to_server(health, calls)
     if settings.channelz:
         channelz.add_channelz_servicer(server)
     if settings.reflection:
