@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from grpc_health.v1 import health, health_pb2
 from prometheus_client import CollectorRegistry
 
 from recurra_server.catalog import Catalog
@@ -20,6 +19,7 @@ from recurra_server.engine.engine import Engine
 from recurra_server.grpc_server import SERVICES, build_server
 from recurra_server.peer import Peer
 from recurra_server.rpc import transport
+from recurra_server.rpc.health import HealthServicer
 from recurra_server.rpc.models import ModelKey
 from recurra_server.rpc.stream_base import OpenStreams
 from recurra_server.rpc.turnstile import Turnstile
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from recurra_server.telemetry.tracing import Tracing
 
 _log = structlog.get_logger(__name__)
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _STORE = "recurra.store"
 
 
@@ -65,10 +63,10 @@ class App:
             self.driver.observers.append(self.metrics.timings.observe_batch)
         if settings.slow_seconds:
             self.driver.observers.append(SlowSteps(settings.slow_seconds).observe_batch)
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer(edge, settings.bounds)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         turnstile = None if settings.protection.access is None else Turnstile(self.driver.clock)
-        self._streams = OpenStreams(edge, turnstile)
+        self._streams = OpenStreams(edge, turnstile, patience=settings.bounds.slow_reader_timeout)
         self._told = asyncio.Event()
         self._chores = Chores()
         self._store = open_store(settings.store) if settings.store else None
@@ -122,7 +120,7 @@ class App:
         self._begin_chores()
         await self._server.start()
         for service in ("", *SERVICES, *([_STORE] if self._store is not None else [])):
-            await self._health.set(service, _SERVING)
+            self._health.tell(service, True)
         await self._catalog.tell_health_of_all()
         return port, self._exporter.port if self._exporter is not None else 0
 
@@ -163,7 +161,7 @@ class App:
             The number of sessions that can go on elsewhere, and of those that cannot.
         """
         self.engine.draining = True
-        await self._health.enter_graceful_shutdown()
+        self._health.shut_down()
         await self._streams.drain(self.settings.drain_seconds if grace is None else grace)
         moved = await self.driver.checkpoints.hand_over() if self.driver.checkpoints is not None else 0
         return moved, sum(1 for _ in self.engine.accounts.sessions())
@@ -183,13 +181,13 @@ class App:
         self._executor.shutdown()
 
     def _begin_chores(self) -> None:
-        driver, access, patience = self.driver, self._access, self.settings.bounds.slow_reader_timeout
+        driver, access = self.driver, self._access
         self._chores.begin(driver.expire_forever, driver.watch_load)
         if driver.checkpoints is not None:
-            driver.checkpoints.on_store.append(self._tell_store)
+            driver.checkpoints.on_store.append(lambda up: self._health.tell(_STORE, up))
             self._chores.begin(driver.checkpoints.write_forever, driver.checkpoints.watch_forever)
-        if patience > 0:
-            self._chores.begin(lambda: self._streams.watch_readers(driver.clock, patience))
+        if self.settings.bounds.slow_reader_timeout > 0:
+            self._chores.begin(lambda: self._streams.watch_readers(driver.clock))
         if access is not None:
             self._chores.begin(access.keep_current, lambda: self._streams.watch_callers(access.still_holds))
         if self.settings.watch:
@@ -248,11 +246,8 @@ class App:
                 else f"there is no {where}/<name>/<version>/model.onnx: train one (recurra train) or choose --models"
             )
 
-    def _tell_store(self, up: bool) -> None:
-        self._telling = asyncio.ensure_future(self._health.set(_STORE, _SERVING if up else _NOT_SERVING))
-
     async def _tell_health(self, service: str, serving: bool) -> None:
-        await self._health.set(service, _SERVING if serving else _NOT_SERVING)
+        self._health.tell(service, serving)
 
 
 async def _first(*awaitables: Coroutine[Any, Any, object]) -> None:

@@ -7,8 +7,7 @@ import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health import aio as grpc_health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from recurra.openinference import open_inference_pb2, open_inference_pb2_grpc
 from recurra.v1 import (
     inference_pb2,
@@ -23,9 +22,12 @@ from recurra_server.driver import Driver
 from recurra_server.rpc import transport
 from recurra_server.rpc.access import AccessInterceptor
 from recurra_server.rpc.deserializers import SafeDeserializers
+from recurra_server.rpc.health import HealthServicer
 from recurra_server.rpc.inference import InferenceServicer
 from recurra_server.rpc.models import Catalog, ModelsServicer
+from recurra_server.rpc.open_calls import OpenCalls
 from recurra_server.rpc.openinference.servicer import OpenInferenceServicer
+from recurra_server.rpc.reflection import ReflectionServicer
 from recurra_server.rpc.sessions import Drain, SessionsServicer
 from recurra_server.rpc.stream_base import OpenStreams
 from recurra_server.rpc.traced import TraceReader
@@ -54,7 +56,7 @@ def build_server(
     streams: OpenStreams,
     metrics: ServerMetrics,
     catalog: Catalog,
-    health: grpc_health.HealthServicer,
+    health: HealthServicer,
     access: Access | None,
     read_trace: Callable[[Mapping[str, str]], Trace] | None,
     drain: Drain | None,
@@ -85,7 +87,7 @@ def build_server(
         bounds, max_pending=2 * settings.limits.max_queue, share_port=share_port, channelz=settings.channelz
     )
     server = grpc.aio.server(interceptors=interceptors, options=options)
-    calls: Any = SafeDeserializers(server)
+    calls: Any = SafeDeserializers(server, OpenCalls(edge, bounds))
     models_pb2_grpc.add_ModelsServiceServicer_to_server(ModelsServicer(driver.engine, edge, catalog), calls)
     sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(driver, edge, drain), calls)
     inference = InferenceServicer(driver, edge, streams, stream_window=window, bounds=bounds)
@@ -93,11 +95,11 @@ def build_server(
     open_inference = OpenInferenceServicer(driver, edge, streams, metrics, catalog, stream_window=window)
     driver.on_forget += [metrics.timings.forget, inference.forget, open_inference.forget]
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, calls)
-    health_pb2_grpc.add_HealthServicer_to_server(health, SafeDeserializers(server, foreign=True))
+    health_pb2_grpc.add_HealthServicer_to_server(health, calls)
     if settings.channelz:
         channelz.add_channelz_servicer(server)
     if settings.reflection:
         names = [*SERVICES, HEALTH, reflection.SERVICE_NAME]
         names += [channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name] * settings.channelz
-        reflection.enable_server_reflection(names, server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(names, edge, streams), server)
     return server

@@ -16,6 +16,11 @@ from recurra_server.stores.valkey import ValkeyStore
 
 _EMBEDDED = "embedded"
 _FOLDER = "sessions"
+_NO_URL = (
+    "that is no URL of a store, which is valkey://host:port, valkeys://host:port (with TLS), unix:///path/to/socket, "
+    "sentinel://host:port,host:port/service, cluster://host:port,host:port (clusters:// with TLS), or "
+    "embedded:<folder>; in a password, write / as %2F, # as %23, ? as %3F, @ as %40 and % as %25"
+)
 
 
 class StartError(Exception):
@@ -58,13 +63,16 @@ def open_store(where: str) -> Store:
     Raises:
         StartError: It names none.
     """
+    kind, _, folder = where.partition(":")
     try:
-        if where.partition(":")[0] != _EMBEDDED:
+        if kind != _EMBEDDED:
             return Store(ValkeyStore(where))
-        embedded = EmbeddedValkey(Path(where.partition(":")[2] or _FOLDER))
+        embedded = EmbeddedValkey(Path(folder or _FOLDER))
         return Store(ValkeyStore(embedded.url), embedded)
-    except (ValueError, EmbeddedError) as error:
-        raise StartError(f"--store: {error}") from None  # the URL may hold a password
+    except EmbeddedError as error:
+        raise StartError(f"--store: {error}") from None
+    except ValueError:  # whose words may be a part of a password
+        raise StartError(f"--store: {_NO_URL}") from None
 
 
 def read_certificates(settings: Settings) -> Certificates | None:

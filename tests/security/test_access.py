@@ -1,6 +1,7 @@
 """Who may do what: tokens, JWTs, certificates, roles."""
 
 import os
+import queue
 import ssl
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from recurra.v1.inference_pb2 import GenerateRequest, ModelVersion
 from recurra.v1.models_pb2 import ListModelsRequest, LoadModelRequest, UnloadModelRequest
 from recurra.v1.sessions_pb2 import DrainSessionsRequest, ExportSessionRequest, ImportSessionRequest, OpenSessionRequest
 from recurra_server.rpc import access
@@ -23,7 +25,7 @@ from recurra_server.rpc import access
 from tests.security.conftest import Attack, Caller, ask, outcome, refused
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.server import ServerProcess, running_server
-from tests.support.wire import Stubs
+from tests.support.wire import Stubs, tensor
 
 SERVICES = (
     "recurra.v1.ModelsService",
@@ -220,6 +222,29 @@ def test_the_access_file_is_read_again(repository: Path, tmp_path: Path, attack:
         assert outcome(server, TOKENS["alice"]) == "UNAUTHENTICATED"
         attack("gRPC", "a token that was taken back", "UNAUTHENTICATED within a second")
         assert not any(token in server.output for token in TOKENS.values())
+
+
+def test_calls_that_last_end_when_their_token_is_taken_back(repository: Path, tmp_path: Path, attack: Attack) -> None:
+    issuer, access_file = Issuer(tmp_path / "issuer"), tmp_path / "access.yaml"
+    write_access_file(access_file, issuer, limits={"steps_per_second": 2})
+    with running_server(repository, "--access", str(access_file), "--no-metrics", ready="who may") as server:
+        stubs = Stubs(server.target, token=TOKENS["alice"])
+        questions: queue.SimpleQueue[reflection_pb2.ServerReflectionRequest | None] = queue.SimpleQueue()
+        request = GenerateRequest(model=ModelVersion(name="echo"), inputs=[tensor([1.0])], max_steps=200)
+        asked = reflection_pb2_grpc.ServerReflectionStub(stubs.channel).ServerReflectionInfo
+        calls = {
+            "Generate": stubs.inference.Generate(request, timeout=60),
+            "reflection": asked(iter(questions.get, None), timeout=60),
+        }
+        questions.put(reflection_pb2.ServerReflectionRequest(list_services=""))
+        for call in calls.values():
+            next(call)
+        write_access_file(access_file, issuer, tokens=[])
+        for tried, call in calls.items():
+            assert refused(lambda c=call: list(c)) == "UNAUTHENTICATED"  # type: ignore[misc]
+            attack("gRPC", f"{tried} that outlives its token", "ended with UNAUTHENTICATED within a second")
+        questions.put(None)
+        stubs.channel.close()
 
 
 def wait_for_words(server: ServerProcess, words: str) -> None:

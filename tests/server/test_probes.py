@@ -1,11 +1,14 @@
 """What a server tells over HTTP beside its metrics, and through channelz."""
 
 import os
+import select
 import signal
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -13,9 +16,10 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from prometheus_client import CollectorRegistry
 from recurra_server.security.certificates import CertificateError
-from recurra_server.telemetry.exporter import Exporter
+from recurra_server.telemetry.exporter import MOST_CONNECTIONS, Exporter
 
 from tests.support import models
+from tests.support.authority import Authority
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, tensor
 
@@ -103,3 +107,47 @@ def test_a_certificate_that_cannot_be_read_just_now_ends_one_connection(capfd: p
             assert connection.recv(1) == b""
     exporter.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_connection_on_which_bytes_drip_is_ended(tmp_path: Path, encrypted: bool) -> None:
+    authority, server = Authority(tmp_path), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(authority.cert, authority.key)
+    tls = (lambda: server) if encrypted else None
+    exporter = Exporter(CollectorRegistry(), lambda: "", lambda: "", "127.0.0.1", 0, tls=tls, slowest=0.5)
+    with ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", exporter.port), timeout=10))
+        if encrypted:
+            client = ssl.create_default_context(cafile=str(authority.ca))
+            connection = stack.enter_context(client.wrap_socket(connection, server_hostname="localhost"))
+        connection.settimeout(0.05)
+        for _ in range(200):
+            try:
+                assert connection.recv(1) == b""
+                break
+            except TimeoutError:
+                connection.sendall(b"x")
+        else:
+            pytest.fail("it goes on for ever")
+    exporter.close()
+
+
+def test_slow_connections_keep_nobody_out() -> None:
+    exporter = Exporter(CollectorRegistry(), lambda: "", lambda: "", "127.0.0.1", 0, slowest=1000.0)
+    with ExitStack() as stack:
+        slow = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", exporter.port), timeout=10))
+            for _ in range(MOST_CONNECTIONS + 3)
+        ]
+        with urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}/healthz", timeout=10) as answer:
+            assert answer.status == 200
+        ended: list[socket.socket] = []
+        patience = time.monotonic() + 10
+        while len(ended) < 4:  # as many as came too many
+            assert time.monotonic() < patience
+            ended, _, _ = select.select(slow, [], [], 10)
+        assert [connection.recv(1) for connection in ended] == [b""] * 4
+        left = next(connection for connection in slow if connection not in ended)
+        left.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b"200 OK" in left.recv(100)
+    exporter.close()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from recurra_server.settings import Settings
-from recurra_server.starting import about_store
+from recurra_server.starting import StartError, about_store, open_store
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,36 @@ def test_where_sessions_are_kept_is_told_without_its_password(store: str, shown:
     said = about_store(Settings(models=Path(), store=store))
     assert shown in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "valkey://:sec/ret@host:6379",
+        "valkey://:sec#ret@host:6379",
+        "valkey://:sec?ret@host:6379",
+        "valkey://:12/secret@host:6379",  # which would be port 12 of this machine
+        "valkey://user:12?secret@host:6379",
+        "valkeys://user:se[cret@host:6379",
+        "cluster://:sec/ret@host:6379",
+        "sentinel://host:26379/service?password=sec@ret",
+        "http://:secret@host",
+        "valkey://host:secret",
+        "secret",
+    ],
+)
+def test_a_wrong_url_is_refused_without_any_of_its_text(store: str) -> None:
+    with pytest.raises(StartError) as refusal:
+        open_store(store)
+    said = str(refusal.value)
+    assert said.startswith("--store: that is no URL of a store")
+    assert "%2F" in said
+    assert "sec" not in said
+    assert "ret" not in said
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__suppress_context__
+
+
+async def test_a_password_that_is_escaped_is_taken() -> None:
+    store = open_store("valkey://:se%2F%23%3F%40cret@host:6379")
+    await store.stop()

@@ -3,7 +3,6 @@
 Installed only where there is an access file; without it no call passes here.
 """
 
-import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -112,10 +111,7 @@ def _behind(check: Callable[[_Context], Awaitable[None]], handler: Any) -> Any:
         request = requests if handler.request_streaming else await context.read()
         if request is grpc.aio.EOF:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no message")
-        if inspect.isasyncgenfunction(method):
-            async for response in method(request, context):
-                await context.write(response)
-        elif handler.response_streaming:
+        if handler.response_streaming:
             await method(request, context)
         else:
             await context.write(await method(request, context))

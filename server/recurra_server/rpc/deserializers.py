@@ -1,7 +1,8 @@
-"""Messages that cannot be read become errors of their calls.
+"""How the messages of calls are read: what cannot be becomes an error of its call.
 
 grpc.aio answers a unary request that its deserializer refuses with UNKNOWN and Python's own words, and logs a trace. So
 the deserializers here do not raise: they hand the error over in the place of the request, and `guarded` answers it.
+What everybody may call is read in a way of its own (`OpenCalls`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,9 @@ from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
+
+from recurra_server.rpc.access import OPEN
+from recurra_server.rpc.open_calls import OpenCalls
 
 
 class _Server(Protocol):
@@ -24,31 +28,34 @@ class SafeDeserializers:
 
     Args:
         server: The server.
-        foreign: They are not `guarded`: they get an empty message in place of one that cannot be read.
+        open_calls: Reads the messages of what everybody may call.
     """
 
-    def __init__(self, server: _Server, *, foreign: bool = False) -> None:
+    def __init__(self, server: _Server, open_calls: OpenCalls) -> None:
         self._server = server
-        self._foreign = foreign
+        self._open_calls = open_calls
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Nothing: generated code tells the methods themselves, too."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Register the methods of a service."""
-        reading = {name: self._reading(handler) for name, handler in handlers.items()}
+        reading = {name: self._reading(f"/{service}/{name}", handler) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, reading)])
 
-    def _reading(self, handler: Any) -> Any:
+    def _reading(self, method: str, handler: Any) -> Any:
+        if method in OPEN:
+            return self._open_calls.bounded(handler)
         if handler.request_streaming:  # streams see to it themselves
             return handler
-        return handler._replace(request_deserializer=self._handing_over(handler.request_deserializer))
+        return handler._replace(request_deserializer=_handing_over(handler.request_deserializer))
 
-    def _handing_over(self, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        def decode(data: bytes) -> Any:
-            try:
-                return read(data)
-            except DecodeError as error:
-                return read(b"") if self._foreign else error
 
-        return decode
+def _handing_over(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError as error:
+            return error
+
+    return decode

@@ -1,7 +1,5 @@
 """InferenceService: steps, one by one, streamed, in bulk, whole, or generated."""
 
-import asyncio
-import contextlib
 from typing import Any
 
 import grpc
@@ -14,7 +12,7 @@ from recurra_server.rpc.generate import generate
 from recurra_server.rpc.results import StreamResultTemplate, result_of, timing_of
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.step_stream import StepStream
-from recurra_server.rpc.stream_base import SLOW_READER, OpenStreams
+from recurra_server.rpc.stream_base import OpenStreams
 from recurra_server.rpc.tensors import decode_states, decode_steps, encode
 from recurra_server.security.bounds import Bounds
 from recurra_server.security.identity import caller_account
@@ -97,14 +95,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     @guarded
     async def Generate(self, request: inference_pb2.GenerateRequest, context: _Context) -> None:  # type: ignore[override]
         """Feed each output back as the next input."""
-        async with contextlib.aclosing(generate(self._driver, request, caller_account())) as responses:
-            async for response in responses:
-                try:
-                    async with asyncio.timeout(self._bounds.slow_reader_timeout or None):
-                        await context.write(response)
-                except TimeoutError:
-                    self.edge.count_error(SLOW_READER)
-                    raise asyncio.CancelledError from None
+        await self._streams.answer(generate(self._driver, request, caller_account()), context)
 
     def _deadline(self, context: _Context) -> float:
         left = context.time_remaining()

@@ -8,8 +8,8 @@ unanswered messages.
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, ClassVar, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any, ClassVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -20,6 +20,7 @@ from recurra_server.engine.errors import (
     InvalidRequestError,
     UnauthenticatedError,
 )
+from recurra_server.rpc.answers import SLOW_READER, Answers
 from recurra_server.rpc.status import abort
 from recurra_server.rpc.turnstile import Turnstile
 from recurra_server.rpc.writer import EagerWriter
@@ -28,10 +29,6 @@ from recurra_server.telemetry.metrics import EdgeCounts
 from recurra_server.tracecontext import TRACE
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-
-SLOW_READER: Final = "SLOW_READER"
-"""How it is counted that a call was cut off whose caller read nothing. The caller is not told: it would not read it."""
 
 
 class Stream(ABC):
@@ -176,12 +173,20 @@ class Stream(ABC):
 
 
 class OpenStreams:
-    """All streams of all APIs: told when the server shuts down, and ended when its patience is over."""
+    """All streams of all APIs: told when the server shuts down, and ended when its patience is over.
 
-    def __init__(self, edge: EdgeCounts, turnstile: Turnstile | None = None) -> None:
+    Args:
+        edge: Counts what is seen here.
+        turnstile: What keeps callers from crowding one another out; None where they are not told apart.
+        patience: Seconds in which a caller must take in what is sent; 0: as many as they like.
+    """
+
+    def __init__(self, edge: EdgeCounts, turnstile: Turnstile | None = None, *, patience: float = 0.0) -> None:
         self._edge = edge
         self._turnstile = turnstile
+        self._patience = patience
         self._streams: set[Stream] = set()
+        self._answers: set[Answers] = set()
         self._none = asyncio.Event()
         self._grace: float | None = None  # set while the server shuts down
 
@@ -198,6 +203,20 @@ class OpenStreams:
                 self._edge.count_error(error.reason)
                 await abort(context, error)
 
+    async def answer(self, responses: AsyncGenerator[Any, None], context: _Context) -> None:
+        """Answer a call that is no `Stream` with all that a generator yields.
+
+        Raises:
+            EngineError: Its caller would not be let in any more, or making a response failed.
+            asyncio.CancelledError: Its caller does not read.
+        """
+        answers = Answers(context, self._edge, self._patience)
+        self._answers.add(answers)
+        try:
+            await answers.run(responses)
+        finally:
+            self._answers.discard(answers)
+
     async def drain(self, grace: float) -> None:
         """Tell all streams to move; return when they have ended, or have been ended after `grace` seconds."""
         self._grace = grace
@@ -211,23 +230,24 @@ class OpenStreams:
             for stream in self._streams:
                 stream.expel(DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
 
-    async def watch_readers(self, clock: Callable[[], float], patience: float) -> None:
-        """Cut off, for good, the streams whose callers take nothing in for `patience` seconds."""
+    async def watch_readers(self, clock: Callable[[], float]) -> None:
+        """Cut off, for good, the streams whose callers have taken nothing in for too long."""
         while True:
-            await asyncio.sleep(patience / 4)
+            await asyncio.sleep(self._patience / 4)
             for stream in list(self._streams):
-                if stream.is_stuck(clock(), patience):
+                if stream.is_stuck(clock(), self._patience):
                     self._edge.count_error(SLOW_READER)
                     stream.cut()
 
     async def watch_callers(self, still_holds: Callable[[Identity], bool], interval: float = 1.0) -> None:
-        """End the streams of those who would not be let in any more, every `interval` seconds."""
-        gone = UnauthenticatedError("what you showed has expired, or was taken back, since the stream began")
+        """End the streams and answers of those who would not be let in any more, every `interval` seconds."""
+        gone = UnauthenticatedError("what you showed has expired, or was taken back, since the call began")
         while True:
             await asyncio.sleep(interval)
-            for stream in self._streams:
-                if stream.identity is not None and not still_holds(stream.identity):
-                    stream.expel(gone)
+            calls: list[Stream | Answers] = [*self._streams, *self._answers]
+            for call in calls:
+                if call.identity is not None and not still_holds(call.identity):
+                    call.expel(gone)
 
     @contextlib.contextmanager
     def _opened(self, stream: Stream) -> Iterator[None]:

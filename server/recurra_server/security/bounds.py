@@ -25,7 +25,7 @@ class Bounds:
     max_sessions_per_stream: _Positive = 10_000
     """Sessions that were opened on one stream and are not closed."""
     handshake_timeout: _MoreThanZero = 10.0
-    """A new connection must have come to its first call's headers by then."""
+    """A new connection must have come to its first call's headers by then, a call without a token to its message."""
     keepalive: _MoreThanZero = 60.0
     """A connection on which nothing comes for so long is asked whether it is still there; without an answer it is
     closed after as long again, and at most 20 seconds."""

@@ -97,7 +97,9 @@ def connect(url: str, script: str, timeout: float) -> Client:
         ValueError: It is no such URL.
     """
     options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-    scheme = urlsplit(url).scheme
+    scheme, _, *rest = urlsplit(url)
+    if scheme != "unix" and "@" in "".join(rest):  # the password ended too early, and the host is a part of it
+        raise ValueError("a / ? or # in a password has to be escaped, and an @ behind the host")
     if scheme == "sentinel":
         return SingleClient(_by_sentinel(url, {**options, "health_check_interval": 30}), script)
     if scheme in ("cluster", "clusters"):

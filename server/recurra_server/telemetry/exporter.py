@@ -4,7 +4,8 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -13,8 +14,9 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-_MOST_CONNECTIONS = 32
-_SLOWEST = 10.0  # seconds for each read and write
+MOST_CONNECTIONS = 32
+_SLOWEST = 10.0  # seconds for a request and its answer
+_ENDING = 1.0  # seconds for a connection to end that makes room for another
 _PATIENCE = 5.0  # seconds for the event loop to answer
 # What is asked; returns nothing where all is well, or in a line what is not. Called on any thread.
 Probe = Callable[[], str]
@@ -73,27 +75,40 @@ class _Quiet(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Serves a bounded number of connections at once, each on a thread; more are closed."""
+    """Serves a bounded number of connections at once, each on a thread and for a bounded time.
+
+    One more ends the one that has been there longest: so nobody can keep the others out.
+    """
 
     daemon_threads = True
+    request_queue_size = 128  # of 5, as it is otherwise, a burst takes all, and the next is put off for a second
 
-    def __init__(self, address: tuple[str, int], tls: Callable[[], ssl.SSLContext] | None) -> None:
+    def __init__(self, address: tuple[str, int], tls: Callable[[], ssl.SSLContext] | None, slowest: float) -> None:
         self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         self._tls = tls
-        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._slowest = slowest
+        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._open: dict[socket.socket, None] = {}
+        self._changing = threading.Lock()
         super().__init__(address, _Quiet)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - as it is called
-        """Whether there is room for one more."""
-        return self._room.acquire(blocking=False)
+        """Whether there is room for one more, or can be made."""
+        if self._room.acquire(blocking=False):
+            return True
+        with self._changing:
+            longest = next(iter(self._open), None)
+        if longest is not None:
+            _end(longest)
+        return self._room.acquire(timeout=_ENDING)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection: slow ones hold up nobody, and not for long."""
         try:
-            request.settimeout(_SLOWEST)
-            if self._tls is not None:
-                request = self._tls().wrap_socket(request, server_side=True)
-            super().process_request_thread(request, client_address)
+            with self._bounded(request):
+                if self._tls is not None:
+                    request = self._tls().wrap_socket(request, server_side=True)
+                super().process_request_thread(request, client_address)
         except Exception:  # the caller's doing, or files of a certificate that are being changed
             self.shutdown_request(request)
         finally:
@@ -101,6 +116,28 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Whoever is gone is gone."""
+
+    @contextmanager
+    def _bounded(self, connection: socket.socket) -> Iterator[None]:
+        """Let a connection be ended, and end it after its time: a timeout of the socket would be one for each byte."""
+        with connection.dup() as same:  # with TLS, `connection` itself is given up for another
+            timer = threading.Timer(self._slowest, _end, (same,))
+            timer.daemon = True
+            timer.start()
+            with self._changing:
+                self._open[same] = None
+            try:
+                yield
+            finally:
+                with self._changing:
+                    del self._open[same]
+                timer.cancel()
+
+
+def _end(connection: socket.socket) -> None:
+    """Have whoever reads from a connection find its end, and whoever writes to it fail. Any thread."""
+    with suppress(OSError):  # it has ended already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class Exporter:
@@ -113,6 +150,7 @@ class Exporter:
         host, port: Where it listens.
         allow: Whether a request with this `Authorization` header may read the metrics; None where all may.
         tls: Makes what encrypts a connection, anew for each: certificates change; None where nothing does.
+        slowest: Seconds after which a connection is closed, however far it has come.
 
     Raises:
         OSError: The address is taken or not allowed.
@@ -128,6 +166,7 @@ class Exporter:
         *,
         allow: Callable[[str], bool] | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        slowest: float = _SLOWEST,
     ) -> None:
         metrics = make_wsgi_app(registry)
         probes = {"/healthz": healthy, "/readyz": ready}
@@ -149,7 +188,7 @@ class Exporter:
             start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
             return [f"{trouble or 'ok'}\n".encode()]
 
-        self._server = _Server((host, port), tls)
+        self._server = _Server((host, port), tls, slowest)
         self._server.set_app(app)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="exporter")
         self._thread.start()

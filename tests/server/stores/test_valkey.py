@@ -1,6 +1,7 @@
 """What only a real Valkey can show."""
 
 import asyncio
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,6 +45,24 @@ async def test_the_last_who_leaves_stops_it(tmp_path: Path) -> None:
     there.stop()
     with pytest.raises(StoreError):
         await store.take_over(first.store_key)
+
+
+def test_other_users_cannot_read_what_an_embedded_one_keeps(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    before = os.umask(0)
+    try:
+        server = EmbeddedValkey(folder)
+        server.start()
+    finally:
+        os.umask(before)
+    kept = [path for path in folder.rglob("*") if path.name != "lock"]
+    assert {"appendonlydir", "valkey.log", "valkey.sock"} <= {path.name for path in kept}
+    assert not any(path.stat().st_mode & 0o077 for path in (folder, *kept))
+    server.stop()
+    folder.chmod(0o755)
+    with pytest.raises(EmbeddedError, match="chmod 700"):
+        server.start()
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 async def test_a_full_store_says_so_and_has_room_again_when_sessions_end(tmp_path: Path) -> None:
