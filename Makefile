@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Test files that run at the same time; 0: one after another, in one process. Some tests wait only so long for others' work.
-JOBS ?= 0
+# Test files that run at the same time; 0: one after another, in one process.
+JOBS ?= 2
 # How long storm and soak take.
 MINUTES ?= 60
 
@@ -54,7 +54,7 @@ lessons: $(INSTALLED) ## Train all there is to learn, and write the figures of d
 test: lint unit ## All checks and all tests
 
 # A file's tests share servers, so each file goes to one process.
-unit: $(INSTALLED) ## All tests, without the checks; JOBS=2 for two files at a time
+unit: $(INSTALLED) ## All tests, without the checks; JOBS=0 for one file after another
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 clients: $(INSTALLED) ## Tests with clients that are heavy to install: KServe's, perf_analyzer
