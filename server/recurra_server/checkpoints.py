@@ -20,7 +20,7 @@ from recurra_server.engine.durability import Durability, Save, away
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import DrainingError, EngineError, SessionExistsError
 from recurra_server.engine.ports import SessionStore, StoreError
-from recurra_server.engine.sessions import Session
+from recurra_server.engine.sessions import Session, is_id
 from recurra_server.engine.standing import Standing
 
 _T = TypeVar("_T")
@@ -196,7 +196,7 @@ class Checkpoints:
         Raises:
             StoreUnavailableError, DrainingError, CapacityError, ModelNotFoundError, SnapshotMismatchError: It cannot.
         """
-        if not self._engine.is_id(session_id):
+        if not is_id(session_id):
             return None
         key = self._store_key(session_id, caller)
         async with self._alone(key):
@@ -207,8 +207,7 @@ class Checkpoints:
                 return None
             if self._engine.draining:
                 raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
-            self._engine.check_room()
-            (caller or self._engine.accounts.nobody).check_room(0)
+            self._engine.room.check(caller or self._engine.accounts.nobody)
             checkpoint = await self._ask(caller, self._store.take_over, key)
             if checkpoint is None:
                 return None

@@ -1,6 +1,5 @@
 """The engine as a whole: which models are served, which sessions are open."""
 
-import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,23 +10,17 @@ from typing import cast
 from recurra_server.engine.accounts import Account, Accounts
 from recurra_server.engine.durability import Durable, Ledger, moved
 from recurra_server.engine.errors import (
-    CapacityError,
     DrainingError,
     EngineError,
-    InvalidRequestError,
     SessionExistsError,
-    SessionIdError,
-    shown,
 )
 from recurra_server.engine.limits import Limits
+from recurra_server.engine.room import Room
 from recurra_server.engine.served_model import Array, ServedModel
-from recurra_server.engine.sessions import Session, not_found
+from recurra_server.engine.sessions import LONGEST_ID, Session, check_id, not_found
 from recurra_server.engine.shelf import Shelf
 from recurra_server.engine.standing import Standing
 from recurra_server.engine.tombstones import Tombstone, Tombstones
-
-_LONGEST_ID = 128
-_SESSION_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{_LONGEST_ID}}}")
 
 
 class Engine:
@@ -39,9 +32,9 @@ class Engine:
     Attributes:
         accounts: Whose the sessions are.
         limits: The bounds it keeps.
+        room: How many more sessions there may be.
         shelf: The models.
         draining: While True, no session is opened.
-        refused: Sessions that could not be opened so far, by (model name, version, digest, bound).
         ended: Sessions ended so far, by (model name, version, digest, "closed", "expired" or "moved").
         ledger: The sessions whose checkpoints are to be saved.
         opened: Sessions opened so far, by (model name, version, digest).
@@ -53,12 +46,11 @@ class Engine:
         self.draining = False
         self.elsewhere = ""
         self.opened: Counter[tuple[str, str, str]] = Counter()
-        self.refused: Counter[tuple[str, str, str, str]] = Counter()
         self.ended: Counter[tuple[str, str, str, str]] = Counter()
         self.shelf = Shelf()
         self.ledger = Ledger()
         self.accounts = Accounts()
-        self._count = 0  # open sessions and borrowed ones
+        self.room = Room(limits)
         self._tombstones = Tombstones(limits)
 
     # --- models --------------------------------------------------------------------------
@@ -188,15 +180,8 @@ class Engine:
         self.shelf.check(model)  # it may have gone since it was found
         owner = caller or self.accounts.nobody
         session_id = self._new_id(session_id, now, owner)
-        timeout = self._idle_timeout(idle_timeout)
-        try:
-            self.check_room()
-            owner.check_room(model.signature.state_bytes)
-            if model.admission is not None and not skip_admission:
-                model.admission.check(model.sessions, now)
-        except CapacityError as error:
-            self.refused[*model.key, error.metadata["bound"]] += 1
-            raise
+        timeout = self.limits.idle_timeout(idle_timeout)
+        self.room.check_open(model, owner, now, skip_admission=skip_admission)
         return session_id, timeout
 
     @contextmanager
@@ -214,15 +199,14 @@ class Engine:
             InputNameError: As `open`.
         """
         owner = caller or self.accounts.nobody
-        self.check_room()
-        owner.check_room(model.signature.state_bytes)
+        self.room.check(owner, model.signature.state_bytes)
         session = model.open(None, float("inf"), now, initial_states, owner)
-        self._count += 1
+        self.room.taken += 1
         owner.borrowed += 1
         try:
             yield session
         finally:
-            self._count -= 1
+            self.room.taken -= 1
             owner.borrowed -= 1
             model.close(session)
 
@@ -236,7 +220,7 @@ class Engine:
         owner = caller or self.accounts.nobody
         session = owner.sessions.get(session_id)
         if session is None:
-            raise self._missing(session_id[:_LONGEST_ID], now, owner)
+            raise self._missing(session_id[:LONGEST_ID], now, owner)
         if self._expire_if_due(session, now):
             raise self._missing(session_id, now, owner)
         return session
@@ -318,58 +302,26 @@ class Engine:
         self.accounts.forget_even(now)
         return len(due)
 
-    def is_id(self, text: str) -> bool:
-        """Whether a session can have this id."""
-        return _SESSION_ID.fullmatch(text) is not None
-
     # --- inside --------------------------------------------------------------------------
 
     def _begin(self, session: Session) -> None:
         """From now on the session is found."""
         assert session.id is not None  # noqa: S101 - what only one call knows is not to be found
         session.owner.sessions[session.id] = session
-        self._count += 1
+        self.room.taken += 1
         self._tombstones.forget(session.owner.store_key(session.id))
         self.opened[session.model.key] += 1
 
     def _new_id(self, wanted: str, now: float, owner: Account) -> str:
         if not wanted:
             return secrets.token_urlsafe(16)
-        if not _SESSION_ID.fullmatch(wanted):
-            raise SessionIdError(
-                f"session id {shown(wanted)} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -",
-                session_id=wanted[:64],
-            )
+        check_id(wanted)
         session = owner.sessions.get(wanted)
         if session is not None and not self._expire_if_due(session, now):
             raise SessionExistsError(
                 f"session {wanted!r} is open already; use another id or go on with it", session_id=wanted
             )
         return wanted
-
-    def _idle_timeout(self, wanted: float | None) -> float:
-        if wanted is None:
-            return self.limits.default_idle_timeout
-        if not 0 < wanted <= self.limits.max_idle_timeout:
-            raise InvalidRequestError(
-                f"idle_timeout must be above 0 and at most {self.limits.max_idle_timeout:g} s, not {wanted:g} s",
-                field="idle_timeout",
-            )
-        return wanted
-
-    def check_room(self) -> None:
-        """Whether there is room for one more session.
-
-        Raises:
-            CapacityError: There is none.
-        """
-        if self._count >= self.limits.max_sessions:
-            raise CapacityError(
-                f"all {self.limits.max_sessions} sessions are in use; close some or try again later",
-                retry_after=1.0,
-                bound="max_sessions",
-                limit=self.limits.max_sessions,
-            )
 
     def _expire_if_due(self, session: Session, now: float) -> bool:
         due = session.current is None and session.model.slots.expires_at(session.slot) <= now
@@ -387,7 +339,7 @@ class Engine:
     def _end(self, session: Session, reason: str, error: EngineError | None = None) -> None:
         if session.id is not None:
             del session.owner.sessions[session.id]
-            self._count -= 1
+            self.room.taken -= 1
             self.ended[*session.model.key, reason] += 1
         session.model.close(session, error)
         if session.durable is not None:

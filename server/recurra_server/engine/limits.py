@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from recurra_server.engine.errors import InvalidRequestError
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -34,3 +36,18 @@ class Limits:
     """Seconds for which it is remembered that a session has expired."""
     max_tombstones: int = 100_000
     """How many expired sessions are remembered; the oldest are forgotten first."""
+
+    def idle_timeout(self, wanted: float | None) -> float:
+        """The idle timeout of a session whose caller wants this one, None being the default; in seconds.
+
+        Raises:
+            InvalidRequestError: It may not have this one.
+        """
+        if wanted is None:
+            return self.default_idle_timeout
+        if not 0 < wanted <= self.max_idle_timeout:
+            raise InvalidRequestError(
+                f"idle_timeout must be above 0 and at most {self.max_idle_timeout:g} s, not {wanted:g} s",
+                field="idle_timeout",
+            )
+        return wanted

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recurra_server.engine.errors import (
+    SessionIdError,
     SessionNotFoundError,
     StateNotFiniteError,
     StepGapError,
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from recurra_server.engine.served_model import ServedModel
 
 Action = Callable[[], None]
+LONGEST_ID: Final = 128
+_ID = re.compile(rf"[A-Za-z0-9._:-]{{1,{LONGEST_ID}}}")
 _SMALL_REPLY = 1024  # bytes: no more than a session takes anyway
 
 
@@ -168,3 +172,21 @@ def state_not_finite(session: Session) -> StateNotFiniteError:
         session_id=session.id,
         step=number,
     )
+
+
+def is_id(text: str) -> bool:
+    """Whether a session can have this id."""
+    return _ID.fullmatch(text) is not None
+
+
+def check_id(text: str) -> None:
+    """Refuse what no session can have for its id.
+
+    Raises:
+        SessionIdError: This.
+    """
+    if not is_id(text):
+        raise SessionIdError(
+            f"session id {shown(text)} must be 1 to {LONGEST_ID} characters of A-Z a-z 0-9 . _ : -",
+            session_id=text[:64],
+        )

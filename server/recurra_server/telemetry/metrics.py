@@ -176,7 +176,7 @@ class ServerMetrics(Collector):
             computed.add_metric(labels, model.compute_seconds)
             opened.add_metric(labels, self._engine.opened[labels])
             for bound in _BOUNDS:
-                refused.add_metric([*labels, bound], self._engine.refused[*labels, bound])
+                refused.add_metric([*labels, bound], self._engine.room.refused[*labels, bound])
             for reason in ("closed", "expired", "moved"):
                 ended.add_metric([*labels, reason], self._engine.ended[*labels, reason])
         yield from (steps, computed, time_steps, opened, refused, ended)

@@ -56,7 +56,7 @@ def test_while_steps_are_late_nothing_is_opened_and_then_again(runtimes: Runtime
         calls.open("counter")
     assert caught.value.retry_after == 1.0
     assert caught.value.metadata["bound"] == "latency"
-    assert calls.engine.refused["counter", "1", "sha256:counter", "latency"] == 1
+    assert calls.engine.room.refused["counter", "1", "sha256:counter", "latency"] == 1
     calls.now += 0.5
     calls.step_all(0)
     assert calls.open_many(1) == 0, "the late steps are still of the last second"
