@@ -97,7 +97,7 @@ async def test_what_one_worker_does_not_find_the_others_do_not_keep(tmp_path: Pa
         with pytest.raises(ModelNotFoundError, match="no 'sum' '2'; it has 1"):
             await one.shared.load("sum", "", "")
         gc.collect()
-        assert [model for model in gc.get_objects() if isinstance(model, ServedModel) and model.version == "2"] == []
+        assert [model for model in gc.get_objects() if type(model) is ServedModel and model.version == "2"] == []
         assert await one.shared.load("sum", "1", "") == (one.engine.model("sum"), True)
         assert [model.key for model in one.engine.models()] == [model.key for model in other.engine.models()]
 
