@@ -1,7 +1,8 @@
 """Throws things at a server: calls of all its methods with made-up messages, damaged bytes, frames and plain noise.
 
 `python -m tests.support.fuzz --minutes 60` starts a server of its own and prints what came back. A case has failed
-where the server ended, did not answer in time, answered INTERNAL or UNKNOWN, or logged a trace.
+where the server ended, did not answer in time, answered INTERNAL or UNKNOWN, or logged a trace. Frames and noise go to
+a bare server of gRPC too: how its memory grows is gRPC's own part.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from google.protobuf.message import Message
 from recurra.openinference import open_inference_pb2_grpc
 from recurra.v1 import inference_pb2_grpc, models_pb2_grpc, sessions_pb2_grpc
 
-from benchmarks.processes import resident_bytes
+from benchmarks.processes import free_port, resident_bytes, running
 from tests.support import models
 from tests.support.http2 import PREFACE, Rude
 from tests.support.server import ServerProcess, running_server
@@ -49,6 +50,11 @@ _NUMBERS = (0, 1, 2, 3, 7, 64, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 
 class Fuzzer:
     """One of them, with a seed.
 
+    Args:
+        server: Is thrown at.
+        seed: The same makes the same cases.
+        beside: Addresses of servers that get the same frames and noise.
+
     Attributes:
         cases: How many there were, by kind.
         came_back: Statuses of calls.
@@ -57,12 +63,13 @@ class Fuzzer:
         ids: Sessions that are open, to be hit too.
     """
 
-    def __init__(self, server: ServerProcess, seed: int) -> None:
+    def __init__(self, server: ServerProcess, seed: int, *beside: str) -> None:
         self.cases: Counter[str] = Counter()
         self.came_back: Counter[str] = Counter()
         self.failures: list[str] = []
         self.grpcs_own = 0
         self._server = server
+        self._targets = (server.target, *beside)
         self._rng = random.Random(seed)
         self._stubs = Stubs(server.target)
         self._methods = [
@@ -85,7 +92,7 @@ class Fuzzer:
                 self._look()
                 look_at = time.monotonic() + 1.0
             if time.monotonic() >= tell_at:
-                report(f"{self.cases.total():,} cases, {resident_bytes([self._server.pid]) >> 20} MiB")
+                report(f"{self.cases.total():,} cases, {_mebibytes(self._server.pid):.1f} MiB")
                 tell_at += 60
         self._look()
 
@@ -108,19 +115,26 @@ class Fuzzer:
         self._send(method, [bytes(data)], client_streaming=client_streaming, server_streaming=server_streaming)
 
     def _frames(self) -> None:
-        rng = self._rng
-        with Rude(self._server.target) as rude:
-            for _ in range(rng.randrange(1, 30)):
+        for rude in self._rudely():
+            for _ in range(self._rng.randrange(1, 30)):
                 if not rude.raw(self._frame(rude)):
                     break
 
     def _noise(self) -> None:
         rng = self._rng
-        with Rude(self._server.target, preface=rng.random() < 0.3) as rude:
+        for rude in self._rudely(prefaced=rng.random() < 0.3):
             start = PREFACE[: rng.randrange(len(PREFACE) + 1)] if rng.random() < 0.5 else b""
             rude.raw(start + rng.randbytes(rng.choice((0, 1, 9, 100, 10_000))))
 
     # --- their parts -------------------------------------------------------------------------
+
+    def _rudely(self, *, prefaced: bool = True) -> Iterator[Rude]:
+        """A connection to each server, one after the other, for the same case."""
+        state = self._rng.getstate()
+        for target in self._targets:
+            self._rng.setstate(state)
+            with Rude(target, preface=prefaced) as rude:
+                yield rude
 
     def _send(self, method: str, messages: list[bytes], *, client_streaming: bool, server_streaming: bool) -> None:
         channel: Any = self._stubs.channel
@@ -230,20 +244,31 @@ def main() -> int:
     arguments.add_argument("--seed", type=int, default=random.randrange(2**32))
     given = arguments.parse_args()
     print(f"seed {given.seed}")
-    with tempfile.TemporaryDirectory() as folder, fuzzed_server(Path(folder)) as server:
-        fuzzer = Fuzzer(server, given.seed)
+    port = free_port()
+    bare = [sys.executable, "-m", "benchmarks.servers.echo", "--port", str(port)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(bare, port) as beside,
+        fuzzed_server(Path(folder)) as server,
+    ):
+        fuzzer = Fuzzer(server, given.seed, f"127.0.0.1:{port}")
         fuzzer.run(given.minutes * 6)  # warmed up
-        before = resident_bytes([server.pid])
+        before = _mebibytes(server.pid), _mebibytes(beside)
         fuzzer.run(given.minutes * 54)
-        after = resident_bytes([server.pid])
+        after = _mebibytes(server.pid), _mebibytes(beside)
     print(f"{fuzzer.cases.total():,} cases: {dict(fuzzer.cases)}")
     print(f"calls came back with: {dict(fuzzer.came_back.most_common())}")
-    print(f"resident memory: {before / 2**20:.1f} MiB after a tenth of the time, {after / 2**20:.1f} MiB at the end")
+    for whose, was, is_now in zip(("ours", "a bare gRPC server's"), before, after, strict=True):
+        print(f"resident memory, {whose}: {was:.1f} MiB after a tenth of the time, {is_now:.1f} at the end")
     print(
         "\n".join(fuzzer.failures)
         or f"no crash, no hang, no trace but {fuzzer.grpcs_own} of gRPC's own for calls reset"
     )
     return 1 if fuzzer.failures else 0
+
+
+def _mebibytes(pid: int) -> float:
+    return resident_bytes([pid]) / 2**20
 
 
 def fuzzed_server(folder: Path) -> Any:
