@@ -26,7 +26,7 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
         How to serve.
     """
     transport.allow_many_connections()
-    transport.begin_with_one_network_thread()
+    transport.begin_as_grpc_needs()
 
     def ready(server: Ready) -> None:
         for model in server.models:

@@ -22,16 +22,19 @@ from recurra_server.security.bounds import Bounds
 from recurra_server.security.certificates import Certificates, Pems
 
 
-def begin_with_one_network_thread() -> None:
-    """Let gRPC read from its sockets on the thread that tells grpc.aio of it.
+def begin_as_grpc_needs() -> None:
+    """Begin this program anew with what gRPC is told by the environment. It reads that when it is loaded.
 
-    gRPC has a pool of threads that read, and one more that passes on what they have read: two threads are woken
-    for each message, where one is enough. GRPC_EXPERIMENTS, if it is set, decides instead. It is read when gRPC is
-    loaded, which it is by now: so this program begins anew.
+    * Its sockets are read on the thread that tells grpc.aio of it. gRPC has a pool of threads that read, and one more
+      that passes on what they have read: two threads are woken for each message, where one is enough.
+      GRPC_EXPERIMENTS, if it is set, decides instead.
+    * It does nothing where this process forks. It would stop its threads and begin them again, in the child too; but
+      a child of ours only becomes another program, and now and then gets stuck before that, and with it the event
+      loop, which waits for it (https://github.com/grpc/grpc/issues/22624).
     """
-    if "GRPC_EXPERIMENTS" not in os.environ:
-        os.environ["GRPC_EXPERIMENTS"] = "-event_engine_listener"
-        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - itself
+    needed = {"GRPC_EXPERIMENTS": "-event_engine_listener"} | os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+    if needed != os.environ:
+        os.execve(sys.executable, sys.orig_argv, needed)  # noqa: S606 - itself
 
 
 def allow_many_connections() -> None:
