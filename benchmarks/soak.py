@@ -1,56 +1,68 @@
 """`python -m benchmarks.soak --minutes 60`: a server under load for long, with callers who come, go, and vanish.
 
-At 70 % of what it can do in a closed loop, sessions are opened at the pace of steps, expire, are closed, and lose their
-connections in the middle. Prints how resident memory grew after the first tenth, what is left when all are gone, and
-p99 of the last sixth against the first.
+Visitors come all the time: each opens a session, steps it for a while, and closes it, lets it expire, or loses its
+connection in the middle of a step. Beside them are sessions that step every 32 ms, as many as 70 % of those that the
+server can serve in time (the knee of docs/performance.md); they begin anew every minute (a sixtieth of the time).
+
+Prints p99 of the last sixth against the first, how resident memory grew after the first tenth, and what is left when
+all are gone. A sixth's p99 is the median of its minutes', for whatever else the machine does comes by minutes.
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import sys
 import tempfile
 import time
 import urllib.request
-from array import array
+from collections import Counter
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from recurra_client import Client, RecurraError
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.client import in_loop
+from benchmarks.client import ClientProcess, Values, in_loop, load
 from benchmarks.models import publish
+from benchmarks.parts.paced import PACE, most, within_deadline
 from benchmarks.processes import free_port, resident_bytes, running
 
 _MODEL: Final = "lstm-128"
-_SESSIONS: Final = 64
-_SHARE: Final = 0.7
-_IDLE: Final = 2.0  # seconds after which a session expires
+_SHARE: Final = 0.7  # of the sessions that can be served
+_FIRST: Final = 256  # that are tried
+_FINENESS: Final = 1 / 8  # of the knee
+_VISITORS: Final = 8
+_IDLE: Final = 2.0  # seconds after which a visitor's session expires
+
+
+@dataclass
+class Visits:
+    """What visitors have seen."""
+
+    steps: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
 class Seen:
     """What the soak has found."""
 
-    answered: "array[float]" = field(default_factory=lambda: array("d"))
-    """When each step was answered, in seconds from the beginning; millions of them, so no list."""
-    latencies: "array[float]" = field(default_factory=lambda: array("d"))
-    """How long it took, in seconds."""
-    memory: list[tuple[float, int]] = field(default_factory=list)
-    errors: dict[str, int] = field(default_factory=dict)
-    ends: dict[str, int] = field(default_factory=dict)
-
-    def count(self, where: dict[str, int], what: str) -> None:
-        """One more."""
-        where[what] = where.get(what, 0) + 1
+    visits: Visits
+    minutes: list[tuple[float, Values]]
+    """When each began, in seconds from the beginning, and what `load` found."""
+    memory: list[tuple[float, int]]
+    """When, and bytes."""
 
 
-async def _caller(target: str, seen: Seen, began: float, until: float, pace: float, rng: random.Random) -> None:
+async def _visitor(target: str, seen: Visits, until: float, rng: random.Random) -> None:
     """One caller after another: each opens a session, steps it at a pace, and ends in one of several ways."""
     x = np.zeros(16, np.float32)
     while time.monotonic() < until:
@@ -59,16 +71,10 @@ async def _caller(target: str, seen: Seen, began: float, until: float, pace: flo
         session = client.session(_MODEL, idle_timeout=_IDLE, keep=how != "closes")
         try:
             await session.open()
-            for _ in range(rng.randrange(20, 400)):
-                due = time.monotonic() + pace
-                asked = time.perf_counter()
+            for _ in range(rng.randrange(1, 40)):
                 await session.step(x)
-                seen.latencies.append(time.perf_counter() - asked)
-                seen.answered.append(time.monotonic() - began)
-                if (left := due - time.monotonic()) > 0:
-                    await asyncio.sleep(left)
-                if time.monotonic() > until:
-                    break
+                seen.steps += 1
+                await asyncio.sleep(PACE)
             if how == "vanishes":  # in the middle of a step
                 step = asyncio.ensure_future(session.step(x))
                 await asyncio.sleep(0)
@@ -78,29 +84,73 @@ async def _caller(target: str, seen: Seen, began: float, until: float, pace: flo
             else:
                 await session.close()
         except RecurraError as error:
-            seen.count(seen.errors, error.reason)
+            seen.errors[error.reason] += 1
             await asyncio.sleep(0.1)
         finally:
             with contextlib.suppress(Exception):
                 await client.close()
-        seen.count(seen.ends, how)
+        seen.ends[how] += 1
 
 
-async def _soak(target: str, pid: int, seconds: float, pace: float, seed: int) -> Seen:
-    seen, began = Seen(), time.monotonic()
-    rng = random.Random(seed)
-    callers = [
-        asyncio.create_task(_caller(target, seen, began, began + seconds, pace, random.Random(rng.random())))
-        for _ in range(_SESSIONS)
-    ]
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("soaking", total=seconds)
-        while time.monotonic() < began + seconds:
-            seen.memory.append((time.monotonic() - began, resident_bytes([pid])))
-            progress.update(task, completed=time.monotonic() - began)
-            await asyncio.sleep(min(5.0, seconds / 50))
-        await asyncio.gather(*callers)
-    return seen
+def visit(target: str, seconds: float, seed: int) -> Visits:
+    """Visit a server for so many seconds."""
+
+    async def all_visit() -> Visits:
+        seen, until, rng = Visits(), time.monotonic() + seconds, random.Random(seed)
+        visitors = (_visitor(target, seen, until, random.Random(rng.random())) for _ in range(_VISITORS))
+        await asyncio.gather(*visitors)
+        return seen
+
+    return in_loop(all_visit())
+
+
+@dataclass(frozen=True)
+class Soak:
+    """Where it happens.
+
+    Attributes:
+        target: HOST:PORT of the server.
+        pid: Its process.
+        steady: Where the load comes from.
+        others: Where the visitors come from.
+    """
+
+    target: str
+    pid: int
+    steady: ClientProcess
+    others: ClientProcess
+
+    def load(self, sessions: int, seconds: float) -> "Future[Values]":
+        """Begin to load it with so many sessions."""
+        plan = {"sessions": sessions, "seconds": seconds, "pace": PACE}
+        return self.steady.begin(load, self.target, self.pid, _MODEL, **plan)
+
+    def knee(self, seconds: float) -> int:
+        """The most sessions that are served in time beside visitors, each number tried for so many seconds."""
+
+        def kept(sessions: int) -> bool:
+            steady = self.load(sessions, seconds)
+            self.others.run(visit, self.target, seconds, 0)
+            return within_deadline(steady.result())
+
+        return most(kept, _FIRST, _FINENESS)
+
+    def run(self, sessions: int, seconds: float, seed: int) -> Seen:
+        """Soak it."""
+        began = time.monotonic()
+        visits = self.others.begin(visit, self.target, seconds, seed)
+        minutes, memory = [], []
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("soaking", total=seconds)
+            while (left := began + seconds - time.monotonic()) > seconds / 600:
+                when = time.monotonic() - began
+                minute = self.load(sessions, min(seconds / 60, left))
+                while not minute.done():
+                    wait([minute], timeout=min(5.0, seconds / 50))
+                    memory.append((time.monotonic() - began, resident_bytes([self.pid])))
+                    progress.update(task, completed=time.monotonic() - began)
+                minutes.append((when, minute.result()))
+        return Seen(visits.result(), minutes, memory)
 
 
 _HELD: Final = {
@@ -143,18 +193,19 @@ def main() -> int:
             "--max-tombstones",
             "1000",
         ]
-        with running([*command, "--port", str(port), "--metrics-port", str(metrics_port)], port) as pid:
-            target = f"127.0.0.1:{port}"
+        ports = "--port", str(port), "--metrics-port", str(metrics_port)
+        with running([*command, *ports], port) as pid, ClientProcess() as steady, ClientProcess() as others:
+            others.run(os.nice, 10)  # visitors cost far more than the server takes for them
+            soak = Soak(f"127.0.0.1:{port}", pid, steady, others)
             empty = _held(metrics_port)
-            capacity = _capacity(target, seconds)
+            knee = soak.knee(min(4.0, seconds / 15))
             _left(metrics_port, empty)
             before = _held(metrics_port)  # with what is opened once, for the first callers
-            pace = _SESSIONS / (_SHARE * capacity)
-            print(f"{capacity:,.0f} steps/s in a closed loop of these callers; {_SHARE:.0%} of it is a step every "
-                  f"{pace * 1e3:.1f} ms of {_SESSIONS} callers")  # fmt: skip
-            seen = in_loop(_soak(target, pid, seconds, pace, given.seed))
+            sessions = round(_SHARE * knee)
+            print(f"{knee} sessions are served in time beside visitors; {sessions} of them from now on")
+            seen = soak.run(sessions, seconds, given.seed)
             left = _left(metrics_port, before)
-            _report(seen, seconds)
+            _report(seen, seconds, sessions)
             print(f"left over when all had gone: {left or 'nothing'} (before all came: {before})")
             return 1 if left else 0
 
@@ -170,33 +221,26 @@ def _left(metrics_port: int, before: dict[str, int]) -> dict[str, int]:
         time.sleep(0.5)
 
 
-def _capacity(target: str, seconds: float) -> float:
-    """Steps a second of the same callers without a pause."""
-    short = min(10.0, seconds / 6)
-    seen = Seen()
-
-    async def closed() -> None:
-        began = time.monotonic()
-        rng = random.Random(1)
-        await asyncio.gather(
-            *(_caller(target, seen, began, began + short, 0.0, random.Random(rng.random())) for _ in range(_SESSIONS))
-        )
-
-    in_loop(closed())
-    return len(seen.latencies) / short
-
-
-def _report(seen: Seen, seconds: float) -> None:
-    times, taken = np.array(seen.answered), np.array(seen.latencies)
-    part = seconds / 6
-    first, last = (np.percentile(taken[mask], 99) for mask in (times < part, times >= seconds - part))
+def _report(seen: Seen, seconds: float, sessions: int) -> None:
+    whole = [(min(5, int(when / seconds * 6)), values) for when, values in seen.minutes]
+    steady = sum(values["steps_per_second"] for _, values in whole) / len(whole)
+    visits = seen.visits
+    errors = +(visits.errors + Counter({"of the steady load": int(sum(values["errors"] for _, values in whole))}))
+    print(f"{steady:,.0f} steps/s, of {len(whole) * sessions:,} sessions")
+    print(f"visitors: {visits.steps:,} steps, of {visits.ends.total():,} sessions, which ended so: {dict(visits.ends)}")
+    print(f"errors: {dict(errors) or 'none'}")
+    for name in ("p50", "p99"):
+        sixths = [np.array([values[name] * 1e3 for sixth, values in whole if sixth == which]) for which in range(6)]
+        print(f"{name} of each sixth, in ms: {', '.join(map(_spread, sixths))}; "
+              f"the last is {np.median(sixths[-1]) / np.median(sixths[0]):.2f} of the first")  # fmt: skip
     warm = [(when, size) for when, size in seen.memory if when > seconds / 10]
     slope = float(np.polyfit([when / 3600 for when, _ in warm], [size / 2**20 for _, size in warm], 1)[0])
-    print(f"{len(taken):,} steps of {sum(seen.ends.values()):,} sessions, which ended so: {seen.ends}")
-    print(f"errors: {seen.errors or 'none'}")
-    print(f"p99: {first * 1e3:.2f} ms in the first sixth, {last * 1e3:.2f} ms in the last: {last / first:.2f} of it")
     print(f"resident memory: {warm[0][1] / 2**20:.1f} MiB after a tenth, {warm[-1][1] / 2**20:.1f} MiB at the end, "
           f"{slope:+.2f} MiB an hour")  # fmt: skip
+
+
+def _spread(values: "NDArray[np.float64]") -> str:
+    return f"{np.median(values):.2f} ({values.min():.2f}-{values.max():.2f})"
 
 
 if __name__ == "__main__":
