@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from recurra_client import Client, RecurraError
+from recurra_client.load.frames import StreamEndedError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -60,6 +61,8 @@ class Seen:
     """When each began, in seconds from the beginning, and what `load` found."""
     memory: list[tuple[float, int]]
     """When, and bytes."""
+    broken: Counter[str]
+    """Minutes that ended early, by the reason."""
 
 
 async def _visitor(target: str, seen: Visits, until: float, rng: random.Random) -> None:
@@ -139,7 +142,7 @@ class Soak:
         """Soak it."""
         began = time.monotonic()
         visits = self.others.begin(visit, self.target, seconds, seed)
-        minutes, memory = [], []
+        minutes, memory, broken = [], [], Counter[str]()
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("soaking", total=seconds)
             while (left := began + seconds - time.monotonic()) > seconds / 600:
@@ -149,8 +152,11 @@ class Soak:
                     wait([minute], timeout=min(5.0, seconds / 50))
                     memory.append((time.monotonic() - began, resident_bytes([self.pid])))
                     progress.update(task, completed=time.monotonic() - began)
-                minutes.append((when, minute.result()))
-        return Seen(visits.result(), minutes, memory)
+                try:
+                    minutes.append((when, minute.result()))
+                except StreamEndedError as error:  # of one session, and with it all others of this minute
+                    broken[str(error)] += 1
+        return Seen(visits.result(), minutes, memory, broken)
 
 
 _HELD: Final = {
@@ -225,7 +231,9 @@ def _report(seen: Seen, seconds: float, sessions: int) -> None:
     whole = [(min(5, int(when / seconds * 6)), values) for when, values in seen.minutes]
     steady = sum(values["steps_per_second"] for _, values in whole) / len(whole)
     visits = seen.visits
-    errors = +(visits.errors + Counter({"of the steady load": int(sum(values["errors"] for _, values in whole))}))
+    errors = +(
+        visits.errors + seen.broken + Counter({"of the steady load": int(sum(values["errors"] for _, values in whole))})
+    )
     print(f"{steady:,.0f} steps/s, of {len(whole) * sessions:,} sessions")
     print(f"visitors: {visits.steps:,} steps, of {visits.ends.total():,} sessions, which ended so: {dict(visits.ends)}")
     print(f"errors: {dict(errors) or 'none'}")
