@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from recurra_client import Client, RecurraError
 from recurra_client.load.frames import StreamEndedError
+from recurra_client.load.lanes import RefusedError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -154,7 +155,7 @@ class Soak:
                     progress.update(task, completed=time.monotonic() - began)
                 try:
                     minutes.append((when, minute.result()))
-                except StreamEndedError as error:  # of one session, and with it all others of this minute
+                except (StreamEndedError, RefusedError, OSError) as error:  # of one, and with it all of this minute
                     broken[str(error)] += 1
         return Seen(visits.result(), minutes, memory, broken)
 
@@ -229,7 +230,7 @@ def _left(metrics_port: int, before: dict[str, int]) -> dict[str, int]:
 
 def _report(seen: Seen, seconds: float, sessions: int) -> None:
     whole = [(min(5, int(when / seconds * 6)), values) for when, values in seen.minutes]
-    steady = sum(values["steps_per_second"] for _, values in whole) / len(whole)
+    steady = sum(values["steps_per_second"] for _, values in whole) / max(1, len(whole))
     visits = seen.visits
     errors = +(
         visits.errors + seen.broken + Counter({"of the steady load": int(sum(values["errors"] for _, values in whole))})
@@ -239,8 +240,9 @@ def _report(seen: Seen, seconds: float, sessions: int) -> None:
     print(f"errors: {dict(errors) or 'none'}")
     for name in ("p50", "p99"):
         sixths = [np.array([values[name] * 1e3 for sixth, values in whole if sixth == which]) for which in range(6)]
-        print(f"{name} of each sixth, in ms: {', '.join(map(_spread, sixths))}; "
-              f"the last is {np.median(sixths[-1]) / np.median(sixths[0]):.2f} of the first")  # fmt: skip
+        print(f"{name} of each sixth, in ms: {', '.join(map(_spread, sixths))}")
+        if sixths[0].size and sixths[-1].size:
+            print(f"{name}: the last is {np.median(sixths[-1]) / np.median(sixths[0]):.2f} of the first")
     warm = [(when, size) for when, size in seen.memory if when > seconds / 10]
     slope = float(np.polyfit([when / 3600 for when, _ in warm], [size / 2**20 for _, size in warm], 1)[0])
     print(f"resident memory: {warm[0][1] / 2**20:.1f} MiB after a tenth, {warm[-1][1] / 2**20:.1f} MiB at the end, "
@@ -248,6 +250,8 @@ def _report(seen: Seen, seconds: float, sessions: int) -> None:
 
 
 def _spread(values: "NDArray[np.float64]") -> str:
+    if not values.size:
+        return "unknown"
     return f"{np.median(values):.2f} ({values.min():.2f}-{values.max():.2f})"
 
 

@@ -1,12 +1,11 @@
 """The loops against a lane whose answers come when the test says so: what is counted, and from when."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from recurra_client.load import lanes, loops
+from recurra_client.load import lanes, loops, paced
 from recurra_client.load.frames import StreamEndedError
 from recurra_client.load.lanes import Lane, RefusedError, UnansweredError, once
 from recurra_client.load.loops import Timing, open_all, run_closed
@@ -172,9 +171,17 @@ async def test_sessions_come_one_by_one_while_those_that_are_open_step_and_all_a
     assert opened[-1] - opened[0] > 0.1  # of 0.2 s, at random times
     first, last = min(senders, key=lambda lane: lane.opened), max(senders, key=lambda lane: lane.opened)
     assert sum(at < last.opened for at in first.sent) >= 0.8 * (last.opened - first.opened - 0.01) / 0.01 > 0
-    # Each but those that come while the loop lags behind.
-    assert statistics.median(lane.sent[0] - lane.opened for lane in senders) >= 0.01
     assert 0.9 * 20 * 10 <= len(outcome.latencies) <= 20 * 11
+
+
+async def test_who_joins_is_due_a_pace_from_now_and_never_before_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0, 100.0, 100.0, 100.25, 110.0]  # at last the loop lags behind
+    monkeypatch.setattr(paced, "_now", lambda: now.pop(0))
+    load = paced._Paced(0.5, Outcome())
+    for _ in range(3):
+        load.join(ScriptedLane(answer_at_once))
+    assert [lane.due for lane in load.lanes] == [100.5, 100.75, 101.0]
+    load.stop()
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.01])

@@ -321,7 +321,7 @@ def test_the_folder_is_watched(root: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_model_is_tried_without_the_fork_handlers_of_grpc(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While calls come in they can get stuck, and the whole server with them: about once in a thousand trials."""
+    """While calls come in they can get stuck, and the whole server with them."""
     monkeypatch.setenv("GRPC_VERBOSITY", "info")  # they tell of themselves
     monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "1")
     with running_server(root) as server, connect(server.target) as client:
