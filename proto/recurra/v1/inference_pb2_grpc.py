@@ -75,7 +75,8 @@ class InferenceServiceServicer:
     def Step(self, request, context):
         """Step applies one step or chunk to one session. Fails with INVALID_ARGUMENT
         (INPUT_SHAPE, INPUT_NOT_FINITE ...), NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED),
-        FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE) or RESOURCE_EXHAUSTED (CAPACITY).
+        FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE
+        (SESSION_MOVED, STORE_UNAVAILABLE): then it can be sent again with its number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

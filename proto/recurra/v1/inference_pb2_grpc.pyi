@@ -40,7 +40,8 @@ class InferenceServiceStub:
     Step: _grpc.UnaryUnaryMultiCallable[_inference_pb2.StepRequest, _inference_pb2.StepResponse]
     """Step applies one step or chunk to one session. Fails with INVALID_ARGUMENT
     (INPUT_SHAPE, INPUT_NOT_FINITE ...), NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED),
-    FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE) or RESOURCE_EXHAUSTED (CAPACITY).
+    FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE
+    (SESSION_MOVED, STORE_UNAVAILABLE): then it can be sent again with its number.
     """
     StreamSteps: _grpc.StreamStreamMultiCallable[_inference_pb2.StreamStepsRequest, _inference_pb2.StreamStepsResponse]
     """StreamSteps applies steps as they come, of any number of sessions and
@@ -73,7 +74,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Step: _aio.UnaryUnaryMultiCallable[_inference_pb2.StepRequest, _inference_pb2.StepResponse]  # type: ignore[assignment]
     """Step applies one step or chunk to one session. Fails with INVALID_ARGUMENT
     (INPUT_SHAPE, INPUT_NOT_FINITE ...), NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED),
-    FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE) or RESOURCE_EXHAUSTED (CAPACITY).
+    FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE
+    (SESSION_MOVED, STORE_UNAVAILABLE): then it can be sent again with its number.
     """
     StreamSteps: _aio.StreamStreamMultiCallable[_inference_pb2.StreamStepsRequest, _inference_pb2.StreamStepsResponse]  # type: ignore[assignment]
     """StreamSteps applies steps as they come, of any number of sessions and
@@ -109,7 +111,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_inference_pb2.StepResponse, _abc.Awaitable[_inference_pb2.StepResponse]]:
         """Step applies one step or chunk to one session. Fails with INVALID_ARGUMENT
         (INPUT_SHAPE, INPUT_NOT_FINITE ...), NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED),
-        FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE) or RESOURCE_EXHAUSTED (CAPACITY).
+        FAILED_PRECONDITION (STEP_GAP, STEP_NOT_HELD, STATE_NOT_FINITE), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE
+        (SESSION_MOVED, STORE_UNAVAILABLE): then it can be sent again with its number.
         """
 
     @_abc_1.abstractmethod
