@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
-from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -21,6 +21,7 @@ from recurra.v1 import (
 from recurra_server.driver import Driver
 from recurra_server.rpc import transport
 from recurra_server.rpc.access import AccessInterceptor
+from recurra_server.rpc.channelz import ChannelzServicer
 from recurra_server.rpc.deserializers import SafeDeserializers
 from recurra_server.rpc.health import HealthServicer
 from recurra_server.rpc.inference import InferenceServicer
@@ -97,9 +98,9 @@ def build_server(
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, calls)
     health_pb2_grpc.add_HealthServicer_to_server(health, calls)
     if settings.channelz:
-        channelz.add_channelz_servicer(server)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(ChannelzServicer(edge), calls)
     if settings.reflection:
         names = [*SERVICES, HEALTH, reflection.SERVICE_NAME]
         names += [channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name] * settings.channelz
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(names, edge, streams), server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(ReflectionServicer(names, edge, streams), calls)
     return server

@@ -1,8 +1,8 @@
-"""How the messages of calls are read: what cannot be becomes an error of its call.
+"""How the messages of all calls are read: what cannot be becomes an error of its call.
 
-grpc.aio answers a unary request that its deserializer refuses with UNKNOWN and Python's own words, and logs a trace. So
-the deserializers here do not raise: they hand the error over in the place of the request, and `guarded` answers it.
-What everybody may call is read in a way of its own (`OpenCalls`).
+What reads for itself, stream or open call, meets an `InvalidRequestError` where it reads. A unary request is read
+before its method is called, and what its deserializer raises grpc.aio answers with UNKNOWN and Python's own words, and
+logs a trace: so there the error is handed over in the place of the request, and `guarded` answers it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
+from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.rpc.access import OPEN
 from recurra_server.rpc.open_calls import OpenCalls
 
@@ -44,18 +45,29 @@ class SafeDeserializers:
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, reading)])
 
     def _reading(self, method: str, handler: Any) -> Any:
+        read = _refusing(handler.request_deserializer)
         if method in OPEN:
-            return self._open_calls.bounded(handler)
-        if handler.request_streaming:  # streams see to it themselves
-            return handler
-        return handler._replace(request_deserializer=_handing_over(handler.request_deserializer))
+            return self._open_calls.bounded(handler._replace(request_deserializer=read))
+        if not handler.request_streaming:
+            read = _handing_over(read)
+        return handler._replace(request_deserializer=read)
+
+
+def _refusing(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError as error:
+            raise InvalidRequestError(f"the message cannot be read: {error}", field="message") from None
+
+    return decode
 
 
 def _handing_over(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def decode(data: bytes) -> Any:
         try:
             return read(data)
-        except DecodeError as error:
+        except InvalidRequestError as error:
             return error
 
     return decode

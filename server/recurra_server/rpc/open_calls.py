@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from recurra_server.engine.errors import DeadlineError, EngineError, InvalidRequestError
 from recurra_server.rpc.answers import write
@@ -90,9 +89,6 @@ def _short(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def decode(data: bytes) -> Any:
         if len(data) > _MOST_BYTES:
             raise InvalidRequestError(f"the message of this call is over {_MOST_BYTES} bytes", field="message")
-        try:
-            return read(data)
-        except DecodeError:
-            raise InvalidRequestError("the message cannot be read", field="message") from None
+        return read(data)
 
     return decode

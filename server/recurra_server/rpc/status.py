@@ -8,7 +8,6 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import structlog
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from recurra.v1 import error_pb2
 
@@ -98,8 +97,8 @@ def guarded(
     @functools.wraps(method)
     async def call(servicer: Any, request: Any, context: Any) -> _Response:
         try:
-            if isinstance(request, DecodeError):  # see `decoding`
-                raise errors.InvalidRequestError(f"the message cannot be read: {request}", field="message")
+            if isinstance(request, EngineError):  # see `deserializers`
+                raise request
             return await method(servicer, request, context)
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise

@@ -29,8 +29,6 @@ _Response = inference_pb2.StreamStepsResponse
 class StepStream(Stream):
     """One StreamSteps call. It waits for the plain steps itself: single ones, with nothing else in their message."""
 
-    MESSAGE = "StreamStepsRequest"
-
     def __init__(
         self,
         driver: Driver,

@@ -9,15 +9,13 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from recurra_server.engine.errors import (
     DrainingError,
     EngineError,
-    InvalidRequestError,
     UnauthenticatedError,
 )
 from recurra_server.rpc.answers import SLOW_READER, Answers
@@ -41,14 +39,11 @@ class Stream(ABC):
             many steps.
 
     Attributes:
-        MESSAGE: What the caller sends.
         gone: Whether the call is over.
         trace: What the call is part of; None where nothing is traced.
         identity: Whose call it is; None where callers are not told apart.
         turnstile: What keeps callers from crowding one another out; None likewise.
     """
-
-    MESSAGE: ClassVar[str]
 
     def __init__(self, context: _Context, *, window: int, max_steps: int) -> None:
         self.gone = False
@@ -142,8 +137,8 @@ class Stream(ABC):
                 while self._unanswered >= self._window or self._unanswered_steps > self._max_steps:
                     self._room = asyncio.get_running_loop().create_future()
                     await self._room
-        except DecodeError:
-            self._fail(InvalidRequestError(f"a message is not a {self.MESSAGE}", field="message"))
+        except EngineError as error:  # what came cannot be read
+            self._fail(error.with_traceback(None))  # whose frames hold it
         except Exception as error:
             self._fail(error)
         self._all_read = True

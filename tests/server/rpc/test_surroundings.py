@@ -9,13 +9,15 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pool
+from grpc_channelz.v1 import channelz_pb2  # noqa: F401 - registers its service
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 
 from tests.support import models
 from tests.support.server import ServerProcess, running_server
-from tests.support.wire import Stream, Stubs, tensor
+from tests.support.wire import Stream, Stubs, error_info, tensor
 
 
 def test_health_of_the_server_its_services_and_its_models(stubs: Stubs) -> None:
@@ -34,6 +36,30 @@ def test_reflection_lists_the_services(stubs: Stubs) -> None:
     answer = next(reflection.ServerReflectionInfo(iter([request])))
     names = {service.name for service in answer.list_services_response.service}
     assert {"recurra.v1.ModelsService", "recurra.v1.SessionsService", "recurra.v1.InferenceService"} <= names
+
+
+def test_bytes_that_are_no_message_are_refused_by_every_call_of_every_service(repository: Path) -> None:
+    with running_server(repository, "--channelz") as server:
+        stubs = Stubs(server.target)
+        reflection = reflection_pb2_grpc.ServerReflectionStub(stubs.channel)
+        listing = reflection_pb2.ServerReflectionRequest(list_services="")
+        (listed,) = reflection.ServerReflectionInfo(iter([listing]))
+        methods = [
+            f"/{service.name}/{method.name}"
+            for service in listed.list_services_response.service
+            for method in descriptor_pool.Default().FindServiceByName(service.name).methods
+        ]
+        assert {"/grpc.channelz.v1.Channelz/GetSocket", "/grpc.health.v1.Health/Check"} <= set(methods)
+        for method in methods:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stubs.channel.stream_stream(method)(iter([b"\x85\x73\x22"]), timeout=20))  # type: ignore[arg-type]
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, (method, caught.value)
+            assert error_info(caught.value).reason == "INVALID_REQUEST"
+        assert server.metrics().get("recurra_errors_total", reason="invalid_request") == len(methods)
+        server.terminate()
+        server.wait()
+    assert "unexpected" not in server.output
+    assert "Traceback" not in server.output
 
 
 def test_more_connections_are_served_than_the_soft_limit_of_open_files(repository: Path) -> None:

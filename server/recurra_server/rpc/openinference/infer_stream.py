@@ -27,8 +27,6 @@ class InferStream(Stream):
         leases: What ends the sessions whose first step is not answered.
     """
 
-    MESSAGE = "ModelInferRequest"
-
     def __init__(
         self,
         driver: Driver,
