@@ -1,6 +1,7 @@
 """What a server tells over HTTP beside its metrics, and through channelz."""
 
 import os
+import random
 import select
 import signal
 import socket
@@ -8,15 +9,19 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from recurra_server.security.certificates import CertificateError
 from recurra_server.telemetry.exporter import MOST_CONNECTIONS, Exporter
+from structlog.testing import capture_logs
 
 from tests.support import models
 from tests.support.authority import Authority
@@ -107,6 +112,77 @@ def test_a_certificate_that_cannot_be_read_just_now_ends_one_connection(capfd: p
             assert connection.recv(1) == b""
     exporter.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def raw(port: int, request: bytes) -> bytes:
+    """Whatever comes back for whatever is sent, to the end."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection, connection.makefile("rb") as answer:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return answer.read()
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        (b"application/openmetrics-text;version=x", b"text/plain"),
+        (b"application/openmetrics-text;version=2.x", b"text/plain"),
+        (b"application/openmetrics-text; version=" + b"9" * 5000, b"text/plain"),
+        (b"text/plain;version=\xff, application/openmetrics-text;version=1.0.0", b"application/openmetrics-text"),
+        (b"application/openmetrics-text", b"application/openmetrics-text"),
+    ],
+)
+def test_a_format_that_cannot_be_understood_is_not_offered(accept: bytes, content_type: bytes) -> None:
+    exporter = Exporter(CollectorRegistry(), lambda: "", lambda: "", "127.0.0.1", 0)
+    answer = raw(exporter.port, b"GET /metrics HTTP/1.0\r\nAccept: " + accept + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.0 200 OK")
+    assert b"Content-Type: " + content_type in answer
+    exporter.close()
+
+
+def test_bytes_of_any_kind_are_answered_or_not_and_leave_no_trace(repository: Path) -> None:
+    rng = random.Random(1)
+    with running_server(repository) as server:
+        port = int(server.metrics_url.removesuffix("/metrics").rpartition(":")[2])
+        odd = b"GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text;version=x\r\n\r\n"
+        assert b"200 OK" in raw(port, odd)
+        for request in (
+            odd,
+            b"GET / HTTP/1.x\r\n\r\n",
+            b"GET \xff%\xff?\0 HTTP/1.1\r\n\xff\r\n\r\n",
+            b"x" * 70_000,
+            b"",
+        ):
+            for _ in range(20):
+                data = bytearray(request)
+                for _ in range(rng.choice((0, 1, 5))):
+                    position = rng.randrange(len(data) + 1)
+                    data[position : position + 1] = rng.randbytes(rng.choice((0, 1, 9)))
+                with suppress(ConnectionResetError):  # it has not read all
+                    raw(port, bytes(data))
+        assert ask(server, "/healthz") == (200, "ok\n")
+        server.terminate()
+        assert server.wait() == 0
+    assert "Traceback" not in server.output
+    assert "unexpected" not in server.output
+
+
+def test_what_is_unexpected_is_an_event_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    class Broken(Collector):
+        def collect(self) -> Iterable[Metric]:
+            raise ZeroDivisionError("of all things")
+
+        def describe(self) -> Iterable[Metric]:
+            return ()
+
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    exporter = Exporter(registry, lambda: "", lambda: "", "127.0.0.1", 0)
+    with capture_logs() as events:
+        assert b"500 Internal Server Error" in raw(exporter.port, b"GET /metrics HTTP/1.0\r\n\r\n")
+    exporter.close()
+    assert [event["event"] for event in events] == ["unexpected"]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("encrypted", [False, True])

@@ -1,6 +1,7 @@
 """Serves over HTTP what is asked of a server from outside: its metrics, whether it lives, whether it is ready."""
 
 import asyncio
+import re
 import socket
 import ssl
 import threading
@@ -8,16 +9,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
 from typing import Any
+from wsgiref.handlers import SimpleHandler
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+_log = structlog.get_logger(__name__)
 MOST_CONNECTIONS = 32
 _SLOWEST = 10.0  # seconds for a request and its answer
 _ENDING = 1.0  # seconds for a connection to end that makes room for another
 _PATIENCE = 5.0  # seconds for the event loop to answer
+_STUCK = f"the event loop has not answered for {_PATIENCE:g} s"
+# A format in a version that is no numbers: prometheus_client compares them, whatever they are, and fails.
+_ODD_FORMAT = re.compile(r";\s*version=(?![0-9]{1,4}(\.[0-9]{1,4})*\s*(;|$))")
 # What is asked; returns nothing where all is well, or in a line what is not. Called on any thread.
 Probe = Callable[[], str]
 
@@ -62,13 +69,33 @@ def on_loop(answer: Callable[[], str]) -> Probe:
         try:
             return asyncio.run_coroutine_threadsafe(ask(), loop).result(_PATIENCE)
         except TimeoutError:
-            return f"the event loop has not answered for {_PATIENCE:g} s"
+            return _STUCK
 
     return probe
 
 
+class _Answer(SimpleHandler):
+    """Tells of a failure in the server's log, where wsgiref writes a trace past it."""
+
+    def log_exception(self, exc_info: Any) -> None:
+        """Tell, unless the caller has gone."""
+        if not isinstance(exc_info[1], OSError):
+            _log.error("unexpected", exc_info=exc_info)
+
+
 class _Quiet(WSGIRequestHandler):
     """Logs no requests."""
+
+    def handle(self) -> None:
+        """As wsgiref has it, which leaves no choice of what answers."""
+        self.raw_requestline = self.rfile.readline(65537)
+        if len(self.raw_requestline) > 65536:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(414)
+        elif self.parse_request():
+            output: Any = self.wfile
+            answer = _Answer(self.rfile, output, self.get_stderr(), self.get_environ())
+            answer.run(self.server.get_app())  # type: ignore[attr-defined]
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name there
         """Nothing."""
@@ -172,21 +199,27 @@ class Exporter:
         probes = {"/healthz": healthy, "/readyz": ready}
 
         def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            def say(status: str, text: str, *headers: tuple[str, str]) -> Iterable[bytes]:
+                start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+                return [f"{text}\n".encode()]
+
             path = environ["PATH_INFO"]
-            if path == "/metrics":
-                if allow is not None and not allow(environ.get("HTTP_AUTHORIZATION", "")):
-                    plain = ("Content-Type", "text/plain; charset=utf-8")
-                    start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer"), plain])
-                    return [b"the metrics need a token with the role metrics\n"]
+            if path in probes:
+                trouble = probes[path]()
+                status = "503 Service Unavailable" if trouble else "200 OK"
+                return say(status, trouble or "ok", ("Cache-Control", "no-store"))
+            if path != "/metrics":
+                return say("404 Not Found", "there are /metrics, /healthz and /readyz")
+            if allow is not None and not allow(environ.get("HTTP_AUTHORIZATION", "")):
+                unknown = "WWW-Authenticate", "Bearer"
+                return say("401 Unauthorized", "the metrics need a token with the role metrics", unknown)
+            formats = environ.get("HTTP_ACCEPT", "").split(",")
+            environ["HTTP_ACCEPT"] = ",".join(each for each in formats if not _ODD_FORMAT.search(each))
+            try:
                 answer: Iterable[bytes] = metrics(environ, start_response)
-                return answer
-            if path not in probes:
-                start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-                return [b"there are /metrics, /healthz and /readyz\n"]
-            trouble = probes[path]()
-            status = "503 Service Unavailable" if trouble else "200 OK"
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
-            return [f"{trouble or 'ok'}\n".encode()]
+            except TimeoutError:
+                return say("503 Service Unavailable", _STUCK)
+            return answer
 
         self._server = _Server((host, port), tls, slowest)
         self._server.set_app(app)
