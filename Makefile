@@ -99,7 +99,7 @@ bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only li
 attacks: $(INSTALLED) ## Attack a server in all ways of SECURITY.md, and print what came back
 	$(BIN)/pytest tests/security -q --attack-table
 
-storm: $(INSTALLED) ## Throw made-up messages, damaged bytes, frames and noise at a server for MINUTES=60
+storm: $(INSTALLED) ## Throw made-up messages, tokens and HTTP, damaged bytes, frames and noise at servers for MINUTES=60
 	$(BIN)/python -m tests.support.fuzz --minutes $(MINUTES)
 
 frames: $(INSTALLED) ## Play the cases of h2spec, a suite of HTTP/2 frames, at a server: H2SPEC=<its program>

@@ -1,132 +1,195 @@
-"""Throws things at a server: calls of all its methods with made-up messages, damaged bytes, frames and plain noise.
+"""Throws things at servers: calls of all their methods with made-up messages, damaged bytes, frames and plain noise.
 
-`python -m tests.support.fuzz --minutes 60` starts a server of its own and prints what came back. A case has failed
-where the server ended, did not answer in time, answered INTERNAL or UNKNOWN, or logged a trace. Frames and noise go to
-a bare server of gRPC too: how its memory grows is gRPC's own part.
+`python -m tests.support.fuzz --minutes 60` starts servers of its own and prints what came back: one that anybody may
+call, and one with an access file, which is shown made-up tokens; HTTP goes to the metrics of both. A case has failed
+where a server ended, did not answer in time, answered INTERNAL or UNKNOWN, or logged a trace. Frames and noise go to a
+bare server of gRPC too: how its memory grows is gRPC's own part.
 """
 
 import argparse
 import random
 import re
-import struct
+import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
-import hyperframe.frame as h2
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
-from recurra.openinference import open_inference_pb2_grpc
-from recurra.v1 import inference_pb2_grpc, models_pb2_grpc, sessions_pb2_grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+from grpc_channelz.v1 import channelz_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from recurra.openinference import open_inference_pb2
+from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 
 from benchmarks.processes import free_port, resident_bytes, running
 from tests.support import models
+from tests.support.authority import Issuer, write_access_file
 from tests.support.http2 import PREFACE, Rude
+from tests.support.made_up import MadeUp
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs
 
-_STUBS = (models_pb2_grpc, sessions_pb2_grpc, inference_pb2_grpc, open_inference_pb2_grpc)  # they register the protos
-SERVICES = ("recurra.v1.ModelsService", "recurra.v1.SessionsService", "recurra.v1.InferenceService",
-            "inference.GRPCInferenceService")  # fmt: skip
+METHODS: tuple[MethodDescriptor, ...] = tuple(
+    method
+    for protos in (
+        models_pb2,
+        sessions_pb2,
+        inference_pb2,
+        open_inference_pb2,
+        health_pb2,
+        reflection_pb2,
+        channelz_pb2,
+    )
+    for service in protos.DESCRIPTOR.services_by_name.values()
+    for method in descriptor_pool.Default().FindServiceByName(service.full_name).methods
+)
+"""Of all services that a server has."""
+_MODELS = ("counter", "echo", "letters")
 _SECONDS = 20.0
-_WORDS = (
-    "counter", "echo", "letters", "x", "y", "1", "", "session-0", "session-1", "session-2", "sequence_id",
-    "sequence_start", "sequence_end", "timeout", "FP32", "INT64", "BYTES", "../..", "\0", "ü" * 40, "a" * 200,
-)  # fmt: skip
-# What gRPC 1.83 writes by itself where a call whose path is no text is reset before it is refused (SECURITY.md).
+# What gRPC 1.83 writes by itself where a call whose path is no text is reset before it is refused (SECURITY.md); the
+# rest of the last one may be yet to come.
 _GRPCS_OWN = re.compile(
     r'(?:\{"event": "Failed sending error status from server".*\n)?Traceback \(most recent call last\):\n'
-    r'(?:  File "src/python/grpcio/.*\n)+grpc\._cython\.cygrpc\.ExecuteBatchError: .*\n'
+    r'(?:  File "src/python/grpcio/.*\n)*(?:grpc\._cython\.cygrpc\.ExecuteBatchError: .*\n|\Z)'
 )
-_NUMBERS = (0, 1, 2, 3, 7, 64, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, -1, -(2**31), -(2**63))
+
+
+class Fuzzed(NamedTuple):
+    """Servers to be thrown at.
+
+    Attributes:
+        free: Anybody may call it.
+        guarded: Has an access file.
+        issuer: Whose tokens that one takes.
+    """
+
+    free: ServerProcess
+    guarded: ServerProcess
+    issuer: Issuer
 
 
 class Fuzzer:
     """One of them, with a seed.
 
     Args:
-        server: Is thrown at.
+        servers: Are thrown at.
         seed: The same makes the same cases.
         beside: Addresses of servers that get the same frames and noise.
 
     Attributes:
         cases: How many there were, by kind.
-        came_back: Statuses of calls.
+        came_back: Statuses of calls and of requests over HTTP.
         failures: What must not be.
         grpcs_own: Traces of gRPC's own, of calls that were reset.
-        ids: Sessions that are open, to be hit too.
     """
 
-    def __init__(self, server: ServerProcess, seed: int, *beside: str) -> None:
+    def __init__(self, servers: Fuzzed, seed: int, *beside: str) -> None:
         self.cases: Counter[str] = Counter()
         self.came_back: Counter[str] = Counter()
         self.failures: list[str] = []
         self.grpcs_own = 0
-        self._server = server
-        self._targets = (server.target, *beside)
+        self._servers = (servers.free, servers.guarded)
+        self._targets = (*(server.target for server in self._servers), *beside)
         self._rng = random.Random(seed)
-        self._stubs = Stubs(server.target)
-        self._methods = [
-            (f"/{service}/{method.name}", method.input_type, method.client_streaming, method.server_streaming)
-            for service in SERVICES
-            for method in descriptor_pool.Default().FindServiceByName(service).methods
-            # What it serves must stay, lest there is nothing left to try.
-            if not any(word in method.name for word in ("Unload", "LoadModel", "ModelLoad", "Drain"))
-        ]
+        self._made_up = MadeUp(self._rng, servers.issuer)
+        self._free, self._guarded = (Stubs(server.target) for server in self._servers)
 
     def run(self, seconds: float, report: Callable[[str], object] = print) -> None:
         """Go on for so many seconds, or until something must not be."""
-        kinds = {"call": self._call, "damaged call": self._damaged, "frames": self._frames, "noise": self._noise}
+        kinds = {
+            "call": (45, self._call),
+            "damaged call": (15, self._damaged),
+            "call with a token": (15, self._with_token),
+            "frames": (12, self._frames),
+            "noise": (4, self._noise),
+            "HTTP": (6, lambda: self._http(self._made_up.request())),
+            "damaged HTTP": (2, lambda: self._http(self._made_up.damaged(self._made_up.request()))),
+            "noise for HTTP": (1, lambda: self._http(self._made_up.noise(b"GET /metrics HTTP/1.0\r\n\r\n"))),
+        }
         end, look_at, tell_at = time.monotonic() + seconds, 0.0, time.monotonic() + 60
         while time.monotonic() < end and not self.failures:
-            kind = self._rng.choices(list(kinds), (60, 20, 15, 5))[0]
-            kinds[kind]()
+            (kind,) = self._rng.choices(list(kinds), [share for share, _ in kinds.values()])
+            kinds[kind][1]()
             self.cases[kind] += 1
             if time.monotonic() >= look_at:
                 self._look()
                 look_at = time.monotonic() + 1.0
             if time.monotonic() >= tell_at:
-                report(f"{self.cases.total():,} cases, {_mebibytes(self._server.pid):.1f} MiB")
+                report(
+                    f"{self.cases.total():,} cases, {', '.join(f'{_mebibytes(s.pid):.1f} MiB' for s in self._servers)}"
+                )
                 tell_at += 60
         self._look()
 
     # --- kinds -----------------------------------------------------------------------------
 
     def _call(self) -> None:
-        method, kind, client_streaming, server_streaming = self._rng.choice(self._methods)
-        messages = [self.message(kind).SerializeToString() for _ in range(self._rng.choice((1, 1, 2, 5)))]
-        self._send(method, messages, client_streaming=client_streaming, server_streaming=server_streaming)
+        method = self._method()
+        self._send(self._free, method, self._messages(method))
 
     def _damaged(self) -> None:
-        method, kind, client_streaming, server_streaming = self._rng.choice(self._methods)
-        data = bytearray(self.message(kind).SerializeToString() or b"\0")
-        for _ in range(self._rng.choice((1, 1, 3, 10))):
-            position = self._rng.randrange(len(data))
-            data[position : position + self._rng.choice((0, 1, 1, 4))] = self._rng.randbytes(
-                self._rng.choice((0, 1, 4))
-            )
-            data = data or bytearray(1)
-        self._send(method, [bytes(data)], client_streaming=client_streaming, server_streaming=server_streaming)
+        method = self._method(but="DrainSessions")
+        message = self._made_up.message(method.input_type).SerializeToString()
+        self._send(self._free, method, [self._made_up.damaged(message)])
+
+    def _with_token(self) -> None:
+        method = self._method()
+        shown = [("authorization", value) for value in self._made_up.authorization()]
+        self._send(self._guarded, method, self._messages(method), shown)
 
     def _frames(self) -> None:
         for rude in self._rudely():
             for _ in range(self._rng.randrange(1, 30)):
-                if not rude.raw(self._frame(rude)):
+                message = self._made_up.message(self._method().input_type).SerializeToString()
+                if not rude.raw(self._made_up.frame(rude, _path(self._method(but="DrainSessions")), message)):
                     break
 
     def _noise(self) -> None:
-        rng = self._rng
-        for rude in self._rudely(prefaced=rng.random() < 0.3):
-            start = PREFACE[: rng.randrange(len(PREFACE) + 1)] if rng.random() < 0.5 else b""
-            rude.raw(start + rng.randbytes(rng.choice((0, 1, 9, 100, 10_000))))
+        for rude in self._rudely(prefaced=self._rng.random() < 0.3):
+            rude.raw(self._made_up.noise(PREFACE))
+
+    def _http(self, request: bytes) -> None:
+        for server in self._servers:
+            host, _, port = server.metrics_url.removeprefix("http://").removesuffix("/metrics").rpartition(":")
+            try:
+                with socket.create_connection((host, int(port)), _SECONDS) as connection:
+                    connection.sendall(request)
+                    connection.shutdown(socket.SHUT_WR)
+                    answer = connection.makefile("rb").read()
+            except TimeoutError:
+                self.failures.append(f"no answer to {request!r}")
+                return
+            except OSError:  # it has not read all, and hung up
+                answer = b""
+            status = re.match(rb"HTTP/1\.\d (\d{3})", answer)
+            said = f"HTTP {status[1].decode()}" if status else "HTTP, no status"
+            self.came_back[said] += 1
+            if said in ("HTTP 500", "HTTP 503"):
+                self.failures.append(f"{answer!r} to {request!r}")
 
     # --- their parts -------------------------------------------------------------------------
+
+    def _method(self, but: str = "") -> MethodDescriptor:
+        """Any method; those that change what is served come seldom, as that takes long."""
+        rare = re.compile(r"Load|Unload")
+        methods = [method for method in METHODS if method.name != but]
+        return self._rng.choices(methods, [0.1 if rare.search(method.name) else 1.0 for method in methods])[0]
+
+    def _messages(self, method: MethodDescriptor) -> list[bytes]:
+        made = [self._made_up.message(method.input_type) for _ in range(self._rng.choice((1, 1, 2, 5)))]
+        for message in made:
+            if isinstance(message, sessions_pb2.DrainSessionsRequest):  # one that is obeyed leaves nothing to try
+                message.grace.seconds = self._rng.choice((-9, 86_409, -(2**62), 2**62))  # whatever its nanoseconds are
+        return [message.SerializeToString() for message in made]
 
     def _rudely(self, *, prefaced: bool = True) -> Iterator[Rude]:
         """A connection to each server, one after the other, for the same case."""
@@ -136,105 +199,46 @@ class Fuzzer:
             with Rude(target, preface=prefaced) as rude:
                 yield rude
 
-    def _send(self, method: str, messages: list[bytes], *, client_streaming: bool, server_streaming: bool) -> None:
-        channel: Any = self._stubs.channel
+    def _send(
+        self, stubs: Stubs, method: MethodDescriptor, messages: list[bytes], metadata: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        channel: Any = stubs.channel
+        path, options = _path(method), {"timeout": _SECONDS, "metadata": metadata}
         try:
-            if client_streaming:
-                list(channel.stream_stream(method)(iter(messages), timeout=_SECONDS))
-            elif server_streaming:
-                list(channel.unary_stream(method)(messages[0], timeout=_SECONDS))
+            if method.client_streaming:
+                list(channel.stream_stream(path)(iter(messages), **options))
+            elif method.server_streaming:
+                answers = channel.unary_stream(path)(messages[0], **options)
+                list(islice(answers, 1 if method.name == "Watch" else None))  # which ends only with its caller
+                answers.cancel()
             else:
-                channel.unary_unary(method)(messages[0], timeout=_SECONDS)
+                channel.unary_unary(path)(messages[0], **options)
             status = "OK"
         except grpc.RpcError as error:
             status = error.code().name
             if status in ("UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL"):
-                self.failures.append(f"{method}: {status} {error.details()!r} for {[data.hex() for data in messages]}")
+                sent = [data.hex() for data in messages]
+                self.failures.append(f"{path}: {status} {error.details()!r} for {sent} {list(metadata)}")
         self.came_back[status] += 1
-
-    def _frame(self, rude: Rude) -> bytes:
-        rng = self._rng
-        number = rng.choice((0, 1, 1, 3, 5, 2, 2**31 - 1))
-        method = rng.choice(self._methods)[0]
-        data = self.message(rng.choice(self._methods)[1]).SerializeToString()
-        framed = bytes((rng.choice((0, 0, 0, 1, 255)),)) + struct.pack(
-            ">I", rng.choice((len(data),) * 3 + (2**32 - 1,))
-        )
-        makers: tuple[Callable[[], bytes], ...] = (
-            lambda: rude.call(number or 1, method).serialize(),
-            lambda: rude.call(number or 1, method, note=rng.randbytes(12), authorization=rng.randbytes(4)).serialize(),
-            lambda: h2.HeadersFrame(number or 1, rng.randbytes(20), flags=["END_HEADERS"]).serialize(),
-            lambda: h2.DataFrame(number or 1, framed + data, flags=rng.choice(([], ["END_STREAM"]))).serialize(),
-            lambda: h2.RstStreamFrame(number or 1, error_code=rng.randrange(16)).serialize(),
-            lambda: h2.SettingsFrame(0, settings={rng.randrange(10): rng.randrange(2**31)}).serialize(),
-            lambda: h2.PingFrame(0, opaque_data=rng.randbytes(8)).serialize(),
-            lambda: h2.WindowUpdateFrame(number, window_increment=rng.randrange(1, 2**31)).serialize(),
-            lambda: h2.GoAwayFrame(0, error_code=rng.randrange(16)).serialize(),
-            lambda: h2.PriorityFrame(number or 1, depends_on=rng.randrange(9), stream_weight=1).serialize(),
-            lambda: h2.ContinuationFrame(number or 1, rng.randbytes(10), flags=["END_HEADERS"]).serialize(),
-            lambda: rng.randrange(40).to_bytes(3, "big") + rng.randbytes(6 + rng.randrange(40)),
-        )
-        return rng.choice(makers)()
-
-    def message(self, kind: Descriptor, depth: int = 0) -> Message:
-        """A message whose fields hold what could be right, and what could not."""
-        message: Message = message_factory.GetMessageClass(kind)()
-        for field in kind.fields:
-            if depth > 4 or self._rng.random() < 0.45:
-                continue
-            value = getattr(message, field.name)
-            if field.message_type is not None and field.message_type.GetOptions().map_entry:
-                entry = field.message_type.fields_by_name["value"]
-                for _ in range(self._rng.choice((0, 1, 2))):
-                    if entry.message_type is not None:
-                        value[self._word()].CopyFrom(self.message(entry.message_type, depth + 1))
-            elif field.is_repeated:
-                for _ in range(self._rng.choice((0, 1, 1, 2, 5))):
-                    if field.message_type is not None:
-                        value.add().CopyFrom(self.message(field.message_type, depth + 1))
-                    else:
-                        value.append(self._scalar(field))
-            elif field.message_type is not None:
-                value.CopyFrom(self.message(field.message_type, depth + 1))
-            else:
-                setattr(message, field.name, self._scalar(field))
-        return message
-
-    def _word(self) -> str:
-        return self._rng.choice(_WORDS)
-
-    def _scalar(self, field: FieldDescriptor) -> Any:  # noqa: PLR0911 - a table
-        rng = self._rng
-        match field.cpp_type:
-            case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
-                good = struct.pack("<f", rng.choice((0.0, 1.0, float("nan"), float("inf"), 1e38)))
-                return rng.choice((good, good, good * 2, b"", rng.randbytes(rng.randrange(64))))
-            case FieldDescriptor.CPPTYPE_STRING:
-                return self._word()
-            case FieldDescriptor.CPPTYPE_BOOL:
-                return rng.random() < 0.5
-            case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
-                return rng.choice((0.0, 1.0, -1.0, float("nan"), float("inf"), 1e38))
-            case FieldDescriptor.CPPTYPE_INT32 | FieldDescriptor.CPPTYPE_ENUM:
-                return rng.choice([number for number in _NUMBERS if -(2**31) <= number < 2**31])
-            case FieldDescriptor.CPPTYPE_UINT32:
-                return rng.choice([number for number in _NUMBERS if 0 <= number < 2**32])
-            case FieldDescriptor.CPPTYPE_UINT64:
-                return rng.choice([number for number in _NUMBERS if number >= 0])
-            case _:
-                return rng.choice(_NUMBERS)
 
     # --- how it is ---------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Whether the server is there, answers, and has nothing to complain of."""
+        """Whether the servers are there, answer, and have nothing to complain of; what was unloaded is loaded again."""
         try:
-            self._stubs.channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=_SECONDS)  # type: ignore[arg-type]
-        except grpc.RpcError as error:
-            self.failures.append(f"health: {error.code().name} {error.details()}")
-        rest, self.grpcs_own = _GRPCS_OWN.subn("", self._server.output)
-        if "Traceback" in rest:
-            self.failures.append(rest[-3000:])
+            for stubs in (self._free, self._guarded):
+                stubs.health.Check(health_pb2.HealthCheckRequest(), timeout=_SECONDS)
+            served = self._free.models.ListModels(models_pb2.ListModelsRequest(), timeout=_SECONDS).models
+            for name in set(_MODELS) - {model.name for model in served}:
+                self._free.models.LoadModel(models_pb2.LoadModelRequest(name=name), timeout=_SECONDS)
+            for server in self._servers:
+                healthz = server.metrics_url.replace("/metrics", "/healthz")
+                urllib.request.urlopen(healthz, timeout=_SECONDS).close()  # noqa: S310 - http
+        except (grpc.RpcError, OSError) as error:
+            self.failures.append(f"it serves no more: {error}")
+        found = [_GRPCS_OWN.subn("", server.output) for server in self._servers]
+        self.grpcs_own = sum(count for _, count in found)
+        self.failures += [rest[-3000:] for rest, _ in found if "Traceback" in rest]
 
 
 def main() -> int:
@@ -249,35 +253,48 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory() as folder,
         running(bare, port) as beside,
-        fuzzed_server(Path(folder)) as server,
+        fuzzed_servers(Path(folder)) as servers,
     ):
-        fuzzer = Fuzzer(server, given.seed, f"127.0.0.1:{port}")
+        fuzzer = Fuzzer(servers, given.seed, f"127.0.0.1:{port}")
+        whose = {"ours": servers.free.pid, "ours with --access": servers.guarded.pid, "a bare gRPC server's": beside}
         fuzzer.run(given.minutes * 6)  # warmed up
-        before = _mebibytes(server.pid), _mebibytes(beside)
+        before = [_mebibytes(pid) for pid in whose.values()]
         fuzzer.run(given.minutes * 54)
-        after = _mebibytes(server.pid), _mebibytes(beside)
+        after = [_mebibytes(pid) for pid in whose.values()]
     print(f"{fuzzer.cases.total():,} cases: {dict(fuzzer.cases)}")
-    print(f"calls came back with: {dict(fuzzer.came_back.most_common())}")
-    for whose, was, is_now in zip(("ours", "a bare gRPC server's"), before, after, strict=True):
-        print(f"resident memory, {whose}: {was:.1f} MiB after a tenth of the time, {is_now:.1f} at the end")
+    print(f"what came back: {dict(fuzzer.came_back.most_common())}")
+    for name, was, is_now in zip(whose, before, after, strict=True):
+        print(f"resident memory, {name}: {was:.1f} MiB after a tenth of the time, {is_now:.1f} at the end")
     print(
         "\n".join(fuzzer.failures)
-        or f"no crash, no hang, no trace but {fuzzer.grpcs_own} of gRPC's own for calls reset"
+        or f"no crash, no hang, no trace but {fuzzer.grpcs_own} that gRPC itself wrote of calls that were reset"
     )
     return 1 if fuzzer.failures else 0
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
 
 
 def _mebibytes(pid: int) -> float:
     return resident_bytes([pid]) / 2**20
 
 
-def fuzzed_server(folder: Path) -> Any:
-    """A server to be thrown at."""
-    models.publish(folder, "counter", models.counter())
-    models.publish(folder, "echo", models.feed_forward(1, 1, feedback={"output": "y", "input": "x"}))
-    models.publish(folder, "letters", models.letters(5))
-    bounds = ("--max-message-mb", "1", "--max-chunk-steps", "64", "--max-sessions", "500", "--max-idle-timeout", "60")
-    return running_server(folder, *bounds, "--default-idle-timeout", "5", "--no-metrics", ready="whoever can")
+@contextmanager
+def fuzzed_servers(folder: Path) -> Iterator[Fuzzed]:
+    """Servers to be thrown at."""
+    repository, issuer, access_file = folder / "models", Issuer(folder), folder / "access.yaml"
+    models.publish(repository, "counter", models.counter())
+    models.publish(repository, "echo", models.feed_forward(1, 1, feedback={"output": "y", "input": "x"}))
+    models.publish(repository, "letters", models.letters(5))
+    write_access_file(access_file, issuer)
+    flags = ("--max-message-mb", "1", "--max-chunk-steps", "64", "--max-sessions", "500", "--max-idle-timeout", "60",
+             "--default-idle-timeout", "5", "--channelz")  # fmt: skip
+    with (
+        running_server(repository, *flags) as free,
+        running_server(repository, *flags, "--access", str(access_file)) as guarded,
+    ):
+        yield Fuzzed(free, guarded, issuer)
 
 
 if __name__ == "__main__":
