@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.soak import Seen, Visits, _report
+from benchmarks.soak import Seen, Visits, _report, _verdict
 
 _MINUTE = {"steps_per_second": 10.0, "p50": 0.001, "p99": 0.004, "errors": 0.0}
 
@@ -30,3 +30,36 @@ def test_minutes_that_broke_are_errors_and_the_rest_is_told(capsys: pytest.Captu
     told = _told(seen, capsys)
     assert "'ping timeout': 11" in told
     assert "p99 of each sixth, in ms: unknown, unknown, unknown, 4.00 (4.00-4.00), unknown, unknown" in told
+
+
+@pytest.mark.parametrize(
+    ("visits", "broken", "last", "left", "said"),
+    [
+        ({}, {}, {}, {}, ""),
+        ({}, {}, {"p99": 0.0047}, {}, ""),
+        ({}, {}, {"p99": 0.005}, {}, "not as promised: p99, 1.25 of what it was\n"),
+        ({"SESSION_EXPIRED": 1}, {}, {}, {}, "not as promised: errors\n"),
+        ({}, {"ping timeout": 1}, {}, {}, "not as promised: errors\n"),
+        ({}, {}, {"errors": 1.0}, {}, "not as promised: errors\n"),
+        ({}, {}, {}, {"tasks": 3}, "not as promised: leftovers\n"),
+        (
+            {"INTERNAL": 2},
+            {},
+            {"p99": 0.009},
+            {"tasks": 3},
+            "not as promised: errors; leftovers; p99, 2.25 of what it was\n",
+        ),
+    ],
+)
+def test_a_soak_fails_where_a_promise_is_broken_and_says_which(
+    visits: dict[str, int],
+    broken: dict[str, int],
+    last: dict[str, float],
+    left: dict[str, int],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    minutes = [(0.0, _MINUTE), (550.0, _MINUTE | last)]
+    seen = Seen(Visits(errors=Counter(visits)), minutes, [], Counter(broken))
+    assert _verdict(seen, 600.0, left) == (1 if said else 0)
+    assert capsys.readouterr().out == said
