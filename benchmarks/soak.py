@@ -12,6 +12,7 @@ where there were errors, where something is left, and where the last sixth's p99
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import sys
@@ -91,7 +92,8 @@ async def _visitor(target: str, seen: Visits, until: float, rng: random.Random) 
     x = np.zeros(16, np.float32)
     while time.monotonic() < until:
         how = rng.choice(("closes", "lets it expire", "vanishes"))
-        client = Client(target, reconnect=0)
+        # Channels of the same options share a connection: nobody else has this keep-alive.
+        client = Client(target, reconnect=0, keepalive=rng.uniform(1e3, 1e6))
         session = client.session(_MODEL, idle_timeout=_IDLE, keep=how != "closes")
         try:
             await session.open()
@@ -123,6 +125,7 @@ def visit(target: str, seconds: float, seed: int) -> Visits:
         seen, until, rng = Visits(), time.monotonic() + seconds, random.Random(seed)
         visitors = (_visitor(target, seen, until, random.Random(rng.random())) for _ in range(_VISITORS))
         await asyncio.gather(*visitors)
+        gc.collect()  # gRPC's calls are cycles, and hold their connections
         return seen
 
     return in_loop(all_visit())
