@@ -96,8 +96,8 @@ pictures: $(INSTALLED) ## Play some minutes of load, and draw the dashboards of 
 bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only limit,bulk --quick' chooses
 	$(BIN)/python -m benchmarks $(BENCH)
 
-attacks: $(INSTALLED) ## Attack a server in all ways of SECURITY.md, and print what came back
-	$(BIN)/pytest tests/security -q --attack-table
+attacks: $(INSTALLED) ## Attack each edge of SECURITY.md, and print what came back (a few minutes)
+	$(BIN)/pytest -m attack --attack-table -q --numprocesses $(JOBS) --dist loadfile
 
 storm: $(INSTALLED) ## Throw made-up messages, damaged bytes, frames and noise at a server for MINUTES=60
 	$(BIN)/python -m tests.support.fuzz --minutes $(MINUTES)

@@ -6,6 +6,7 @@ from importlib.metadata import requires
 from packaging.requirements import Requirement
 
 from tests.deploy.promql import ROOT
+from tests.support.attacks import Attack
 
 LOCK = ROOT / "deploy" / "lock"
 
@@ -23,7 +24,7 @@ def locked(name: str) -> dict[str, str]:
     return versions
 
 
-def test_the_lock_has_what_the_server_needs_and_nothing_of_training() -> None:
+def test_the_lock_has_what_the_server_needs_and_nothing_of_training(attack: Attack) -> None:
     versions = locked("server.txt")
     for text in requires("recurra") or ():
         requirement = Requirement(text)
@@ -32,12 +33,14 @@ def test_the_lock_has_what_the_server_needs_and_nothing_of_training() -> None:
             assert requirement.specifier.contains(versions[requirement.name.lower()]), text
     assert "torch" not in versions
     assert "hatchling" in locked("build.txt")
+    attack("image", "a package that is another than when the lock was made", "its hash is not in deploy/lock")
 
 
-def test_the_image_takes_only_what_is_locked() -> None:
+def test_the_image_takes_only_what_is_locked(attack: Attack) -> None:
     build, final = (ROOT / "deploy" / "docker" / "Dockerfile").read_text().rsplit("FROM ", 1)
     for command in re.findall(r"pip install ([^&\n]*)", build):
         assert "--require-hashes" in command or "--no-deps" in command
     assert not re.search(r"^(RUN|CMD|ENTRYPOINT) (?!\[|useradd)", final, re.MULTILINE), (
         "nothing that needs a shell to run"
     )
+    attack("image", "a package that is not in deploy/lock", "not installed")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.conftest import Attack
+from tests.support.attacks import Attack
 from tests.support.fuzz import Fuzzer, fuzzed_server
 
 
@@ -20,7 +20,7 @@ def test_whatever_comes_the_server_serves_on(tmp_path: Path, seed: int, attack: 
         assert fuzzer.came_back["INVALID_ARGUMENT"]
         server.terminate()
         assert server.wait() == 0
-    attack("any", "made-up messages, damaged bytes, frames and noise", "statuses; no crash, no hang, no trace")
+    attack("gRPC port", "made-up messages, damaged bytes, frames and noise", "statuses; no crash, no hang, no trace")
 
 
 def test_servers_beside_get_the_same_noise(tmp_path: Path) -> None:

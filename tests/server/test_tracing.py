@@ -15,6 +15,7 @@ from recurra.v1 import inference_pb2, sessions_pb2
 from recurra_server.stores.embedded import EmbeddedValkey
 
 from tests.support import models
+from tests.support.attacks import Attack
 from tests.support.collector import Collector, running_collector
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, tensor
@@ -149,7 +150,7 @@ def test_the_wait_for_the_store_is_part_of_a_sync_step(repository: Path, tmp_pat
     valkey.stop()
 
 
-def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository: Path) -> None:
+def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository: Path, attack: Attack) -> None:
     with traced(repository, "--slow-seconds", "1e-9") as (_, server):
         stubs, call = Stubs(server.target), Call()
         session = open_session(stubs)
@@ -163,6 +164,7 @@ def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository:
     assert slow["session"] == f"{session[:8]}…"
     assert session not in server.output
     assert "123.4" not in server.output
+    attack("log", "finding session ids and inputs in it", "ids are shortened, inputs are not there")
 
 
 def test_slow_steps_are_logged_once_a_second_at_most(repository: Path) -> None:
