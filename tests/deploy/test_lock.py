@@ -1,8 +1,9 @@
-"""What the image holds is named to the last bit, and is what the project asks for."""
+"""The image's Python packages are those of the lock, each by its hash, and are what the project asks for."""
 
 import re
 from importlib.metadata import requires
 
+import yaml
 from packaging.requirements import Requirement
 
 from tests.deploy.promql import ROOT
@@ -44,3 +45,16 @@ def test_the_image_takes_only_what_is_locked(attack: Attack) -> None:
         "nothing that needs a shell to run"
     )
     attack("image", "a package that is not in deploy/lock", "not installed")
+
+
+def test_ci_lists_the_packages_and_looks_for_holes_in_them(attack: Attack) -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    run = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
+    assert {"make audit", "make sbom"} <= run
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = dict(re.findall(r"^(audit|sbom):.*\n((?:\t.*\n)+)", makefile, re.MULTILINE))
+    assert all("deploy/lock/server.txt" in recipe for recipe in recipes.values())
+    assert "--require-hashes" in recipes["audit"], "so it looks at what is installed"
+    (kept,) = [step for step in jobs["packages"]["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert kept["with"]["path"] in recipes["sbom"]
+    attack("image", "a package with a known hole", "found by CI (pip-audit)")
