@@ -78,8 +78,8 @@ def access_file(tmp_path_factory: pytest.TempPathFactory, issuer: Issuer) -> Pat
 @pytest.fixture(scope="session")
 def guarded(repository: Path, authority: Authority, access_file: Path) -> Iterator[ServerProcess]:
     """A server with TLS that tells callers apart by their tokens."""
-    flags = ("--access", str(access_file), "--max-message-mb", "1", "--max-chunk-steps", "64", "--log-level", "debug")
-    with running_server(repository, *authority.flags(), *flags) as server:
+    flags = (*authority.flags(), "--access", str(access_file), "--channelz", "--log-level", "debug")
+    with running_server(repository, *flags, "--max-message-mb", "1", "--max-chunk-steps", "64") as server:
         yield server
 
 

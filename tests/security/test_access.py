@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.duration_pb2 import Duration
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from recurra.v1.inference_pb2 import GenerateRequest, ModelVersion
@@ -97,6 +98,18 @@ def test_tools_that_look_inside_need_a_token(caller: Caller, attack: Attack) -> 
     assert refused(lambda: look(caller(""))) == "UNAUTHENTICATED"
     assert next(look(caller("alice"))).list_services_response.service
     attack("gRPC port", "reflection, without a token", "UNAUTHENTICATED")
+
+
+def test_channelz_is_for_who_operates(caller: Caller, attack: Attack) -> None:
+    def look(name: str) -> Any:
+        return channelz_pb2_grpc.ChannelzStub(caller(name).channel).GetServers(
+            channelz_pb2.GetServersRequest(), timeout=20
+        )
+
+    assert refused(lambda: look("")) == "UNAUTHENTICATED"
+    assert refused(lambda: look("alice")) == "PERMISSION_DENIED FORBIDDEN"
+    assert look("olga").server
+    attack("gRPC port", "channelz, without a token, with one that may predict", "UNAUTHENTICATED, PERMISSION_DENIED")
 
 
 def test_health_stays_open(caller: Caller) -> None:

@@ -289,3 +289,13 @@ def test_a_connection_that_is_too_old_is_ended(repository: Path, attack: Attack)
         assert stubs.health.Check(health_pb2.HealthCheckRequest()).status == 1  # over a new connection
         stubs.channel.close()
     attack("gRPC port", "a connection held open for ever", "ended after --max-connection-age")
+
+
+def test_a_connection_on_which_nothing_is_called_is_ended(repository: Path, attack: Attack) -> None:
+    flags = ("--max-connection-idle", "1", "--handshake-timeout", "1000", "--no-metrics")
+    with running_server(repository, *flags, ready="whoever can") as server, Rude(server.target) as rude:
+        rude.send(rude.call(1), DataFrame(1, bytes(5), flags=["END_STREAM"]))
+        *_, last = until(rude, lambda seen: isinstance(seen[-1], GoAwayFrame))
+        assert last.additional_data == b"connection idle"
+        assert is_closed(rude)
+    attack("gRPC port", "a connection held open, on which nothing is called", "ended after --max-connection-idle")

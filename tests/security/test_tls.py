@@ -118,6 +118,7 @@ async def test_a_client_is_told_why_it_cannot_connect(repository: Path, own: Aut
 
     foreign = Authority(tmp_path / "foreign")
     with running_server(repository, "--no-metrics", ready="whoever can") as server:
+        assert f"gRPC on {server.target} without encryption, for this machine only\n" in server.output
         assert "it does not speak TLS" in await told(server.target, own.ca)
     with running_server(repository, *own.flags(), "--no-metrics", ready="whoever can") as server:
         assert "it may want TLS" in await told(server.target, None)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from recurra_server.settings import Settings
-from recurra_server.starting import StartError, about_store, open_store
+from recurra_server.starting import StartError, about_encryption, about_store, open_store
 
 from tests.support.attacks import Attack
 
@@ -53,6 +53,13 @@ def test_a_wrong_url_is_refused_without_any_of_its_text(store: str, attack: Atta
     assert refusal.value.__cause__ is None
     assert refusal.value.__suppress_context__
     attack("log", "a store's URL with a password, mistyped", "refused without any of its text")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "[::1]", "localhost"])
+def test_without_encryption_it_says_whom_it_is_for(host: str) -> None:
+    assert about_encryption(Settings(models=Path(), host=host)) == "without encryption, for this machine only"
+    for other in ("0.0.0.0", "::", "10.1.2.3", "example.org"):  # noqa: S104
+        assert "WITHOUT ENCRYPTION" in about_encryption(Settings(models=Path(), host=other))
 
 
 async def test_a_password_that_is_escaped_is_taken() -> None:

@@ -1,6 +1,7 @@
 """Traces of real calls, as a collector gets them; and logs that name them."""
 
 import json
+import os
 import re
 import secrets
 import urllib.request
@@ -181,10 +182,16 @@ def test_slow_steps_are_logged_once_a_second_at_most(repository: Path) -> None:
     assert "trace_id" not in slow[0], "nothing is traced"
 
 
-def test_without_the_extra_it_says_what_to_install(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_serves_and_says_what_traces_need(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocker = repository / "blocked"
     (blocker / "opentelemetry").mkdir(parents=True, exist_ok=True)
     (blocker / "opentelemetry" / "__init__.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", str(blocker))
+    monkeypatch.setenv("PYTHONPATH", str(blocker), prepend=os.pathsep)
+    with running_server(repository) as server:
+        stubs = Stubs(server.target)
+        step(stubs, open_session(stubs), Call())
+        stubs.channel.close()
     with pytest.raises(RuntimeError, match=r"recurra: --traces needs OpenTelemetry: pip install '.\[otel\]'"):
         ServerProcess(repository, "--traces", "http://127.0.0.1:9")
