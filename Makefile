@@ -96,8 +96,8 @@ pictures: $(INSTALLED) ## Play some minutes of load, and draw the dashboards of 
 bench: $(INSTALLED) ## Measure beside the peers, into results/; BENCH='--only limit,bulk --quick' chooses
 	$(BIN)/python -m benchmarks $(BENCH)
 
-attacks: $(INSTALLED) ## Attack a server in all ways of SECURITY.md, and print what came back
-	$(BIN)/pytest tests/security -q --attack-table
+attacks: $(INSTALLED) ## Attack each edge of SECURITY.md, and print what came back (a few minutes)
+	$(BIN)/pytest -m attack --attack-table -q --numprocesses $(JOBS) --dist loadfile
 
 storm: $(INSTALLED) ## Throw made-up messages, tokens and HTTP, damaged bytes, frames and noise at servers for MINUTES=60
 	$(BIN)/python -m tests.support.fuzz --minutes $(MINUTES)
@@ -111,23 +111,23 @@ soak: $(INSTALLED) ## Load a server with callers who come, go and vanish for MIN
 fairness: $(INSTALLED) ## Measure what a quiet caller feels of one that floods
 	$(BIN)/python -m benchmarks --only fairness $(BENCH)
 
-# What the image holds, and what looks into that, in an environment of its own.
+# The Python packages of the image, and what looks into their list, in an environment of its own.
 SUPPLY := $(VENV)-supply/bin
 $(SUPPLY): Makefile
 	$(PYTHON) -m venv $(VENV)-supply
 	$@/pip install --quiet --disable-pip-version-check pip-tools==7.6.2 pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	@touch $@
 
-lock: $(SUPPLY) ## Choose what the image holds anew, with hashes, into deploy/lock
+lock: $(SUPPLY) ## Choose the Python packages of the image anew, with hashes, into deploy/lock
 	$(SUPPLY)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header --no-emit-index-url \
 		--no-emit-trusted-host --no-emit-find-links --no-annotate --extra server -o deploy/lock/server.txt pyproject.toml
 	echo 'hatchling>=1.27' | $(SUPPLY)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header \
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate -o deploy/lock/build.txt -
 
-audit: $(SUPPLY) ## Look for known holes in what the image holds
+audit: $(SUPPLY) ## Look for known holes in the packages of deploy/lock/server.txt
 	$(SUPPLY)/pip-audit --disable-pip --require-hashes -r deploy/lock/server.txt
 
-sbom: $(SUPPLY) ## List what the image holds, as CycloneDX, into dist/sbom.json
+sbom: $(SUPPLY) ## List the packages of deploy/lock/server.txt, as CycloneDX, into dist/sbom.json
 	@mkdir -p dist
 	$(SUPPLY)/cyclonedx-py requirements deploy/lock/server.txt --output-reproducible -o dist/sbom.json
 

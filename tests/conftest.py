@@ -11,6 +11,8 @@ from tests.support.harness import load
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
+pytest_plugins = ["tests.support.attacks"]
+
 
 @pytest.fixture(scope="session")
 def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, OnnxRuntime]:

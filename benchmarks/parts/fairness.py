@@ -22,7 +22,7 @@ _ROUNDS: Final = 3  # each of which starts four servers
 
 
 def fairness(bench: Bench) -> None:
-    """Alone, beside callers that send ten times what they may, and beside callers that send all they can."""
+    """Alone, beside callers that send ten times what they may, and beside callers that send anew what is answered."""
     tokens = {name: secrets.token_hex(16) for name in ("quiet", "bounded", "flooding")}
     access = bench.models / "access.yaml"
     access.write_text(json.dumps({"tokens": [_entry(name, token) for name, token in tokens.items()]}))

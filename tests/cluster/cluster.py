@@ -42,10 +42,11 @@ class Envoy:
     Attributes:
         target: Where callers inside come in.
         edge: Where everybody else does, with TLS.
+        watchers: Where it tells of itself.
     """
 
     def __init__(self, servers: Sequence[str], folder: Path) -> None:
-        self.target, self.edge, self._watchers, admin = (f"127.0.0.1:{free_port()}" for _ in range(4))
+        self.target, self.edge, self.watchers, admin = (f"127.0.0.1:{free_port()}" for _ in range(4))
         make_certificate(folder)
         self._log = (folder / "envoy.log").open("w")
         file = folder / "envoy.yaml"
@@ -63,7 +64,7 @@ class Envoy:
 
     def metrics(self) -> Samples:
         """What it tells Prometheus."""
-        url = f"http://{self._watchers}/stats/prometheus"
+        url = f"http://{self.watchers}/stats/prometheus"
         with urllib.request.urlopen(url, timeout=10) as answer:
             return Samples(answer.read().decode())
 
@@ -89,7 +90,7 @@ class Envoy:
         configuration: dict[str, Any] = yaml.safe_load(text)
         resources = configuration["static_resources"]
         for listener in resources["listeners"]:
-            where = {"inside": self.target, "edge": self.edge, "watchers": self._watchers}[listener["name"]]
+            where = {"inside": self.target, "edge": self.edge, "watchers": self.watchers}[listener["name"]]
             listener["address"] = address(where)
         configuration["admin"]["address"] = address(admin)
         for cluster in resources["clusters"]:

@@ -20,6 +20,7 @@ from recurra_server.security.identity import Role
 
 from tests.cluster.cluster import Cluster, cluster
 from tests.support import models
+from tests.support.attacks import Attack
 
 SESSIONS = 24
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -106,13 +107,35 @@ async def find(them: Cluster, session_id: str) -> int:
     raise AssertionError("no server has it")
 
 
-async def test_the_edge_speaks_tls(them: Cluster) -> None:
+async def test_the_edge_speaks_tls(them: Cluster, attack: Attack) -> None:
     credentials = grpc.ssl_channel_credentials(await asyncio.to_thread((them.folder / "tls.crt").read_bytes))
     async with Client(them.envoy.edge, credentials=credentials) as client, client.session("counter") as session:
         assert (await session.step([5])).tolist() == [5]
+    async with Client(them.envoy.edge, reconnect=0) as client:
+        with pytest.raises(UnavailableError):
+            await client.models()
+    attack("Envoy's edge", "no encryption", "the connection is closed")
 
 
-async def test_the_edge_lets_through_what_predict_may_call_and_health(them: Cluster) -> None:
+async def test_who_watches_envoy_cannot_change_it(them: Cluster, attack: Attack) -> None:
+    connection = http.client.HTTPConnection(them.envoy.watchers, timeout=10)
+    answers = {}
+    for method, path in (
+        ("GET", "/ready"),
+        ("GET", "/config_dump"),
+        ("GET", "/ready/../certs"),
+        ("POST", "/quitquitquit"),
+    ):
+        await asyncio.to_thread(connection.request, method, path)
+        answer = await asyncio.to_thread(connection.getresponse)
+        await asyncio.to_thread(answer.read)
+        answers[path] = answer.status
+    connection.close()
+    assert answers == {"/ready": 200, "/config_dump": 404, "/ready/../certs": 404, "/quitquitquit": 404}
+    attack("Envoy's edge", "Envoy's admin interface, at the port for those who watch", "404")
+
+
+async def test_the_edge_lets_through_what_predict_may_call_and_health(them: Cluster, attack: Attack) -> None:
     """So the world cannot change models, drain servers or move sessions, whatever the servers let callers do."""
     files = (models_pb2, sessions_pb2, inference_pb2, open_inference_pb2, health_pb2, reflection_pb2)
     methods = {
@@ -132,6 +155,11 @@ async def test_the_edge_lets_through_what_predict_may_call_and_health(them: Clus
     assert passed == {method for method in methods if method in OPEN or role_for(method) == Role.PREDICT}
     assert "/recurra.v1.InferenceService/Step" in passed
     assert "/recurra.v1.SessionsService/DrainSessions" not in passed
+    attack(
+        "Envoy's edge",
+        "every call that needs the role operate, and names that are nearly a call's",
+        "PERMISSION_DENIED, by Envoy",
+    )
 
 
 def passes(channel: grpc.Channel, method: str) -> bool:

@@ -10,18 +10,21 @@ import yaml
 
 from tests.deploy.image import would_start
 from tests.deploy.promql import DASHBOARDS, ROOT, promtool
+from tests.support.attacks import Attack
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_services_have_no_rights_and_no_public_port(name: str) -> None:
+def test_services_have_no_rights_and_no_public_port(name: str, attack: Attack) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    attack("image", "with Compose, more rights, or writing to the container's disk", "none of them is given")
+    attack("machine", "reaching what Compose starts from another machine", "it listens on this machine only")
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -38,7 +41,7 @@ def test_everything_mounted_is_there() -> None:
             assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
 
 
-def test_the_image_has_no_torch_and_no_root() -> None:
+def test_the_image_has_no_torch_and_no_root(attack: Attack) -> None:
     _, final = (ROOT / SERVICES["recurra"]["build"]["dockerfile"]).read_text().rsplit("FROM ", 1)
     assert "USER 10001:10001" in final
     needed = [
@@ -48,6 +51,7 @@ def test_the_image_has_no_torch_and_no_root() -> None:
     ]
     assert any(requirement.startswith("onnxruntime") for requirement in needed)
     assert not any(requirement.startswith("torch") for requirement in needed)
+    attack("image", "being root in its container", "its user is another")
 
 
 def test_prometheus_scrapes_the_server() -> None:
@@ -66,12 +70,13 @@ def test_the_servers_of_the_cluster_are_found_and_find_their_store() -> None:
     assert SERVICES["valkey"]["profiles"] == ["cluster"]
 
 
-def test_nobody_but_the_servers_can_connect_to_their_store() -> None:
+def test_nobody_but_the_servers_can_connect_to_their_store(attack: Attack) -> None:
     networks = {name: service.get("networks", ["default"]) for name, service in SERVICES.items()}
     assert networks["valkey"] == ["store"]
     assert {name for name, of in networks.items() if "store" in of} == {"valkey", "recurra-servers"}
     assert COMPOSE["networks"] == {"store": {"internal": True}}
     assert "ports" not in SERVICES["valkey"]
+    attack("store", "connecting with Compose from containers that are no servers", "they are not on its network")
 
 
 def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from recurra_server.settings import Settings
 
 from tests.deploy.manifests import Resources
 from tests.deploy.promql import ROOT
+from tests.support.attacks import Attack
 
 OLDEST = "1.34"  # from which on preStop may sleep, whatever is switched on
 
@@ -21,7 +22,7 @@ def test_they_are_what_kubernetes_knows(resources: Resources) -> None:
     assert unknown == {"ServiceMonitor", "PodMonitor"}  # the Prometheus operator's own
 
 
-def test_pods_have_no_rights(resources: Resources) -> None:
+def test_pods_have_no_rights(resources: Resources, attack: Attack) -> None:
     for pod in pods(resources):
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "of the service recurra a server would get a RECURRA_PORT"
@@ -36,6 +37,7 @@ def test_pods_have_no_rights(resources: Resources) -> None:
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}
             assert container["resources"]["limits"].keys() == {"memory"}
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+    attack("image", "on Kubernetes, more rights, root, or writing to the container's disk", "none of them is given")
 
 
 def test_a_server_has_time_to_drain(resources: Resources) -> None:
@@ -96,7 +98,7 @@ def test_envoy_is_given_the_configuration_that_is_tested_and_finds_the_servers(r
     assert "address: recurra-servers, port_value: 50051 " in text
 
 
-def test_only_those_connect_to_a_pod_whom_it_serves(resources: Resources) -> None:
+def test_only_those_connect_to_a_pod_whom_it_serves(resources: Resources, attack: Attack) -> None:
     prometheus = {
         "namespaceSelector": {},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
@@ -118,6 +120,8 @@ def test_only_those_connect_to_a_pod_whom_it_serves(resources: Resources) -> Non
     }
     (service,) = [one for (kind, _), one in resources.items() if kind == "Service" and "type" in one["spec"]]
     assert service["spec"]["ports"] == [{"name": "tls", "port": 443, "targetPort": "tls"}]
+    attack("store", "connecting on Kubernetes from pods that are no servers", "not allowed by the NetworkPolicies")
+    attack("gRPC port", "passing Envoy by on Kubernetes", "not allowed by the NetworkPolicies")
 
 
 def pods(resources: Resources) -> list[dict[str, Any]]:

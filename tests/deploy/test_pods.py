@@ -22,6 +22,7 @@ from tests.deploy.image import would_start
 from tests.deploy.manifests import KUBECTL, Resources, Secrets, environment, expanded
 from tests.deploy.promql import ROOT
 from tests.support import models
+from tests.support.attacks import Attack
 from tests.support.server import running_server
 from tests.support.valkey import running_valkey
 from tests.support.wire import Stubs
@@ -83,16 +84,19 @@ def access_file(resources: Resources, secrets: Secrets, folder: Path) -> Path:
     return folder / path.name
 
 
-def test_a_server_starts_with_what_it_is_told(resources: Resources, secrets: Secrets, tmp_path: Path) -> None:
+def test_a_server_starts_with_what_it_is_told(
+    resources: Resources, secrets: Secrets, tmp_path: Path, attack: Attack
+) -> None:
     told = environment(server_of(resources), secrets)
     told["RECURRA_ACCESS"] = str(access_file(resources, secrets, tmp_path))
     assert would_start(told, tmp_path)
     assert not would_start({**told, "RECURRA_ACCESS": str(tmp_path / "none")}, tmp_path), "closed, if anything"
+    attack("access file and keys", "a server on Kubernetes without its access file", "it does not start")
 
 
 @pytest.mark.e2e
 def test_a_server_is_closed_and_lives_on_when_it_was_drained(
-    resources: Resources, secrets: Secrets, folder: Path, tmp_path: Path
+    resources: Resources, secrets: Secrets, folder: Path, tmp_path: Path, attack: Attack
 ) -> None:
     models.publish(tmp_path / "models", "counter", models.counter())
     with running_server(tmp_path / "models", "--access", str(access_file(resources, secrets, tmp_path))) as server:
@@ -128,10 +132,16 @@ def test_a_server_is_closed_and_lives_on_when_it_was_drained(
         )
         alive = container["livenessProbe"]["httpGet"]
         assert (status(alive["path"]), alive["port"]) == (200, "metrics")
+    attack(
+        "gRPC port",
+        "DrainSessions on Kubernetes without a token, with a caller's token",
+        "UNAUTHENTICATED, PERMISSION_DENIED",
+    )
+    attack("metrics port", "no token, on Kubernetes", "401")
 
 
 async def test_the_store_is_there_for_those_who_have_its_password(
-    resources: Resources, secrets: Secrets, tmp_path: Path
+    resources: Resources, secrets: Secrets, tmp_path: Path, attack: Attack
 ) -> None:
     (valkey,) = resources["StatefulSet", "recurra-valkey"]["spec"]["template"]["spec"]["containers"]
     variables = environment(valkey, secrets)
@@ -151,3 +161,4 @@ async def test_the_store_is_there_for_those_who_have_its_password(
             await stranger.close()
     for probe in ("startupProbe", "readinessProbe"):
         assert valkey[probe]["exec"]["command"] == ["valkey-cli", "-e", "ping"]  # which knows VALKEYCLI_AUTH
+    attack("store", "connecting on Kubernetes without the password", "refused by the store")

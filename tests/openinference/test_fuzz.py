@@ -13,6 +13,7 @@ from recurra.openinference import open_inference_pb2 as pb
 from recurra_server.rpc.status import CODES
 
 from benchmarks.processes import resident_bytes
+from tests.support.attacks import Attack
 from tests.support.fuzzing import CASES
 from tests.support.openinference import InferStream, Service, error_of, request, service, values
 from tests.support.server import ServerProcess
@@ -136,7 +137,9 @@ def check(answer: pb.ModelInferResponse) -> None:
 @pytest.mark.e2e
 @_fuzz
 @given(message=st.one_of(_requests, nearly_right()))
-def test_any_request_of_a_stream(infer: Service, neighbour: Neighbour, message: pb.ModelInferRequest) -> None:
+def test_any_request_of_a_stream(
+    infer: Service, neighbour: Neighbour, message: pb.ModelInferRequest, attack: Attack
+) -> None:
     stream = InferStream(infer)
     answer = stream.ask(message)
     assert answer.infer_response.id == message.id
@@ -151,18 +154,28 @@ def test_any_request_of_a_stream(infer: Service, neighbour: Neighbour, message: 
     assert values(good.infer_response).item() == 5
     assert stream.end() == []
     neighbour.steps()
+    attack(
+        "gRPC port",
+        "any message on a stream of the Open Inference Protocol",
+        "answered, or refused with a reason; others go on",
+    )
 
 
 @pytest.mark.e2e
 @_fuzz
 @given(message=st.one_of(_requests, nearly_right()))
-def test_any_call(infer: Service, neighbour: Neighbour, message: pb.ModelInferRequest) -> None:
+def test_any_call(infer: Service, neighbour: Neighbour, message: pb.ModelInferRequest, attack: Attack) -> None:
     error = error_of(lambda: check(infer.ModelInfer(message)))
     event("answered" if error is None else error.code().name)
     if error is not None:
         assert error.code() in _CODES, error
         assert error.details()
     neighbour.steps()
+    attack(
+        "gRPC port",
+        "any message in a call of the Open Inference Protocol",
+        "answered, or refused with a reason; others go on",
+    )
 
 
 @st.composite
@@ -184,7 +197,7 @@ def torn(draw: st.DrawFn) -> bytes:
 @pytest.mark.e2e
 @_fuzz
 @given(data=st.one_of(torn(), st.binary(max_size=200)))
-def test_any_bytes(server: ServerProcess, infer: Service, neighbour: Neighbour, data: bytes) -> None:
+def test_any_bytes(server: ServerProcess, infer: Service, neighbour: Neighbour, data: bytes, attack: Attack) -> None:
     def ask() -> None:
         (answer,) = [pb.ModelStreamInferResponse.FromString(each) for each in stream(iter([data]))]
         if answer.error_message:
@@ -197,11 +210,12 @@ def test_any_bytes(server: ServerProcess, infer: Service, neighbour: Neighbour, 
     if error is not None:
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
     neighbour.steps()
+    attack("gRPC port", "any bytes on a stream of the Open Inference Protocol", "INVALID_ARGUMENT; others go on")
 
 
 @pytest.mark.e2e
 def test_huge_counts_are_refused_and_leave_nothing_behind(
-    server: ServerProcess, infer: Service, neighbour: Neighbour
+    server: ServerProcess, infer: Service, neighbour: Neighbour, attack: Attack
 ) -> None:
     many_tensors = request()
     many_tensors.inputs.extend([many_tensors.inputs[0]] * 50_000)
@@ -225,3 +239,4 @@ def test_huge_counts_are_refused_and_leave_nothing_behind(
         neighbour.steps()
         sizes.append(resident_bytes([server.pid]))
     assert max(sizes[2:]) < sizes[1] + (32 << 20), sizes
+    attack("gRPC port", "tensors, outputs, parameters and axes by the ten thousands", "INVALID_ARGUMENT; memory stays")

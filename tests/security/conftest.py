@@ -1,9 +1,9 @@
-"""Servers that are protected, and the table of what was tried against them.
+"""Servers that are protected, and how calls to them fail."""
 
-`pytest tests/security --attack-table` prints the table at the end.
-"""
-
+import ssl
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,29 +18,6 @@ from tests.support import models
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs, error_info
-
-_ROWS: list[tuple[str, str, str]] = []
-Attack = Callable[[str, str, str], None]
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Tell of the option."""
-    parser.addoption("--attack-table", action="store_true", help="print what was tried, and what came back")
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table."""
-    if config.getoption("--attack-table", default=False):
-        terminalreporter.section("attacks")
-        terminalreporter.line("| edge | what was tried | what came back |\n|---|---|---|")
-        for row in sorted(set(_ROWS)):
-            terminalreporter.line(f"| {' | '.join(row)} |")
-
-
-@pytest.fixture
-def attack() -> Attack:
-    """Notes an edge, what was tried, and what came back: to be called where that has been asserted."""
-    return lambda edge, tried, came_back: _ROWS.append((edge, tried, came_back))
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -101,8 +78,8 @@ def access_file(tmp_path_factory: pytest.TempPathFactory, issuer: Issuer) -> Pat
 @pytest.fixture(scope="session")
 def guarded(repository: Path, authority: Authority, access_file: Path) -> Iterator[ServerProcess]:
     """A server with TLS that tells callers apart by their tokens."""
-    flags = ("--access", str(access_file), "--max-message-mb", "1", "--max-chunk-steps", "64", "--log-level", "debug")
-    with running_server(repository, *authority.flags(), *flags) as server:
+    flags = (*authority.flags(), "--access", str(access_file), "--channelz", "--log-level", "debug")
+    with running_server(repository, *flags, "--max-message-mb", "1", "--max-chunk-steps", "64") as server:
         yield server
 
 
@@ -142,6 +119,18 @@ def outcome(server: ServerProcess, token: str) -> str:
     except grpc.RpcError as error:
         return str(error.code().name)
     return "ok"
+
+
+def scraped(server: ServerProcess, authority: Authority, header: str) -> int:
+    """How a server answers who wants to read its metrics, with this `Authorization` header."""
+    request = urllib.request.Request(server.metrics_url, headers={"Authorization": header} if header else {})  # noqa: S310
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=20) as answer:  # noqa: S310
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 # --- a server with small bounds ------------------------------------------------------------

@@ -2,11 +2,8 @@
 
 import os
 import queue
-import ssl
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.duration_pb2 import Duration
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from recurra.v1.inference_pb2 import GenerateRequest, ModelVersion
@@ -22,7 +20,8 @@ from recurra.v1.models_pb2 import ListModelsRequest, LoadModelRequest, UnloadMod
 from recurra.v1.sessions_pb2 import DrainSessionsRequest, ExportSessionRequest, ImportSessionRequest, OpenSessionRequest
 from recurra_server.rpc import access
 
-from tests.security.conftest import Attack, Caller, ask, outcome, refused
+from tests.security.conftest import Caller, ask, outcome, refused, scraped
+from tests.support.attacks import Attack
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs, tensor
@@ -78,7 +77,7 @@ def test_without_a_token_only_health_is_open(
         next(call()) if server_streaming else call()
     else:
         assert refused(call) == "UNAUTHENTICATED"
-        attack("gRPC", "every call but health, without a token", "UNAUTHENTICATED")
+        attack("gRPC port", "every call but health, without a token", "UNAUTHENTICATED")
 
 
 def test_every_call_has_a_role() -> None:
@@ -98,7 +97,19 @@ def test_tools_that_look_inside_need_a_token(caller: Caller, attack: Attack) -> 
 
     assert refused(lambda: look(caller(""))) == "UNAUTHENTICATED"
     assert next(look(caller("alice"))).list_services_response.service
-    attack("gRPC", "reflection, without a token", "UNAUTHENTICATED")
+    attack("gRPC port", "reflection, without a token", "UNAUTHENTICATED")
+
+
+def test_channelz_is_for_who_operates(caller: Caller, attack: Attack) -> None:
+    def look(name: str) -> Any:
+        return channelz_pb2_grpc.ChannelzStub(caller(name).channel).GetServers(
+            channelz_pb2.GetServersRequest(), timeout=20
+        )
+
+    assert refused(lambda: look("")) == "UNAUTHENTICATED"
+    assert refused(lambda: look("alice")) == "PERMISSION_DENIED FORBIDDEN"
+    assert look("olga").server
+    attack("gRPC port", "channelz, without a token, with one that may predict", "UNAUTHENTICATED, PERMISSION_DENIED")
 
 
 def test_health_stays_open(caller: Caller) -> None:
@@ -119,7 +130,7 @@ BAD_TOKENS = {
 @pytest.mark.parametrize("tried", BAD_TOKENS)
 def test_a_wrong_token_is_refused(caller: Caller, tried: str, attack: Attack) -> None:
     assert refused(lambda: ask(caller(BAD_TOKENS[tried]))) == "UNAUTHENTICATED"
-    attack("gRPC", tried, "UNAUTHENTICATED")
+    attack("gRPC port", tried, "UNAUTHENTICATED")
 
 
 def test_headers_that_are_not_one_token_are_refused(
@@ -133,7 +144,7 @@ def test_headers_that_are_not_one_token_are_refused(
     }.items():
         metadata = tuple(("authorization", header) for header in headers)
         assert refused(lambda m=metadata: stubs.models.ListModels(ListModelsRequest(), metadata=m)) == "UNAUTHENTICATED"  # type: ignore[misc]
-        attack("gRPC", tried, "UNAUTHENTICATED")
+        attack("gRPC port", tried, "UNAUTHENTICATED")
     assert stubs.models.ListModels(ListModelsRequest(), metadata=(("authorization", good.replace("B", "b")),)).models
     stubs.channel.close()
 
@@ -148,7 +159,11 @@ def test_who_may_only_predict_may_not_operate(caller: Caller, attack: Attack) ->
         if method in OPERATE:
             call = call_raw(alice, method, client_streaming=client_streaming, server_streaming=server_streaming)
             assert refused(call) == "PERMISSION_DENIED FORBIDDEN"
-    attack("gRPC", "load, unload, export, import, rewind with a token that may predict", "PERMISSION_DENIED FORBIDDEN")
+    attack(
+        "gRPC port",
+        "load, unload, export, import, rewind, drain, with a token that may predict",
+        "PERMISSION_DENIED FORBIDDEN",
+    )
 
 
 def test_the_command_line_says_how_to_show_a_token(guarded: ServerProcess, authority: Authority) -> None:
@@ -160,8 +175,9 @@ def test_the_command_line_says_how_to_show_a_token(guarded: ServerProcess, autho
     assert ended.stderr.endswith("on the command line: --token-file, or RECURRA_TOKEN\n")
 
 
-def test_who_may_only_read_metrics_may_not_predict(caller: Caller) -> None:
+def test_who_may_only_read_metrics_may_not_predict(caller: Caller, attack: Attack) -> None:
     assert refused(lambda: ask(caller("max"))) == "PERMISSION_DENIED FORBIDDEN"
+    attack("gRPC port", "ListModels with a token that may read metrics", "PERMISSION_DENIED FORBIDDEN")
 
 
 def test_an_operator_may_operate(caller: Caller) -> None:
@@ -173,27 +189,16 @@ def test_an_operator_may_operate(caller: Caller) -> None:
     assert refused(lambda: olga.models.UnloadModel(UnloadModelRequest(name="absent"))) == "NOT_FOUND MODEL_NOT_FOUND"
 
 
-def scrape(server: ServerProcess, authority: Authority, header: str) -> int:
-    request = urllib.request.Request(server.metrics_url, headers={"Authorization": header} if header else {})  # noqa: S310
-    context = ssl.create_default_context(cafile=str(authority.ca))
-    try:
-        with urllib.request.urlopen(request, context=context, timeout=20) as answer:  # noqa: S310
-            status: int = answer.status
-            return status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 def test_metrics_need_their_role(guarded: ServerProcess, authority: Authority, attack: Attack) -> None:
-    assert scrape(guarded, authority, f"Bearer {TOKENS['max']}") == 200
+    assert scraped(guarded, authority, f"Bearer {TOKENS['max']}") == 200
     for tried, header in {
         "no token": "",
         "a made-up token": "Bearer 0123456789abcdef0123456789",
         "a token that may predict": f"Bearer {TOKENS['alice']}",
         "no Bearer": TOKENS["max"],
     }.items():
-        assert scrape(guarded, authority, header) == 401
-        attack("metrics", tried, "401")
+        assert scraped(guarded, authority, header) == 401
+        attack("metrics port", tried, "401")
 
 
 def test_a_drain_tells_of_the_sessions_of_all_callers(repository: Path, access_file: Path) -> None:
@@ -220,7 +225,7 @@ def test_the_access_file_is_read_again(repository: Path, tmp_path: Path, attack:
         write_access_file(access_file, issuer, tokens=[])
         wait_for_words(server, "access_file_reloaded")
         assert outcome(server, TOKENS["alice"]) == "UNAUTHENTICATED"
-        attack("gRPC", "a token that was taken back", "UNAUTHENTICATED within a second")
+        attack("gRPC port", "a token that was taken back", "UNAUTHENTICATED within a second")
         assert not any(token in server.output for token in TOKENS.values())
 
 
@@ -242,7 +247,7 @@ def test_calls_that_last_end_when_their_token_is_taken_back(repository: Path, tm
         write_access_file(access_file, issuer, tokens=[])
         for tried, call in calls.items():
             assert refused(lambda c=call: list(c)) == "UNAUTHENTICATED"  # type: ignore[misc]
-            attack("gRPC", f"{tried} that outlives its token", "ended with UNAUTHENTICATED within a second")
+            attack("gRPC port", f"{tried} that outlives its token", "ended with UNAUTHENTICATED within a second")
         questions.put(None)
         stubs.channel.close()
 
@@ -266,19 +271,25 @@ def wait_for_words(server: ServerProcess, words: str) -> None:
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )
-def test_a_wrong_access_file_is_one_line(repository: Path, tmp_path: Path, text: str, why: str) -> None:
+def test_a_wrong_access_file_is_one_line(repository: Path, tmp_path: Path, text: str, why: str, attack: Attack) -> None:
     path = tmp_path / "access.yaml"
     path.write_text(text)
     with pytest.raises(RuntimeError, match=why) as refusal:
         ServerProcess(repository, "--access", str(path))
     assert str(refusal.value).count("\n") == 2
     assert "short" not in str(refusal.value).replace(str(path), "")
+    attack(
+        "access file and keys",
+        "a file with code in it, short tokens, made-up roles, keys over http",
+        "the server does not start; the file's words are not shown",
+    )
 
 
-def test_no_secret_is_in_the_log(guarded: ServerProcess, caller: Caller, issuer: Issuer) -> None:
+def test_no_secret_is_in_the_log(guarded: ServerProcess, caller: Caller, issuer: Issuer, attack: Attack) -> None:
     token = issuer.token()
     ask(caller(token))
     with pytest.raises(grpc.RpcError):
         ask(caller("wrong-wrong-wrong-wrong-wrong"))
     for secret in (*TOKENS.values(), token, "wrong-wrong"):
         assert secret not in guarded.output
+    attack("log", "finding tokens in it, known or not", "none")

@@ -14,7 +14,8 @@ from recurra.v1.inference_pb2 import (
 from recurra.v1.sessions_pb2 import OpenSessionRequest
 from recurra.v1.tensor_pb2 import DATA_TYPE_FLOAT32, Tensor
 
-from tests.security.conftest import MIB, Attack, failure, memory, refused, wait_until
+from tests.security.conftest import MIB, failure, memory, refused, wait_until
+from tests.support.attacks import Attack
 from tests.support.openinference import request
 from tests.support.server import ServerProcess
 from tests.support.wire import Stream, Stubs, error_info, tensor
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("_serves_on")
 def test_a_message_over_the_bound_is_refused(stubs: Stubs, attack: Attack) -> None:
     request = StepRequest(session_id="a", inputs=[Tensor(data=bytes(MIB + 1))])
     assert refused(lambda: stubs.inference.Step(request)) == "RESOURCE_EXHAUSTED"
-    attack("gRPC", "a message over --max-message-mb", "RESOURCE_EXHAUSTED")
+    attack("gRPC port", "a message over --max-message-mb", "RESOURCE_EXHAUSTED")
 
 
 LYING: dict[str, Tensor] = {
@@ -51,7 +52,7 @@ def test_a_tensor_that_lies_is_refused_before_memory_is_spent(
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert len(error.details()) < 1000
     assert memory(bounded) - before < 16 * MIB
-    attack("gRPC", f"a tensor with {tried}", "INVALID_ARGUMENT")
+    attack("gRPC port", f"a tensor with {tried}", "INVALID_ARGUMENT")
 
 
 def test_an_answer_that_would_be_too_large_is_refused_before_memory_is_spent(
@@ -82,7 +83,9 @@ def test_an_answer_that_would_be_too_large_is_refused_before_memory_is_spent(
     assert len(streamed(32).result.outputs[0].data) == 32 * 80_000
     assert len(batch(6).outputs[0].data) == 8 * 6 * 80_000
     stream.end()
-    attack("gRPC", "few bytes that ask for an answer over --max-answer-mb, of sessions or of none", "INVALID_ARGUMENT")
+    attack(
+        "gRPC port", "few bytes that ask for an answer over --max-answer-mb, of sessions or of none", "INVALID_ARGUMENT"
+    )
 
 
 def test_a_stream_opens_no_more_sessions_than_it_may(stubs: Stubs, attack: Attack) -> None:
@@ -94,7 +97,7 @@ def test_a_stream_opens_no_more_sessions_than_it_may(stubs: Stubs, attack: Attac
     stream.ask(session_id=opened[0], close=True)
     assert stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
     stream.end()
-    attack("gRPC", "more sessions on a stream than --max-sessions-per-stream", "RESOURCE_EXHAUSTED CAPACITY")
+    attack("gRPC port", "more sessions on a stream than --max-sessions-per-stream", "RESOURCE_EXHAUSTED CAPACITY")
 
 
 def test_bounds_are_told(stubs: Stubs) -> None:
@@ -134,5 +137,7 @@ def test_ten_thousand_abandoned_sessions_leave_nothing_behind(bounded: ServerPro
     assert wait_until(all_gone)
     assert memory(bounded) - after_first < 8 * MIB
     attack(
-        "gRPC", "10,000 sessions opened and abandoned, twice", "all expired; no task left; resident memory as before"
+        "gRPC port",
+        "10,000 sessions opened and abandoned, twice",
+        "all expired; no task left; resident memory as before",
     )

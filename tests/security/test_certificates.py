@@ -10,7 +10,8 @@ import pytest
 from recurra.openinference import open_inference_pb2 as oip
 from recurra.v1.models_pb2 import LoadModelRequest
 
-from tests.security.conftest import Attack, ask, refused
+from tests.security.conftest import ask, refused
+from tests.support.attacks import Attack
 from tests.support.authority import Authority, Issuer
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs
@@ -33,12 +34,14 @@ def test_a_certificate_says_who_somebody_is(mutual: ServerProcess, authority: Au
     assert list(stream) == []
     stranger = Stubs(mutual.target, authority.client("stranger").credentials())
     assert refused(lambda: ask(stranger)) == "UNAUTHENTICATED"
-    attack("gRPC", "a certificate of ours with a name that is not in the access file", "UNAUTHENTICATED")
+    attack("gRPC port", "a certificate of ours with a name that is not in the access file", "UNAUTHENTICATED")
     for stubs in (gateway, stranger):
         stubs.channel.close()
 
 
-def test_a_stranger_is_refused_before_a_message_is_read(mutual: ServerProcess, authority: Authority) -> None:
+def test_a_stranger_is_refused_before_a_message_is_read(
+    mutual: ServerProcess, authority: Authority, attack: Attack
+) -> None:
     never = threading.Event()
 
     def no_message() -> Iterator[Any]:
@@ -51,6 +54,7 @@ def test_a_stranger_is_refused_before_a_message_is_read(mutual: ServerProcess, a
         assert refused(partial(call, no_message(), timeout=20)) == "UNAUTHENTICATED"
     never.set()
     stubs.channel.close()
+    attack("gRPC port", "a stranger's call that sends no message", "UNAUTHENTICATED, before one is read")
 
 
 def test_who_sends_no_message_is_told_so(mutual: ServerProcess, authority: Authority) -> None:
@@ -68,6 +72,6 @@ def test_a_stolen_token_is_useless_without_the_certificate_it_is_bound_to(
     assert ask(Stubs(mutual.target, own.credentials(), token=token)) == 2
     came_back = refused(lambda: ask(Stubs(mutual.target, thief.credentials(), token=token)))
     assert came_back == "UNAUTHENTICATED"
-    attack("gRPC", "a stolen token that is bound to a certificate (RFC 8705), with another certificate", came_back)
+    attack("gRPC port", "a stolen token that is bound to a certificate (RFC 8705), with another certificate", came_back)
     infer = oip.ModelReadyRequest(name="counter")
     assert Stubs(mutual.target, own.credentials(), token=token).open_inference.ModelReady(infer).ready

@@ -36,7 +36,8 @@ from recurra_server.rpc.turnstile import EACH, Turnstile
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
-from tests.security.conftest import Attack, failure, reason_of, refused
+from tests.security.conftest import failure, reason_of, refused
+from tests.support.attacks import Attack
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.harness import Harness
 from tests.support.memory_store import MemoryStore
@@ -45,7 +46,7 @@ from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, error_info, tensor
 
 
-def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime]) -> None:
+def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime], attack: Attack) -> None:
     harness = Harness({"counter": runtimes["counter"]}, Limits(max_batch_size=4))
     noisy, quiet = Account("noisy"), Account("quiet")
     theirs = [harness.open("counter", caller=noisy) for _ in range(40)]
@@ -57,9 +58,12 @@ def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime]) -> No
     harness.run()
     assert len(harness.answered) == 41
     assert noisy.queued == quiet.queued == 0
+    attack("gRPC port", "forty steps at once, before another's one", "in the first batch is the other's, too")
 
 
-def test_nobody_holds_more_of_the_queue_than_is_left_for_others(runtimes: dict[str, OnnxRuntime]) -> None:
+def test_nobody_holds_more_of_the_queue_than_is_left_for_others(
+    runtimes: dict[str, OnnxRuntime], attack: Attack
+) -> None:
     harness = Harness({"counter": runtimes["counter"]}, Limits(max_queue=30))
     accepted = []
     for name in ("first", "second", "third"):
@@ -71,6 +75,7 @@ def test_nobody_holds_more_of_the_queue_than_is_left_for_others(runtimes: dict[s
     assert accepted == [15, 8, 4]
     harness.run()
     assert len(harness.answered) == sum(accepted)
+    attack("gRPC port", "filling the queue", "half of what is left, for each")
 
 
 def test_steps_per_second_are_kept_over_a_second() -> None:
@@ -89,7 +94,7 @@ def test_steps_per_second_are_kept_over_a_second() -> None:
 
 @pytest.mark.parametrize("together", [False, True], ids=["step by step", "in a block"])
 def test_replies_that_are_kept_for_retries_count_as_what_sessions_remember(
-    runtimes: dict[str, OnnxRuntime], together: bool
+    runtimes: dict[str, OnnxRuntime], together: bool, attack: Attack
 ) -> None:
     harness = Harness({"counter": runtimes["counter"]}, Limits(max_piece_steps=512))
     owner = harness.engine.accounts.of("a", Quota(state_bytes=3000))  # a session has 4, a reply to 512 steps 2,048
@@ -118,9 +123,10 @@ def test_replies_that_are_kept_for_retries_count_as_what_sessions_remember(
     for repeat in range(2):
         assert harness.ask(sessions[1], rows[1, :1], number=1025)[-1] == 1025, f"a small one always has ({repeat})"
     assert owner.state_bytes == 4
+    attack("gRPC port", "large replies, to have them kept beyond state_mb", "not kept; retries are told STEP_NOT_HELD")
 
 
-def test_who_ran_steps_is_not_forgotten_before_they_are_paid_for() -> None:
+def test_who_ran_steps_is_not_forgotten_before_they_are_paid_for(attack: Attack) -> None:
     accounts, quota = Accounts(), Quota(steps_per_second=10)
     accounts.of("a", quota).charge(15, 100.0)  # a second's worth at once, and half a second ahead of that
     known = weakref.ref(accounts.of("a", quota))
@@ -130,6 +136,7 @@ def test_who_ran_steps_is_not_forgotten_before_they_are_paid_for() -> None:
     assert known() is not None
     accounts.forget_even(101.5)
     assert known() is None
+    attack("gRPC port", "running steps and coming back as if new", "still to be paid for")
 
 
 async def test_the_turnstile_lets_a_few_in_each_turn_where_there_are_several() -> None:
@@ -213,7 +220,7 @@ def test_sessions_are_bounded_for_each_and_all_their_ways_in(alice: Stubs, bob: 
     for session_id in ids:
         alice.sessions.CloseSession(CloseSessionRequest(session_id=session_id))
     alice.sessions.CloseSession(CloseSessionRequest(session_id=opened(alice)))
-    attack("gRPC", "more sessions than one's own bound", "RESOURCE_EXHAUSTED CAPACITY; others open theirs")
+    attack("gRPC port", "more sessions than one's own bound", "RESOURCE_EXHAUSTED CAPACITY; others open theirs")
 
 
 def test_steps_are_bounded_for_each(alice: Stubs, bob: Stubs, attack: Attack) -> None:
@@ -235,7 +242,9 @@ def test_steps_are_bounded_for_each(alice: Stubs, bob: Stubs, attack: Attack) ->
     for stubs, each in ((alice, session_id), (bob, others)):
         stubs.sessions.CloseSession(CloseSessionRequest(session_id=each))
     attack(
-        "gRPC", "more steps a second than one's own bound, by calls", "RESOURCE_EXHAUSTED CAPACITY, and when to return"
+        "gRPC port",
+        "more steps a second than one's own bound, by calls",
+        "RESOURCE_EXHAUSTED CAPACITY, and when to return",
     )
 
 
@@ -250,14 +259,14 @@ def test_steps_are_bounded_of_who_has_a_certificate_and_keeps_no_session(gateway
         assert reason_of(error) == "RESOURCE_EXHAUSTED CAPACITY"
         assert bound_of(error) == "identity_steps_per_second"
     attack(
-        "gRPC",
+        "gRPC port",
         "more steps a second than one's own bound, with a certificate and no session",
         "RESOURCE_EXHAUSTED CAPACITY, and when to return",
     )
 
 
 def test_rows_without_a_session_are_paid_for_as_well(
-    bounded: ServerProcess, authority: Authority, issuer: Issuer
+    bounded: ServerProcess, authority: Authority, issuer: Issuer, attack: Attack
 ) -> None:
     stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=issuer.token("ivy"))
     ids, rows = [opened(stubs), *(f"absent-{row}" for row in range(59))], [tensor(np.ones((60, 49, 1)))]
@@ -265,6 +274,7 @@ def test_rows_without_a_session_are_paid_for_as_well(
     error = failure(lambda: stubs.inference.Step(StepRequest(session_id=ids[0], inputs=[tensor([1.0])])))
     assert bound_of(error) == "identity_steps_per_second"
     stubs.channel.close()
+    attack("gRPC port", "steps for sessions that are not there, to have them for nothing", "paid for as others are")
 
 
 def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None:
@@ -277,7 +287,7 @@ def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None
     assert time.monotonic() - began > 1.1, "50 at once, and 50 a second"
     assert [answer.result.step for answer in answers] == list(range(1, 111))
     bob.sessions.CloseSession(CloseSessionRequest(session_id=session_id))
-    attack("gRPC", "more steps a second than one's own bound, on a stream", "it is read more slowly")
+    attack("gRPC port", "more steps a second than one's own bound, on a stream", "it is read more slowly")
 
 
 def test_a_new_stream_for_each_message_is_slowed_down_as_well(
@@ -297,10 +307,16 @@ def test_a_new_stream_for_each_message_is_slowed_down_as_well(
         stream.call.cancel()
     assert time.monotonic() - began > 2.1, "50 steps at once, and 50 a second; the last 25 are not paid yet"
     stubs.channel.close()
-    attack("gRPC", "more steps a second than one's own bound, each on a stream of its own", "they are read more slowly")
+    attack(
+        "gRPC port",
+        "more steps a second than one's own bound, each on a stream of its own",
+        "they are read more slowly",
+    )
 
 
-def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer, repository: Path) -> None:
+def test_state_is_bounded(
+    bounded: ServerProcess, tmp_path: Path, issuer: Issuer, repository: Path, attack: Attack
+) -> None:
     write_access_file(tmp_path / "access.yaml", issuer, limits={"state_mb": 8 / 2**20})
     with running_server(
         repository, "--access", str(tmp_path / "access.yaml"), "--no-metrics", ready="who may"
@@ -312,6 +328,7 @@ def test_state_is_bounded(bounded: ServerProcess, tmp_path: Path, issuer: Issuer
             error = failure(lambda: opened(stubs))
             assert bound_of(error) == "identity_state_bytes"
             assert refused(lambda: opened(stubs)) == "RESOURCE_EXHAUSTED CAPACITY"
+    attack("gRPC port", "more state than one's own bound (state_mb)", "RESOURCE_EXHAUSTED CAPACITY")
 
 
 @pytest.mark.parametrize("durability", [DURABILITY_EPHEMERAL, DURABILITY_ASYNC, DURABILITY_SYNC])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.security.conftest import Attack
+from tests.support.attacks import Attack
 from tests.support.fuzz import Fuzzed, Fuzzer, fuzzed_servers
 
 
@@ -27,11 +27,9 @@ def test_whatever_comes_the_servers_serve_on(fuzzed: Fuzzed, seed: int, attack: 
         "call", "damaged call", "call with a token", "frames", "noise", "HTTP", "damaged HTTP", "noise for HTTP",
     }  # fmt: skip
     assert {"OK", "INVALID_ARGUMENT", "UNAUTHENTICATED", "HTTP 200"} <= set(fuzzer.came_back)
-    attack(
-        "any",
-        "made-up messages, tokens and requests for metrics, damaged bytes, frames and noise",
-        "statuses; no crash, no hang, no trace but gRPC's own",
-    )
+    came_back = "statuses; no crash, no hang, no trace but gRPC's own"
+    attack("gRPC port", "made-up messages and tokens, damaged bytes, frames and noise", came_back)
+    attack("metrics port", "made-up and damaged requests, and noise", came_back)
 
 
 def test_servers_beside_get_the_same_noise(fuzzed: Fuzzed) -> None:

@@ -24,7 +24,8 @@ from hyperframe.frame import (
 from recurra.v1.inference_pb2 import GenerateRequest, ModelVersion, StepRequest, StreamStepsRequest
 from recurra.v1.sessions_pb2 import OpenSessionRequest
 
-from tests.security.conftest import MIB, Attack, failure, memory, reason_of, refused, wait_until
+from tests.security.conftest import MIB, failure, memory, reason_of, refused, wait_until
+from tests.support.attacks import Attack
 from tests.support.authority import Authority
 from tests.support.http2 import PREFACE, Rude
 from tests.support.server import ServerProcess, running_server
@@ -69,14 +70,14 @@ def test_a_message_that_only_claims_to_be_large_costs_nothing(bounded: ServerPro
             rude.send(rude.call(number, STEP), DataFrame(number, claim))
         assert ended(until(rude, lambda seen: ended(seen) >= 10)) >= 10
     assert memory(bounded) - before < 16 * MIB
-    attack("HTTP/2", "a message that says it has 4 GiB", "refused when its first five bytes are there")
+    attack("gRPC port", "a message that says it has 4 GiB", "refused when its first five bytes are there")
 
 
 def test_headers_over_the_bound_are_refused(stubs: Stubs, attack: Attack) -> None:
     metadata = (("x", "y" * 20_000),)
     call = StepRequest(session_id="a")
     assert refused(lambda: stubs.inference.Step(call, metadata=metadata)) == "RESOURCE_EXHAUSTED"
-    attack("HTTP/2", "headers over --max-header-kb", "RESOURCE_EXHAUSTED")
+    attack("gRPC port", "headers over --max-header-kb", "RESOURCE_EXHAUSTED")
 
 
 def test_headers_that_are_no_text_are_not_logged(bounded: ServerProcess, attack: Attack) -> None:
@@ -86,7 +87,7 @@ def test_headers_that_are_no_text_are_not_logged(bounded: ServerProcess, attack:
         assert ended(until(rude, lambda seen: ended(seen) > 0)) == 1
     assert "secret" not in bounded.output
     assert "Traceback" not in bounded.output
-    attack("HTTP/2", "headers that are no text", "UNIMPLEMENTED; not logged")
+    attack("gRPC port", "headers that are no text", "UNIMPLEMENTED; not logged")
 
 
 def test_more_streams_than_a_connection_may_have_are_refused(bounded: ServerProcess, attack: Attack) -> None:
@@ -98,7 +99,7 @@ def test_more_streams_than_a_connection_may_have_are_refused(bounded: ServerProc
         rude.send(*(rude.call(number, STREAM) for number in range(1, 200, 2)))
         frames = until(rude, lambda seen: ended(seen) >= 80)
         assert rude.closed or ended(frames) >= 80
-    attack("HTTP/2", "more streams than --max-streams-per-connection", "refused, or the connection is closed")
+    attack("gRPC port", "more streams than --max-streams-per-connection", "refused, or the connection is closed")
 
 
 def test_a_connection_on_which_nothing_is_said_is_closed(bounded: ServerProcess, attack: Attack) -> None:
@@ -110,7 +111,7 @@ def test_a_connection_on_which_nothing_is_said_is_closed(bounded: ServerProcess,
         with Rude(bounded.target, preface=False) as rude:
             rude.raw(first)
             assert is_closed(rude)
-        attack("HTTP/2", tried, "closed after --handshake-timeout")
+        attack("gRPC port", tried, "closed after --handshake-timeout")
 
 
 def test_a_handshake_that_is_not_gone_on_with_is_cut_off(
@@ -124,14 +125,16 @@ def test_a_handshake_that_is_not_gone_on_with_is_cut_off(
                 rude.raw(first)
                 assert is_closed(rude)
         assert Stubs(encrypted.target, authority.credentials()).health.Check(health_pb2.HealthCheckRequest()).status
-    attack("TLS", "a handshake that is begun, and not gone on with (slow loris)", "closed after --handshake-timeout")
+    attack(
+        "gRPC port", "a handshake that is begun, and not gone on with (slow loris)", "closed after --handshake-timeout"
+    )
 
 
 def test_who_does_not_answer_pings_is_taken_for_gone(bounded: ServerProcess, attack: Attack) -> None:
     with Rude(bounded.target) as rude:
         rude.send(rude.call(1, STREAM))  # headers, and then nothing more
         assert is_closed(rude)
-    attack("HTTP/2", "a call that is begun, and then silence (slow loris)", "closed when two pings are not answered")
+    attack("gRPC port", "a call that is begun, and then silence (slow loris)", "closed when two pings are not answered")
 
 
 def test_slow_headers_are_held_by_one_connection_only(bounded: ServerProcess, stubs: Stubs, attack: Attack) -> None:
@@ -145,7 +148,7 @@ def test_slow_headers_are_held_by_one_connection_only(bounded: ServerProcess, st
             if position % 50 == 0:
                 assert stubs.health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
         assert is_closed(rude)
-    attack("HTTP/2", "headers byte by byte (slow loris)", "others are served; closed when pings are not answered")
+    attack("gRPC port", "headers byte by byte (slow loris)", "others are served; closed when pings are not answered")
 
 
 def test_a_ping_flood_ends_the_connection(bounded: ServerProcess, attack: Attack) -> None:
@@ -155,7 +158,7 @@ def test_a_ping_flood_ends_the_connection(bounded: ServerProcess, attack: Attack
                 break
         frames = list(rude.frames())
     assert any(isinstance(frame, GoAwayFrame) and frame.error_code == 11 for frame in frames)
-    attack("HTTP/2", "a flood of pings", "GOAWAY ENHANCE_YOUR_CALM")
+    attack("gRPC port", "a flood of pings", "GOAWAY ENHANCE_YOUR_CALM")
 
 
 def flood(bounded: ServerProcess, frames: Callable[[Rude, int], Any], count: int) -> int:
@@ -227,7 +230,7 @@ def test_a_flood_does_not_keep_others_out(bounded: ServerProcess, tried: str, at
     before = memory(bounded)
     assert flood(bounded, frames, count) > 0
     assert memory(bounded) - before < 64 * MIB
-    attack("HTTP/2", f"a flood of {tried}", "others are served meanwhile; memory stays")
+    attack("gRPC port", f"a flood of {tried}", "others are served meanwhile; memory stays")
 
 
 def test_more_connections_than_there_may_be_are_closed(bounded: ServerProcess, stubs: Stubs, attack: Attack) -> None:
@@ -237,7 +240,7 @@ def test_more_connections_than_there_may_be_are_closed(bounded: ServerProcess, s
         for _ in range(200):
             stack.enter_context(socket.create_connection((host, int(port)), 30))
         assert stubs.health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
-    attack("TCP", "more connections than --max-connections", "closed; those that are open are served")
+    attack("gRPC port", "more connections than --max-connections", "closed; those that are open are served")
 
 
 def test_who_reads_nothing_is_cut_off(bounded: ServerProcess, attack: Attack) -> None:
@@ -266,7 +269,7 @@ def test_who_reads_nothing_is_cut_off(bounded: ServerProcess, attack: Attack) ->
         assert wait_until(lambda: counted("recurra_streams") == 0)
         assert not rude.closed
         assert memory(bounded) - before < 64 * MIB
-    attack("gRPC", "a stream or an answer that is not read", "served no more; what it holds is bounded")
+    attack("gRPC port", "a stream or an answer that is not read", "served no more; what it holds is bounded")
 
 
 def keep_alive(rude: Rude) -> None:
@@ -285,4 +288,14 @@ def test_a_connection_that_is_too_old_is_ended(repository: Path, attack: Attack)
         assert reason_of(error) in ("UNAVAILABLE", "CANCELLED")
         assert stubs.health.Check(health_pb2.HealthCheckRequest()).status == 1  # over a new connection
         stubs.channel.close()
-    attack("HTTP/2", "a connection held open for ever", "ended after --max-connection-age")
+    attack("gRPC port", "a connection held open for ever", "ended after --max-connection-age")
+
+
+def test_a_connection_on_which_nothing_is_called_is_ended(repository: Path, attack: Attack) -> None:
+    flags = ("--max-connection-idle", "1", "--handshake-timeout", "1000", "--no-metrics")
+    with running_server(repository, *flags, ready="whoever can") as server, Rude(server.target) as rude:
+        rude.send(rude.call(1), DataFrame(1, bytes(5), flags=["END_STREAM"]))
+        *_, last = until(rude, lambda seen: isinstance(seen[-1], GoAwayFrame))
+        assert last.additional_data == b"connection idle"
+        assert is_closed(rude)
+    attack("gRPC port", "a connection held open, on which nothing is called", "ended after --max-connection-idle")

@@ -8,14 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jwt
 from recurra.v1.inference_pb2 import StreamStepsRequest
 from recurra.v1.sessions_pb2 import OpenSessionRequest
 
-from tests.security.conftest import Attack, Caller, ask, outcome, refused
-from tests.support.authority import Issuer, write_access_file
-from tests.support.server import running_server
+from tests.security.conftest import Caller, ask, outcome, refused, scraped
+from tests.support.attacks import Attack
+from tests.support.authority import Authority, Issuer, write_access_file
+from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, tensor
 
 
@@ -23,6 +25,23 @@ def test_a_token_of_the_issuer_is_taken(caller: Caller, issuer: Issuer) -> None:
     assert ask(caller(issuer.token())) == 2
     assert refused(lambda: ask(caller(issuer.token(roles=["metrics"])))) == "PERMISSION_DENIED FORBIDDEN"
     assert ask(caller(issuer.token(roles="openid predict"))) == 2
+
+
+def test_the_metrics_are_for_tokens_with_their_role(
+    guarded: ServerProcess, authority: Authority, issuer: Issuer, attack: Attack
+) -> None:
+    def scrape(**claims: Any) -> int:
+        return scraped(guarded, authority, f"Bearer {issuer.token(**claims)}")
+
+    assert scrape(roles=["metrics"]) == 200
+    wrong: dict[str, dict[str, Any]] = {
+        "a JWT that has expired": {"roles": ["metrics"], "lives": -1.0},
+        "a JWT without the role": {"roles": ["predict", "operate"]},
+        "a JWT bound to a certificate": {"roles": ["metrics"], "cnf": {"x5t#S256": "A" * 43}},
+    }
+    for tried, claims in wrong.items():
+        assert scrape(**claims) == 401
+        attack("metrics port", tried, "401")
 
 
 def forged(issuer: Issuer, tmp_path: Path) -> dict[str, str]:
@@ -66,7 +85,7 @@ def test_forged_tokens_are_refused(caller: Caller, issuer: Issuer, tmp_path: Pat
     for tried, token in forged(issuer, tmp_path).items():
         came_back = refused(lambda t=token: ask(caller(t)))  # type: ignore[misc]
         assert came_back == "UNAUTHENTICATED", tried
-        attack("gRPC", tried, came_back)
+        attack("gRPC port", tried, came_back)
 
 
 def test_a_new_key_of_the_issuer_is_known_at_once_and_the_old_one_no_more(
@@ -90,8 +109,10 @@ def test_a_new_key_of_the_issuer_is_known_at_once_and_the_old_one_no_more(
             assert outcome(server, signed_before) == "UNAUTHENTICATED"
         assert refused(stream.read) == "UNAUTHENTICATED"
         stubs.channel.close()
-        attack("gRPC", "a JWT signed with a key that its issuer has withdrawn, shown before or not", "UNAUTHENTICATED")
-        attack("gRPC", "a stream whose token was signed with such a key", "ended with UNAUTHENTICATED")
+        attack(
+            "gRPC port", "a JWT signed with a key that its issuer has withdrawn, shown before or not", "UNAUTHENTICATED"
+        )
+        attack("gRPC port", "a stream whose token was signed with such a key", "ended with UNAUTHENTICATED")
 
 
 def test_a_stream_ends_when_its_token_expires(caller: Caller, issuer: Issuer, attack: Attack) -> None:
@@ -107,4 +128,4 @@ def test_a_stream_ends_when_its_token_expires(caller: Caller, issuer: Issuer, at
     assert next(call).result.step == 1
     assert refused(lambda: next(call)) == "UNAUTHENTICATED"
     pause.set()
-    attack("gRPC", "a stream that outlives its token", "ended with UNAUTHENTICATED")
+    attack("gRPC port", "a stream that outlives its token", "ended with UNAUTHENTICATED")

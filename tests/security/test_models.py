@@ -12,8 +12,9 @@ from recurra.openinference import open_inference_pb2 as oip
 from recurra.v1.models_pb2 import GetModelRequest, ListModelsRequest, LoadModelRequest, UnloadModelRequest
 from recurra.v1.sessions_pb2 import GetSessionRequest, OpenSessionRequest
 
-from tests.security.conftest import Attack, failure, reason_of, refused
+from tests.security.conftest import failure, reason_of, refused
 from tests.support import models
+from tests.support.attacks import Attack
 from tests.support.server import ServerProcess, children, running_server
 from tests.support.wire import Stubs
 
@@ -102,7 +103,7 @@ def test_a_hostile_model_is_refused_and_the_server_goes_on(
     finally:
         shutil.rmtree(folder.parent)
     assert [model.name for model in stubs.models.ListModels(ListModelsRequest()).models] == ["counter"]
-    attack("model file", tried, "FAILED_PRECONDITION MODEL_REFUSED; what was served goes on")
+    attack("model repository", tried, "FAILED_PRECONDITION MODEL_REFUSED; what was served goes on")
 
 
 def test_external_data_beside_the_model_is_taken(root: Path, stubs: Stubs) -> None:
@@ -127,7 +128,7 @@ def test_a_link_out_of_the_repository_is_not_followed(root: Path, stubs: Stubs, 
     finally:
         (root / "link").unlink()
         shutil.rmtree(folder.parent)
-    attack("model file", "a link that leads out of the repository", "NOT_FOUND MODEL_NOT_FOUND")
+    attack("model repository", "a link that leads out of the repository", "NOT_FOUND MODEL_NOT_FOUND")
 
 
 NAMES = (
@@ -160,7 +161,7 @@ def test_a_name_does_not_lead_out_of_the_repository(stubs: Stubs, name: str, att
     bad_id = OpenSessionRequest(model="counter", session_id=f"{name}/")
     assert refused(lambda: stubs.sessions.OpenSession(bad_id)) == "INVALID_ARGUMENT SESSION_ID"
     tried = "paths as names of models, versions and sessions (../, /etc/passwd, NUL ...)"
-    attack("names", tried, "NOT_FOUND, or INVALID_ARGUMENT SESSION_ID")
+    attack("model repository", tried, "NOT_FOUND, or INVALID_ARGUMENT SESSION_ID")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -189,7 +190,7 @@ def test_a_name_that_no_model_can_have_goes_no_further_than_the_call(root: Path,
         assert not stubs.models.LoadModel(LoadModelRequest(name="counter"), timeout=20).changed, "all workers answer"
         assert children(server.pid) == members
     attack(
-        "names",
+        "model repository",
         "names, versions and digests of 65 characters, of 3 MiB of control characters",
         "NOT_FOUND, or MODEL_REFUSED",
     )

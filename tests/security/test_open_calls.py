@@ -20,8 +20,9 @@ from recurra.v1.models_pb2 import LoadModelRequest, UnloadModelRequest
 from recurra.v1.sessions_pb2 import DrainSessionsRequest
 from recurra_server.rpc.open_calls import MOST_READING
 
-from tests.security.conftest import Attack, failure, reason_of, refused, wait_until
+from tests.security.conftest import failure, reason_of, refused, wait_until
 from tests.security.test_http2 import ended, keep_alive, until
+from tests.support.attacks import Attack
 from tests.support.http2 import Rude
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs
@@ -68,7 +69,9 @@ def test_a_watch_that_is_not_read_holds_nothing_up(repository: Path, attack: Att
             server.terminate()
             assert server.wait() == 0
     attack(
-        "gRPC", "Watch without a token, whose answers are not read", "models are loaded, health told, the server ends"
+        "gRPC port",
+        "Watch without a token, whose answers are not read",
+        "models are loaded, health told, the server ends",
     )
 
 
@@ -139,7 +142,7 @@ async def test_few_messages_without_a_token_are_waited_for(patient: ServerProces
         assert stubs.open_inference.ServerLive(ServerLiveRequest(), timeout=20).live
         assert await watch(patient.target, 2000) == {SERVING}
     attack(
-        "gRPC",
+        "gRPC port",
         "many calls without a token, whose messages do not come to an end",
         "all but 16 ended; others are served",
     )
@@ -149,14 +152,14 @@ def test_a_message_without_a_token_is_not_waited_for_long(bounded: ServerProcess
     with Rude(bounded.target) as rude:
         begin_messages(rude, 3)
         assert wait_for_ends(rude, 3)
-    attack("gRPC", "a call without a token whose message does not come to an end", "DEADLINE_EXCEEDED")
+    attack("gRPC port", "a call without a token whose message does not come to an end", "DEADLINE_EXCEEDED")
 
 
 def test_a_long_message_without_a_token_is_refused(stubs: Stubs, attack: Attack) -> None:
     request = health_pb2.HealthCheckRequest(service="x" * 500_000)
     assert refused(lambda: stubs.health.Check(request)) == "INVALID_ARGUMENT INVALID_REQUEST"
     assert refused(lambda: stubs.health.Watch(request)) == "INVALID_ARGUMENT INVALID_REQUEST"
-    attack("gRPC", "a long message without a token", "INVALID_ARGUMENT")
+    attack("gRPC port", "a long message without a token", "INVALID_ARGUMENT")
 
 
 def test_answers_that_are_not_read_are_given_up(bounded: ServerProcess, attack: Attack) -> None:
@@ -168,7 +171,9 @@ def test_answers_that_are_not_read_are_given_up(bounded: ServerProcess, attack: 
         threading.Thread(target=keep_alive, args=(rude,), daemon=True).start()
         rude.send(*watched(1, rude, ""), rude.call(3), whole(3, health_pb2.HealthCheckRequest()))
         assert wait_until(lambda: cut() == before + 2)
-    attack("gRPC", "health without a token, whose answer is not read", "served no more after --slow-reader-timeout")
+    attack(
+        "gRPC port", "health without a token, whose answer is not read", "served no more after --slow-reader-timeout"
+    )
 
 
 def test_a_newcomer_takes_the_place_of_who_has_watched_longest(bounded: ServerProcess, attack: Attack) -> None:
@@ -180,4 +185,6 @@ def test_a_newcomer_takes_the_place_of_who_has_watched_longest(bounded: ServerPr
     assert not any(call.done() for call in calls[4:])
     for stubs in connections:
         stubs.channel.close()
-    attack("gRPC", "more who watch than --max-connections", "whoever has watched longest: RESOURCE_EXHAUSTED CAPACITY")
+    attack(
+        "gRPC port", "more who watch than --max-connections", "whoever has watched longest: RESOURCE_EXHAUSTED CAPACITY"
+    )

@@ -11,7 +11,8 @@ from google.protobuf import descriptor_pool
 from recurra.v1 import inference_pb2 as inf
 from recurra.v1 import sessions_pb2 as ses
 
-from tests.security.conftest import Attack, Caller, failure, reason_of, refused
+from tests.security.conftest import Caller, failure, reason_of, refused
+from tests.support.attacks import Attack
 from tests.support.authority import TOKENS, Issuer, write_access_file
 from tests.support.openinference import request, values
 from tests.support.server import running_server
@@ -83,7 +84,7 @@ def test_the_session_of_another_is_not_there(caller: Caller, method: str, attack
         assert answer[0] == "NOT_FOUND SESSION_NOT_FOUND"
         assert alice.sessions.GetSession(ses.GetSessionRequest(session_id=session_id)).session.steps == 1
         alice.sessions.CloseSession(ses.CloseSessionRequest(session_id=session_id))
-    attack("gRPC", f"{method.partition('/')[2]} on the session of another", "NOT_FOUND, as if it did not exist")
+    attack("gRPC port", f"{method.partition('/')[2]} on the session of another", "NOT_FOUND, as if it did not exist")
 
 
 def test_others_are_not_listed_or_counted(caller: Caller, attack: Attack) -> None:
@@ -97,7 +98,7 @@ def test_others_are_not_listed_or_counted(caller: Caller, attack: Attack) -> Non
         assert session_id in {
             session.session_id for session in alice.sessions.ListSessions(ses.ListSessionsRequest(model=model)).sessions
         }
-    attack("gRPC", "ListSessions, to see those of others", "one's own, and their number")
+    attack("gRPC port", "ListSessions, to see those of others", "one's own, and their number")
 
 
 def test_an_id_in_use_by_another_is_free(caller: Caller, attack: Attack) -> None:
@@ -108,10 +109,10 @@ def test_an_id_in_use_by_another_is_free(caller: Caller, attack: Attack) -> None
     assert step(bob, "chosen", 2.0) == 7.0
     for stubs in (alice, bob):
         stubs.sessions.CloseSession(ses.CloseSessionRequest(session_id="chosen"))
-    attack("gRPC", "opening a session with the id of another's, to learn of it", "a session of one's own")
+    attack("gRPC port", "opening a session with the id of another's, to learn of it", "a session of one's own")
 
 
-def test_an_expired_session_is_not_remembered_for_another(caller: Caller) -> None:
+def test_an_expired_session_is_not_remembered_for_another(caller: Caller, attack: Attack) -> None:
     alice, bob, request_ = caller("alice"), caller("bob"), ses.OpenSessionRequest(model="counter")
     request_.idle_timeout.FromMilliseconds(1)
     session_id = alice.sessions.OpenSession(request_).session.session_id
@@ -121,6 +122,7 @@ def test_an_expired_session_is_not_remembered_for_another(caller: Caller) -> Non
             alice.sessions.GetSession(get)
     assert refused(lambda: alice.sessions.GetSession(get)) == "NOT_FOUND SESSION_EXPIRED"
     assert refused(lambda: bob.sessions.GetSession(get)) == "NOT_FOUND SESSION_NOT_FOUND"
+    attack("gRPC port", "asking whether another's session has expired", "NOT_FOUND, as if it had not existed")
 
 
 def test_streams_see_only_their_callers_sessions(caller: Caller, attack: Attack) -> None:
@@ -133,7 +135,7 @@ def test_streams_see_only_their_callers_sessions(caller: Caller, attack: Attack)
         assert answer.session_id == session_id
     stream.end()
     assert step(alice, session_id) == 6.0
-    attack("gRPC", "StreamSteps on the session of another", "NOT_FOUND, as if it did not exist")
+    attack("gRPC port", "StreamSteps on the session of another", "NOT_FOUND, as if it did not exist")
 
 
 def test_batches_see_only_their_callers_sessions(caller: Caller, attack: Attack) -> None:
@@ -145,7 +147,7 @@ def test_batches_see_only_their_callers_sessions(caller: Caller, attack: Attack)
     assert {row.row: row.error.reason for row in answer.errors} == {0: "SESSION_NOT_FOUND", 2: "SESSION_NOT_FOUND"}
     assert list(answer.steps) == [0, 2, 0]
     assert step(alice, theirs) == 6.0
-    attack("gRPC", "StepBatch with the sessions of others among the rows", "NOT_FOUND for those rows")
+    attack("gRPC port", "StepBatch with the sessions of others among the rows", "NOT_FOUND for those rows")
 
 
 def test_a_sequence_of_the_other_api_is_its_callers(caller: Caller, attack: Attack) -> None:
@@ -163,8 +165,10 @@ def test_a_sequence_of_the_other_api_is_its_callers(caller: Caller, attack: Atta
     assert infer(bob, 1.0, end=True) == 101.0
     assert infer(alice, 1.0, end=True) == 7.0
     assert refused(lambda: step(bob, "counter:7")) == "NOT_FOUND SESSION_NOT_FOUND"
-    attack("Open Inference Protocol", "a step of another's sequence", "NOT_FOUND, as if it did not exist")
-    attack("Open Inference Protocol", "beginning a sequence with the id of another's", "a sequence of one's own")
+    attack(
+        "gRPC port", "a step of another's sequence of the Open Inference Protocol", "NOT_FOUND, as if it did not exist"
+    )
+    attack("gRPC port", "beginning such a sequence with the id of another's", "a sequence of one's own")
 
 
 def test_identities_of_different_kinds_never_meet(caller: Caller, issuer: Issuer, attack: Attack) -> None:
@@ -172,7 +176,9 @@ def test_identities_of_different_kinds_never_meet(caller: Caller, issuer: Issuer
     for subject in ("alice", "token:alice"):
         ann = caller(issuer.token(subject))
         assert refused(lambda: step(ann, session_id)) == "NOT_FOUND SESSION_NOT_FOUND"  # noqa: B023
-    attack("gRPC", "a JWT whose subject is the name of another's token", "another identity: it sees nothing of theirs")
+    attack(
+        "gRPC port", "a JWT whose subject is the name of another's token", "another identity: it sees nothing of theirs"
+    )
 
 
 # --- with a store ---------------------------------------------------------------------------
@@ -208,13 +214,14 @@ def test_only_its_owner_takes_a_session_over(replicas: list[Any], attack: Attack
            "NOT_FOUND; it stays where it is")  # fmt: skip
 
 
-def test_a_snapshot_opens_a_session_of_whoever_imports_it(caller: Caller) -> None:
+def test_a_snapshot_opens_a_session_of_whoever_imports_it(caller: Caller, attack: Attack) -> None:
     olga, alice = caller("olga"), caller("alice")
     session_id = opened(olga)
     snapshot = olga.sessions.ExportSession(ses.ExportSessionRequest(session_id=session_id)).snapshot
     copy = olga.sessions.ImportSession(ses.ImportSessionRequest(snapshot=snapshot)).session.session_id
     assert step(olga, copy) == 6.0
     assert refused(lambda: step(alice, copy)) == "NOT_FOUND SESSION_NOT_FOUND"
+    attack("gRPC port", "a session that was imported from another's snapshot", "its importer's alone")
 
 
 def test_ids_that_the_server_makes_cannot_be_guessed(caller: Caller, guarded: Any, attack: Attack) -> None:
@@ -227,4 +234,4 @@ def test_ids_that_the_server_makes_cannot_be_guessed(caller: Caller, guarded: An
     for session_id in ids:
         alice.sessions.CloseSession(ses.CloseSessionRequest(session_id=session_id))
         assert session_id not in guarded.output
-    attack("gRPC", "guessing session ids", "128 random bits each")
+    attack("gRPC port", "guessing session ids", "128 random bits each")

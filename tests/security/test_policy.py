@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from recurra_server.engine.accounts import Accounts
+from recurra_server.engine.errors import UnauthenticatedError
 from recurra_server.security.access import Access
 from recurra_server.security.keys import IssuerKeys
 
+from tests.support.attacks import Attack
 from tests.support.authority import TOKENS, Issuer, write_access_file
 
 
@@ -43,24 +45,55 @@ ALICE = {"name": "alice", "roles": ["predict"], "sha256": hashlib.sha256(TOKENS[
         ({"tokens": [ALICE | {"roles": ["metrics"]}]}, False),
     ],
 )
-def test_a_token_holds_while_the_file_has_it(change: Callable[..., Path], changed: dict[str, Any], holds: bool) -> None:
+def test_a_token_holds_while_the_file_has_it(
+    change: Callable[..., Path], changed: dict[str, Any], holds: bool, attack: Attack
+) -> None:
     access = Access(change(), Accounts())
     alice = access.identify(TOKENS["alice"])
     change(**changed)
     access.reload()
     assert access.still_holds(alice) is holds
+    attack(
+        "access file and keys",
+        "a stream whose token was taken out of the file, got another hash or other roles",
+        "no longer let in",
+    )
 
 
-def test_a_certificate_holds_while_the_file_has_its_name(change: Callable[..., Path]) -> None:
+def test_a_certificate_holds_while_the_file_has_its_name(change: Callable[..., Path], attack: Attack) -> None:
     access = Access(change(), Accounts())
     gateway = access.by_certificate({"x509_common_name": [b"gateway"]})
     assert access.still_holds(gateway)
     change(certificates=[])
     access.reload()
     assert not access.still_holds(gateway)
+    attack("access file and keys", "a stream whose certificate's name was taken out of the file", "no longer let in")
 
 
-async def test_a_jwt_holds_while_the_file_has_its_issuer(change: Callable[..., Path], issuer: Issuer) -> None:
+def test_tokens_are_compared_in_constant_time_with_all_that_there_are(
+    change: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, attack: Attack
+) -> None:
+    access, compared = Access(change(), Accounts()), []
+
+    def same(one: bytes, other: bytes) -> bool:
+        compared.append({one, other})
+        return False
+
+    monkeypatch.setattr("hmac.compare_digest", same)
+    for shown in (TOKENS["alice"], TOKENS["alice"][:-1] + "0"):
+        with pytest.raises(UnauthenticatedError):  # nothing else finds it
+            access.identify(shown)
+        digest = hashlib.sha256(shown.encode()).digest()
+        assert compared == [{digest, hashlib.sha256(known.encode()).digest()} for known in TOKENS.values()]
+        compared.clear()
+    attack(
+        "gRPC port", "finding a token by the time that a wrong one takes", "digests are compared, all, in constant time"
+    )
+
+
+async def test_a_jwt_holds_while_the_file_has_its_issuer(
+    change: Callable[..., Path], issuer: Issuer, attack: Attack
+) -> None:
     access = Access(change(), Accounts())
     ann = await access.by_token([f"Bearer {issuer.token()}"])
     assert ann is not None
@@ -68,6 +101,7 @@ async def test_a_jwt_holds_while_the_file_has_its_issuer(change: Callable[..., P
     change(jwt=None)
     access.reload()
     assert not access.still_holds(ann)
+    attack("access file and keys", "a stream whose issuer was taken out of the file", "no longer let in")
 
 
 async def test_who_comes_while_keys_are_fetched_waits_for_them(issuer: Issuer) -> None:
@@ -80,16 +114,17 @@ async def test_who_comes_while_keys_are_fetched_waits_for_them(issuer: Issuer) -
 
 
 @pytest.mark.parametrize("answer", ["[]", "7", "{}", "no JSON", '{"keys": 1}', '{"keys": [1]}'])
-async def test_keys_stay_whatever_the_issuer_answers(issuer: Issuer, answer: str) -> None:
+async def test_keys_stay_whatever_the_issuer_answers(issuer: Issuer, answer: str, attack: Attack) -> None:
     keys = IssuerKeys(str(issuer.jwks))
     await keys.fetch()
     assert keys.find(None) is not None
     issuer.jwks.write_text(answer)
     await keys.fetch()
     assert keys.find(None) is not None
+    attack("access file and keys", "an issuer whose keys are no keys", "those that are known stay")
 
 
-async def test_a_key_is_the_same_until_the_issuer_has_it_no_more(issuer: Issuer) -> None:
+async def test_a_key_is_the_same_until_the_issuer_has_it_no_more(issuer: Issuer, attack: Attack) -> None:
     keys = IssuerKeys(str(issuer.jwks))
     await keys.fetch()
     key, key_id = keys.find(None), issuer.key_id
@@ -106,3 +141,8 @@ async def test_a_key_is_the_same_until_the_issuer_has_it_no_more(issuer: Issuer)
     await keys.fetch()
     assert not keys.has(key)
     assert keys.find(None) is None
+    attack(
+        "access file and keys",
+        "another key with the id of one that is known",
+        "what the old one signed is worth nothing",
+    )

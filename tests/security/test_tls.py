@@ -11,7 +11,8 @@ from cryptography import x509
 from recurra.v1.models_pb2 import ListModelsRequest
 from recurra_client import Client, UnavailableError, tls
 
-from tests.security.conftest import Attack, refused
+from tests.security.conftest import refused
+from tests.support.attacks import Attack
 from tests.support.authority import Authority
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs
@@ -46,7 +47,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("own"))
 
 
-def test_a_certificate_is_replaced_without_a_restart(repository: Path, own: Authority) -> None:
+def test_a_certificate_is_replaced_without_a_restart(repository: Path, own: Authority, attack: Attack) -> None:
     with running_server(repository, *own.flags(), "--no-metrics", ready="gRPC on ") as server:
         assert "with TLS" in server.output
         first = serial_of(server.target)
@@ -62,6 +63,7 @@ def test_a_certificate_is_replaced_without_a_restart(repository: Path, own: Auth
         assert list_models(server.target, own.credentials()) == 2
         open_all_the_time.models.ListModels(ListModelsRequest())
         open_all_the_time.channel.close()
+    attack("access file and keys", "a certificate that is replaced by half a file", "the old one stays")
 
 
 def test_who_has_no_certificate_of_ours_cannot_connect(
@@ -79,7 +81,7 @@ def test_who_has_no_certificate_of_ours_cannot_connect(
         }.items():
             came_back = refused(lambda given=credentials: list_models(server.target, given))  # type: ignore[misc]
             assert came_back == "UNAVAILABLE"
-            attack("TLS", tried, "the connection is closed")
+            attack("gRPC port", tried, "the connection is closed")
 
 
 def test_the_server_is_told_from_another_by_its_certificate(
@@ -87,7 +89,11 @@ def test_the_server_is_told_from_another_by_its_certificate(
 ) -> None:
     stranger = Authority(tmp_path)
     assert refused(lambda: list_models(guarded.target, stranger.credentials())) == "UNAVAILABLE"
-    attack("TLS", "another server in the place of ours (a client that trusts another authority)", "the client hangs up")
+    attack(
+        "gRPC port",
+        "another server in the place of ours (a client that trusts another authority)",
+        "the client hangs up",
+    )
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
@@ -100,7 +106,7 @@ def test_old_versions_of_tls_are_refused(guarded: ServerProcess, version: ssl.TL
     context.minimum_version = context.maximum_version = version
     with socket.create_connection((host, int(port)), 20) as plain, pytest.raises((ssl.SSLError, OSError)):
         context.wrap_socket(plain).close()
-    attack("TLS", "TLS 1.0 and 1.1", "the handshake fails")
+    attack("gRPC port", "TLS 1.0 and 1.1", "the handshake fails")
 
 
 async def test_a_client_is_told_why_it_cannot_connect(repository: Path, own: Authority, tmp_path: Path) -> None:
@@ -112,6 +118,7 @@ async def test_a_client_is_told_why_it_cannot_connect(repository: Path, own: Aut
 
     foreign = Authority(tmp_path / "foreign")
     with running_server(repository, "--no-metrics", ready="whoever can") as server:
+        assert f"gRPC on {server.target} without encryption, for this machine only\n" in server.output
         assert "it does not speak TLS" in await told(server.target, own.ca)
     with running_server(repository, *own.flags(), "--no-metrics", ready="whoever can") as server:
         assert "it may want TLS" in await told(server.target, None)
@@ -143,18 +150,26 @@ def test_metrics_are_encrypted_with_the_same_certificate(repository: Path, own: 
     ],
 )
 def test_a_server_that_would_not_be_as_safe_as_asked_for_does_not_start(
-    repository: Path, flags: list[str], why: str
+    repository: Path, flags: list[str], why: str, attack: Attack
 ) -> None:
     with pytest.raises(RuntimeError, match=why) as refusal:
         ServerProcess(repository, *flags)
     assert "Traceback" not in str(refusal.value)
     assert str(refusal.value).count("\nrecurra: ") == 1
+    attack(
+        "access file and keys",
+        "files that are not there, TLS by halves, another address without TLS",
+        "the server does not start",
+    )
 
 
-def test_a_key_of_another_certificate_is_refused_at_the_start(repository: Path, own: Authority, tmp_path: Path) -> None:
+def test_a_key_of_another_certificate_is_refused_at_the_start(
+    repository: Path, own: Authority, tmp_path: Path, attack: Attack
+) -> None:
     other = Authority(tmp_path)
     with pytest.raises(RuntimeError, match="do not belong together"):
         ServerProcess(repository, "--tls-cert", str(own.cert), "--tls-key", str(other.key))
+    attack("access file and keys", "a key that is not the certificate's", "the server does not start")
 
 
 def test_without_encryption_the_server_says_so(repository: Path) -> None:

@@ -19,6 +19,7 @@ from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.stores.valkey import ValkeyStore
 
 from tests.server.engine.test_durability import Owner
+from tests.support.attacks import Attack
 from tests.support.memory_store import MemoryStore
 from tests.support.valkey import running_valkey
 
@@ -165,7 +166,7 @@ async def test_only_what_is_saved_is_handed_over(writer: Writer) -> None:
 
 
 async def test_a_session_that_its_caller_has_no_room_for_is_not_taken_from_its_owner(
-    runtimes: dict[str, OnnxRuntime],
+    runtimes: dict[str, OnnxRuntime], attack: Attack
 ) -> None:
     there, here = Writer(runtimes), Writer(runtimes)
     here.use(there.store)
@@ -177,6 +178,9 @@ async def test_a_session_that_its_caller_has_no_room_for_is_not_taken_from_its_o
     there.step(owned)
     assert await there.checkpoints.write()
     assert not owned.closed, "it is still its owner's"
+    attack(
+        "store", "taking over more sessions than one's bound", "RESOURCE_EXHAUSTED CAPACITY; they stay where they are"
+    )
 
 
 async def test_it_is_opened_on_the_version_that_was_asked_for(writer: Writer, runtimes: dict[str, OnnxRuntime]) -> None:
@@ -203,7 +207,7 @@ async def test_nothing_is_left_of_a_session_whose_model_goes_while_it_is_opened(
 
 
 async def test_who_asks_for_sessions_that_are_nowhere_holds_up_neither_checkpoints_nor_others(
-    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: Attack
 ) -> None:
     with running_valkey(tmp_path) as process:
         store = ValkeyStore(process.url, timeout=60.0)
@@ -231,9 +235,16 @@ async def test_who_asks_for_sessions_that_are_nowhere_holds_up_neither_checkpoin
             assert await asyncio.gather(*asking) == [None] * 100
         assert asked == 100
         await store.close()
+    attack(
+        "store",
+        "asking for a hundred sessions at once that are nowhere",
+        "eight at a time are looked for; checkpoints and other callers go on",
+    )
 
 
-async def test_of_a_closed_session_little_is_kept_and_only_for_minutes(writer: Writer, tmp_path: Path) -> None:
+async def test_of_a_closed_session_little_is_kept_and_only_for_minutes(
+    writer: Writer, tmp_path: Path, attack: Attack
+) -> None:
     with running_valkey(tmp_path) as process:
         store = ValkeyStore(process.url)
         writer.use(store)
@@ -247,3 +258,8 @@ async def test_of_a_closed_session_little_is_kept_and_only_for_minutes(writer: W
         assert process.client.strlen("recurra:session:a") == 25
         assert await store.save([Checkpoint("a", epoch, 99, 2, 60.0, b"late")]) == [False]
         await store.close()
+    attack(
+        "store",
+        "opening durable sessions with long lives, and closing them",
+        "of each, 25 bytes are kept for five minutes",
+    )

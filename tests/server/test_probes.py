@@ -24,6 +24,7 @@ from recurra_server.telemetry.exporter import MOST_CONNECTIONS, Exporter
 from structlog.testing import capture_logs
 
 from tests.support import models
+from tests.support.attacks import Attack
 from tests.support.authority import Authority
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, tensor
@@ -186,7 +187,7 @@ def test_what_is_unexpected_is_an_event_in_the_log(capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_connection_on_which_bytes_drip_is_ended(tmp_path: Path, encrypted: bool) -> None:
+def test_a_connection_on_which_bytes_drip_is_ended(tmp_path: Path, encrypted: bool, attack: Attack) -> None:
     authority, server = Authority(tmp_path), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(authority.cert, authority.key)
     tls = (lambda: server) if encrypted else None
@@ -206,9 +207,10 @@ def test_a_connection_on_which_bytes_drip_is_ended(tmp_path: Path, encrypted: bo
         else:
             pytest.fail("it goes on for ever")
     exporter.close()
+    attack("metrics port", "a request or handshake byte by byte (slow loris)", "closed after ten seconds")
 
 
-def test_slow_connections_keep_nobody_out() -> None:
+def test_slow_connections_keep_nobody_out(attack: Attack) -> None:
     exporter = Exporter(CollectorRegistry(), lambda: "", lambda: "", "127.0.0.1", 0, slowest=1000.0)
     with ExitStack() as stack:
         slow = [
@@ -227,3 +229,8 @@ def test_slow_connections_keep_nobody_out() -> None:
         left.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         assert b"200 OK" in left.recv(100)
     exporter.close()
+    attack(
+        "metrics port",
+        "a flood of connections on which nothing is said",
+        "whoever has been there longest is closed; others are answered",
+    )

@@ -1,6 +1,7 @@
 """Traces of real calls, as a collector gets them; and logs that name them."""
 
 import json
+import os
 import re
 import secrets
 import urllib.request
@@ -15,6 +16,7 @@ from recurra.v1 import inference_pb2, sessions_pb2
 from recurra_server.stores.embedded import EmbeddedValkey
 
 from tests.support import models
+from tests.support.attacks import Attack
 from tests.support.collector import Collector, running_collector
 from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stream, Stubs, tensor
@@ -149,7 +151,7 @@ def test_the_wait_for_the_store_is_part_of_a_sync_step(repository: Path, tmp_pat
     valkey.stop()
 
 
-def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository: Path) -> None:
+def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository: Path, attack: Attack) -> None:
     with traced(repository, "--slow-seconds", "1e-9") as (_, server):
         stubs, call = Stubs(server.target), Call()
         session = open_session(stubs)
@@ -163,6 +165,7 @@ def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository:
     assert slow["session"] == f"{session[:8]}…"
     assert session not in server.output
     assert "123.4" not in server.output
+    attack("log", "finding session ids and inputs in it", "ids are shortened, inputs are not there")
 
 
 def test_slow_steps_are_logged_once_a_second_at_most(repository: Path) -> None:
@@ -179,10 +182,16 @@ def test_slow_steps_are_logged_once_a_second_at_most(repository: Path) -> None:
     assert "trace_id" not in slow[0], "nothing is traced"
 
 
-def test_without_the_extra_it_says_what_to_install(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_serves_and_says_what_traces_need(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocker = repository / "blocked"
     (blocker / "opentelemetry").mkdir(parents=True, exist_ok=True)
     (blocker / "opentelemetry" / "__init__.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", str(blocker))
+    monkeypatch.setenv("PYTHONPATH", str(blocker), prepend=os.pathsep)
+    with running_server(repository) as server:
+        stubs = Stubs(server.target)
+        step(stubs, open_session(stubs), Call())
+        stubs.channel.close()
     with pytest.raises(RuntimeError, match=r"recurra: --traces needs OpenTelemetry: pip install '.\[otel\]'"):
         ServerProcess(repository, "--traces", "http://127.0.0.1:9")

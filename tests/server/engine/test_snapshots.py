@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recurra_server.engine import snapshots
 from recurra_server.engine.errors import (
@@ -21,6 +21,7 @@ from recurra_server.engine.snapshots import Snapshot
 from recurra_server.runtimes.onnx import OnnxRuntime
 
 from tests.server.engine.test_promises import TOLERANCE, sequence
+from tests.support.attacks import Attack
 from tests.support.harness import Harness, outputs_of, rows_of, whole
 
 Runtimes = dict[str, OnnxRuntime]
@@ -91,7 +92,7 @@ def test_taking_and_rewinding_count_as_use(runtimes: Runtimes) -> None:
     assert harness.engine.session("a", 27.0) is session
 
 
-def test_it_fits_only_its_own_model(runtimes: Runtimes) -> None:
+def test_it_fits_only_its_own_model(runtimes: Runtimes, attack: Attack) -> None:
     harness = Harness(runtimes)
     session = harness.open("lstm")
     data = snapshots.take(session, 0.0)
@@ -107,6 +108,7 @@ def test_it_fits_only_its_own_model(runtimes: Runtimes) -> None:
     with pytest.raises(SnapshotMismatchError):
         other.restore(data)
     assert other.engine.model("lstm").slots.in_use == 0
+    attack("gRPC port", "a snapshot of one model for another", "FAILED_PRECONDITION SNAPSHOT_MISMATCH")
 
 
 def test_what_ends_or_exists_is_told(runtimes: Runtimes) -> None:
@@ -164,21 +166,28 @@ def test_a_hundred_thousand_damaged_snapshots_are_refused(runtimes: Runtimes, mo
             Snapshot.decode(_damaged(data, rng))
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1))
-def test_forged_snapshots_are_refused_or_harmless(victims: dict[str, Victim], seed: int) -> None:
+def test_forged_snapshots_are_refused_or_harmless(victims: dict[str, Victim], seed: int, attack: Attack) -> None:
     """Damaged, and given a good checksum again: as somebody would who means harm."""
     rng = np.random.default_rng(seed)
     victim = victims[str(rng.choice(list(victims)))]
     body = _damaged(victim.data[:-4], rng)
     victim.suffer(body + struct.pack("<I", zlib.crc32(body)))
+    attack(
+        "gRPC port",
+        "snapshots that were damaged and given a good checksum again",
+        "refused, or taken as what they say; nothing else changes",
+    )
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=400))
-def test_any_bytes_are_refused(data: bytes) -> None:
+def test_any_bytes_are_refused(data: bytes, attack: Attack) -> None:
     for forged in (data, b"RCS1" + data + struct.pack("<I", zlib.crc32(b"RCS1" + data))):
         with pytest.raises(SnapshotInvalidError):
             Snapshot.decode(forged)
+    attack("gRPC port", "snapshots of any bytes", "INVALID_ARGUMENT SNAPSHOT_INVALID")
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +204,9 @@ def victims(runtimes: Runtimes) -> dict[str, Victim]:
         ({"last_reply": "outputs"}, "not that of its last step"),
     ],
 )
-def test_what_no_session_can_hold_is_refused(runtimes: Runtimes, change: dict[str, object], message: str) -> None:
+def test_what_no_session_can_hold_is_refused(
+    runtimes: Runtimes, change: dict[str, object], message: str, attack: Attack
+) -> None:
     victim = Victim(runtimes, "counter")
     fields = {name: getattr(Snapshot.decode(victim.data), name) for name in Snapshot.__slots__}
     if change.get("last_reply"):
@@ -203,6 +214,11 @@ def test_what_no_session_can_hold_is_refused(runtimes: Runtimes, change: dict[st
     with pytest.raises(SnapshotInvalidError, match=message):
         victim.harness.restore(Snapshot(**{**fields, **change}).encode())
     assert not victim.suffer(Snapshot(**{**fields, **change}).encode())
+    attack(
+        "gRPC port",
+        "a snapshot with NaN, of another length, of a step that was not",
+        "INVALID_ARGUMENT SNAPSHOT_INVALID",
+    )
 
 
 def _damaged(data: bytes, rng: np.random.Generator) -> bytes:

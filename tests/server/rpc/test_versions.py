@@ -17,6 +17,7 @@ from recurra_client import BlockingClient, ModelNotFoundError, ModelRefusedError
 from recurra_server.runtimes.repository import find_models
 
 from tests.support import foreign, models
+from tests.support.attacks import Attack
 from tests.support.hostile import ENDLESS, HOSTILE
 from tests.support.openinference import service
 from tests.support.server import ServerProcess, alive, children, running_server
@@ -221,7 +222,7 @@ def test_a_bad_version_never_takes_down_the_good_one(client: BlockingClient, ser
     ],
 )
 def test_a_model_that_would_take_the_server_down_is_refused_and_the_others_go_on(
-    root: Path, name: str, why: str
+    root: Path, name: str, why: str, attack: Attack
 ) -> None:
     with running_server(root, "--load-seconds", "3") as server, connect(server.target) as client:
         HOSTILE[name].publish(root, "hostile")
@@ -235,11 +236,18 @@ def test_a_model_that_would_take_the_server_down_is_refused_and_the_others_go_on
                 loading.result()
             assert session.step([1.0]) == [total + 1]
             assert health(server, "hostile/1") == health(server, "hostile") == NOT_SERVING
+    attack(
+        "model repository",
+        f"loading a model, while others are served, that is {name}",
+        "FAILED_PRECONDITION MODEL_REFUSED",
+    )
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_models_that_would_take_the_server_down_are_left_out_at_the_start(root: Path, workers: str) -> None:
+def test_models_that_would_take_the_server_down_are_left_out_at_the_start(
+    root: Path, workers: str, attack: Attack
+) -> None:
     """Those that come before them and behind them are served."""
     for name, model in HOSTILE.items():
         model.publish(root, name)
@@ -258,6 +266,11 @@ def test_models_that_would_take_the_server_down_are_left_out_at_the_start(root: 
         assert failed == {"crashing": 1, "endless": 1, "huge": 1, "sum": 0, "zulu": 0}
         with client.session("zulu") as session:
             assert session.step([2.0]) == [2.0]
+    attack(
+        "model repository",
+        "models that crash, never end or take all memory, when the server starts",
+        "left out; the others are served",
+    )
 
 
 @pytest.mark.e2e

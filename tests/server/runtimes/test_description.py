@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from recurra_server.engine.signature import Signature, SignatureError
 from recurra_server.runtimes.metadata import read_description, read_signature
@@ -16,6 +16,7 @@ from recurra_server.runtimes.probe import probe
 from recurra_server.runtimes.repository import find_models
 
 from tests.support import foreign, models
+from tests.support.attacks import Attack
 from tests.support.fuzzing import CASES
 
 COUNTER = """format: 1
@@ -74,15 +75,16 @@ def test_an_empty_yaml_says_nothing(tmp_path: Path) -> None:
     assert read_description(tmp_path / "model.onnx") is None
 
 
-def test_a_large_or_repetitive_yaml_is_refused(tmp_path: Path) -> None:
+def test_a_large_or_repetitive_yaml_is_refused(tmp_path: Path, attack: Attack) -> None:
     with pytest.raises(SignatureError, match="larger than 1024 KiB"):
         described(tmp_path, "x" * 1_100_000)
     keys = "".join(f"k{number}: 0\n" for number in range(20_000))
     with pytest.raises(SignatureError, match="'k7' stands twice"):
         described(tmp_path, f"format: 1\n{keys}k7: 0\n")
+    attack("model repository", "a model.yaml that is large or repeats its keys", "refused")
 
 
-@settings(max_examples=CASES, deadline=None)
+@settings(max_examples=CASES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.one_of(
         st.binary(max_size=200),
@@ -92,7 +94,9 @@ def test_a_large_or_repetitive_yaml_is_refused(tmp_path: Path) -> None:
         ),
     )
 )
-def test_a_hostile_yaml_is_refused_or_read(text: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_hostile_yaml_is_refused_or_read(
+    text: bytes, tmp_path_factory: pytest.TempPathFactory, attack: Attack
+) -> None:
     """Whatever it holds: it is a signature or a SignatureError, and nothing else."""
     folder = tmp_path_factory.getbasetemp() / "hostile"
     folder.mkdir(exist_ok=True)
@@ -102,6 +106,7 @@ def test_a_hostile_yaml_is_refused_or_read(text: bytes, tmp_path_factory: pytest
         event("read")
     except SignatureError:
         event("refused")
+    attack("model repository", "a model.yaml of any bytes", "read or refused")
 
 
 def test_a_graph_that_the_yaml_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -148,7 +153,9 @@ def outside(tmp_path: Path) -> Path:
         *(("length", value) for value in ("1", str(2**62), "-1")),
     ],
 )
-def test_external_data_is_taken_only_from_the_models_folder(outside: Path, entry: str, value: str) -> None:
+def test_external_data_is_taken_only_from_the_models_folder(
+    outside: Path, entry: str, value: str, attack: Attack
+) -> None:
     (outside.parents[1] / "weights.bin").write_bytes(outside.with_name("weights.bin").read_bytes())
     os.mkfifo(outside.with_name("pipe"))
     model = onnx.load(outside, load_external_data=False)
@@ -161,9 +168,16 @@ def test_external_data_is_taken_only_from_the_models_folder(outside: Path, entry
     outside.write_bytes(model.SerializeToString())
     with pytest.raises(Exception, match=r"[Ee]xternal|RUNTIME_EXCEPTION|parse value"):
         OnnxRuntime(outside)
+    attack(
+        "model repository",
+        "external data from outside the model's folder, from a pipe, beyond the file's end",
+        "refused",
+    )
 
 
-def test_a_link_out_of_the_models_folder_is_refused_and_one_inside_is_not(outside: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_the_models_folder_is_refused_and_one_inside_is_not(
+    outside: Path, tmp_path: Path, attack: Attack
+) -> None:
     (file,) = find_models(tmp_path)
     weights = outside.with_name("weights.bin")
     weights.rename(outside.with_name("real.bin"))
@@ -177,6 +191,7 @@ def test_a_link_out_of_the_models_folder_is_refused_and_one_inside_is_not(outsid
         OnnxRuntime(outside)
     with pytest.raises(OSError, match=r"weights.bin is a link out of the model's folder"):
         file.digest()
+    attack("model repository", "external data by a link that leads out of the model's folder", "refused")
 
 
 def test_a_model_file_may_be_a_link_within_the_repository(tmp_path: Path) -> None:

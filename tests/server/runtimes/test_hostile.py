@@ -11,13 +11,14 @@ import pytest
 from recurra_server.runtimes.rehearsal import rehearse
 
 from tests.support import models
+from tests.support.attacks import Attack
 from tests.support.fuzzing import CASES
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_damaged_model_is_loaded_or_refused(tmp_path: Path, seed: int) -> None:
+def test_a_damaged_model_is_loaded_or_refused(tmp_path: Path, seed: int, attack: Attack) -> None:
     command = [sys.executable, "-m", "tests.server.runtimes.hostile_models", str(tmp_path), str(seed), str(CASES)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240 + CASES)
     assert ended.returncode == 0, ended.stderr[-2000:]
@@ -25,6 +26,7 @@ def test_a_damaged_model_is_loaded_or_refused(tmp_path: Path, seed: int) -> None
     print(f"{CASES} damaged models: {outcomes}")
     assert outcomes["refused"] > CASES // 3
     assert outcomes["refused"] + outcomes.get("loaded", 0) == CASES
+    attack("model repository", "model files with bytes changed, cut and inserted", "loaded or refused; no crash")
 
 
 # Few bytes that ask for much: at the start, at the first call, by constant folding, by a size that lies.
@@ -47,7 +49,9 @@ async def why_not(*paths: Path) -> list[str]:
     return [why async for why in rehearse(paths, sessions=4, seconds=20)]
 
 
-async def test_a_few_bytes_that_ask_for_all_memory_are_refused_and_the_next_model_is_tried(tmp_path: Path) -> None:
+async def test_a_few_bytes_that_ask_for_all_memory_are_refused_and_the_next_model_is_tried(
+    tmp_path: Path, attack: Attack
+) -> None:
     paths = []
     for name, (body, constants) in BOMBS.items():
         path = tmp_path / name.replace(" ", "-") / "1" / "model.onnx"
@@ -64,12 +68,18 @@ async def test_a_few_bytes_that_ask_for_all_memory_are_refused_and_the_next_mode
     assert all(refused), dict(zip(BOMBS, refused, strict=True))
     assert all(len(why) <= 600 for why in refused)
     assert last == ""
+    attack(
+        "model repository",
+        "model bombs: few bytes that ask for terabytes, or for a range that never ends",
+        "refused; the next model is tried",
+    )
 
 
-async def test_an_initializer_whose_size_lies_is_refused(tmp_path: Path) -> None:
+async def test_an_initializer_whose_size_lies_is_refused(tmp_path: Path, attack: Attack) -> None:
     paths = []
     for number, dims in enumerate([[2**40], [2**31, 2**31, 2**31], [-1], [0], [2**63 - 1]]):
         model = models.lstm(2, 3)
         model.graph.initializer[0].dims[:] = dims
         paths.append(models.publish(tmp_path, f"lies-{number}", model))
     assert all(await why_not(*paths))
+    attack("model repository", "an initializer whose size lies", "refused")

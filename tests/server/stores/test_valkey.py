@@ -12,6 +12,7 @@ from recurra_server.stores.embedded import EmbeddedError, EmbeddedValkey
 from recurra_server.stores.valkey import ValkeyStore
 
 from tests.server.stores.test_contract import begin, checkpoint, next_of
+from tests.support.attacks import Attack
 from tests.support.valkey import running_cluster, running_sentinel, running_valkey
 
 
@@ -47,7 +48,7 @@ async def test_the_last_who_leaves_stops_it(tmp_path: Path) -> None:
         await store.take_over(first.store_key)
 
 
-def test_other_users_cannot_read_what_an_embedded_one_keeps(tmp_path: Path) -> None:
+def test_other_users_cannot_read_what_an_embedded_one_keeps(tmp_path: Path, attack: Attack) -> None:
     folder = tmp_path / "new"
     before = os.umask(0)
     try:
@@ -63,9 +64,14 @@ def test_other_users_cannot_read_what_an_embedded_one_keeps(tmp_path: Path) -> N
     with pytest.raises(EmbeddedError, match="chmod 700"):
         server.start()
     assert folder.stat().st_mode & 0o777 == 0o755
+    attack(
+        "machine",
+        "connecting to an embedded store, or reading its files, as another user",
+        "its folder, files and socket are the server's user's alone",
+    )
 
 
-async def test_a_full_store_says_so_and_has_room_again_when_sessions_end(tmp_path: Path) -> None:
+async def test_a_full_store_says_so_and_has_room_again_when_sessions_end(tmp_path: Path, attack: Attack) -> None:
     with running_valkey(tmp_path) as valkey:
         store = ValkeyStore(valkey.url)
         first = await begin(store)
@@ -84,6 +90,7 @@ async def test_a_full_store_says_so_and_has_room_again_when_sessions_end(tmp_pat
         valkey.client.config_set("maxmemory", 0)
         assert await begin(store)
         await store.close()
+    attack("store", "filling it", "it says that it is full; room again when sessions end")
 
 
 async def test_one_that_is_emptied_or_started_anew_is_another(tmp_path: Path) -> None:
