@@ -104,10 +104,10 @@ class Workers:
         settings, access = self._settings, read_access(self._settings, Accounts())
         if access is not None:
             self._chores.begin(access.keep_current, access.keep_keys)
-        healthy = on_loop(lambda: "" if self._running else "no worker runs")
+        running = on_loop(lambda: "" if self._running else "no worker runs")
         return export(
             self._merged.registry,
-            healthy,
+            lambda: running() or self._merged.unhealthy(),
             self._merged.unready,
             settings.host,
             settings.metrics_port,

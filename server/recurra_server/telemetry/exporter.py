@@ -51,8 +51,8 @@ def process_metrics(collector: Collector) -> CollectorRegistry:
     return registry
 
 
-def on_loop(answer: Callable[[], str]) -> Probe:
-    """A probe that is answered on the running event loop: one that is stuck fails it."""
+def on_loop(answer: Callable[[], str], patience: float = _PATIENCE) -> Probe:
+    """A probe that is answered on the running event loop: one that is stuck for so many seconds fails it."""
     loop = asyncio.get_running_loop()
 
     async def ask() -> str:
@@ -60,9 +60,9 @@ def on_loop(answer: Callable[[], str]) -> Probe:
 
     def probe() -> str:
         try:
-            return asyncio.run_coroutine_threadsafe(ask(), loop).result(_PATIENCE)
+            return asyncio.run_coroutine_threadsafe(ask(), loop).result(patience)
         except TimeoutError:
-            return f"the event loop has not answered for {_PATIENCE:g} s"
+            return f"the event loop has not answered for {patience:g} s"
 
     return probe
 
