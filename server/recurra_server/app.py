@@ -5,6 +5,7 @@ import platform
 import signal
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,8 @@ class App:
         if self.settings.bounds.slow_reader_timeout > 0:
             self._chores.begin(lambda: self._streams.watch_readers(driver.clock))
         if access is not None:
-            self._chores.begin(access.keep_current, lambda: self._streams.watch_callers(access.still_holds))
+            end_calls = partial(self._streams.end_where_not, access.still_holds)
+            self._chores.begin(access.keep_keys, partial(access.keep_current, end_calls))
         if self.settings.watch:
             self._chores.begin(lambda: self._catalog.watch_forever(self.settings.watch))
 

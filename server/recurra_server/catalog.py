@@ -223,6 +223,7 @@ class Catalog:
                 threads=settings.threads,
                 processors=max(1, count_processors() // settings.workers),
                 max_batch_size=settings.limits.max_batch_size,
+                operators=settings.operators,
             )
             model = ServedModel(
                 file.name,

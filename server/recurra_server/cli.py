@@ -5,7 +5,7 @@ import sys
 
 from recurra_server.rpc import transport
 from recurra_server.settings import Settings
-from recurra_server.starting import StartError, about_access, about_encryption, about_store
+from recurra_server.starting import StartError, about_access, about_encryption, about_store, check_operators
 from recurra_server.telemetry.logs import configure_logs
 from recurra_server.worker import Begin, Ready, run
 from recurra_server.workers import Workers
@@ -42,6 +42,7 @@ def serve(*, settings: Settings = _DEFAULTS) -> None:
             print(f"metrics on {scheme}://{settings.host}:{server.metrics_port}/metrics", flush=True)
 
     try:
+        check_operators(settings)
         if settings.workers == 1:
             sys.exit(run(Begin(settings), ready))
         else:

@@ -1,6 +1,7 @@
 """The command `recurra inspect`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,12 @@ from recurra_server.verification import advice, checks_of
 _TRIED_BATCH = 4
 
 
-def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
+def inspect(
+    model: Annotated[Path, Parameter(show_default=False)],
+    /,
+    *,
+    operators: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
+) -> None:
     """Show what an ONNX file takes, answers and remembers, as far as it can be told, and try it.
 
     A model.yaml to start from goes to stdout, all else to stderr: recurra inspect model.onnx > model.yaml. With a
@@ -31,10 +37,12 @@ def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
     ----------
     model
         The file.
+    operators
+        Shared libraries of custom operators that it may use.
     """
     out = Console(stderr=True, highlight=False)
     try:
-        session = open_session(model)
+        session = open_session(model, operators=operators)
     except Exception as error:
         print(f"recurra: {model}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -44,10 +52,10 @@ def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
     except SignatureError as error:
         _refuse(out, error)
     if described is None and SIGNATURE_KEY not in session.get_modelmeta().custom_metadata_map:
-        _guess(out, model, session)
+        _guess(out, model, session, operators)
         return
     try:
-        runtime = OnnxRuntime(model)
+        runtime = OnnxRuntime(model, operators=operators)
         probe(runtime, _TRIED_BATCH)
     except SignatureError as error:
         _refuse(out, error)
@@ -61,7 +69,7 @@ def inspect(model: Annotated[Path, Parameter(show_default=False)], /) -> None:
         out.print(doubt, markup=False)
 
 
-def _guess(out: Console, model: Path, session: InferenceSession) -> None:
+def _guess(out: Console, model: Path, session: InferenceSession, operators: Sequence[Path]) -> None:
     inputs, outputs = _nodes(session.get_inputs()), _nodes(session.get_outputs())
     if strange := [node for node in (*inputs, *outputs) if node.dtype not in TYPES.values()]:
         _refuse(out, SignatureError(f"{strange[0].name} is a {strange[0].dtype}: only tensors of numbers are served"))
@@ -71,7 +79,7 @@ def _guess(out: Console, model: Path, session: InferenceSession) -> None:
                   f"batch axis {state['batch_axis']}", markup=False)  # fmt: skip
     if guessed.complete:
         try:
-            runtime = OnnxRuntime(model, description=guessed.fields)
+            runtime = OnnxRuntime(model, description=guessed.fields, operators=operators)
             probe(runtime, _TRIED_BATCH)
             guessed.doubts += _doubts(runtime)
             out.print(f"[green]Tried[/]: {_how(runtime)}.")

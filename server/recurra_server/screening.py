@@ -48,7 +48,8 @@ async def screen(
 def rehearse_all(settings: Settings, files: Sequence[ModelFile]) -> AsyncGenerator[str]:
     """Try versions; see `rehearse`."""
     paths = [file.path for file in files]
-    return rehearse(paths, sessions=settings.limits.max_batch_size, seconds=settings.load_seconds)
+    sessions, seconds = settings.limits.max_batch_size, settings.load_seconds
+    return rehearse(paths, sessions=sessions, seconds=seconds, operators=settings.operators)
 
 
 def digest_of(file: ModelFile) -> str:

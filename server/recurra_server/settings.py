@@ -42,6 +42,8 @@ class Settings:
     """Model repository: a folder of <name>/<version>/model.onnx."""
     watch: _Seconds = 0.0
     """Look every so many seconds for models that were added to the repository, changed or removed; 0: never."""
+    operators: Annotated[tuple[Path, ...], Parameter(negative=())] = ()
+    """Shared libraries of custom operators that models may use; they run with the server's rights. Unset: none."""
     load_seconds: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 60.0
     """Seconds that a model may take to be loaded and tried while others are served."""
     host: str = "127.0.0.1"

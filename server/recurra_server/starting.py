@@ -5,8 +5,11 @@ import ipaddress
 import re
 from pathlib import Path
 
+from onnxruntime import SessionOptions
+
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.ports import SessionStore
+from recurra_server.runtimes.operators import OperatorsError, register
 from recurra_server.security.access import Access
 from recurra_server.security.certificates import CertificateError, Certificates
 from recurra_server.security.policy import PolicyError
@@ -95,6 +98,18 @@ def read_certificates(settings: Settings) -> Certificates | None:
             "--tls-key, or --insecure where the network is trusted"
         )
     return None
+
+
+def check_operators(settings: Settings) -> None:
+    """See whether the libraries of operators can be used.
+
+    Raises:
+        StartError: One cannot.
+    """
+    try:
+        register(settings.operators, SessionOptions())
+    except OperatorsError as error:
+        raise StartError(f"--operators: {error}") from None
 
 
 def read_access(settings: Settings, accounts: Accounts) -> Access | None:

@@ -1,6 +1,7 @@
 """`recurra verify`, the part of the server: that any model which it could serve answers alike however steps come."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,10 @@ class VerificationError(Exception):
         self.message = message
 
 
-def verify(model: Path, *, tolerance: float = TOLERANCE) -> None:
+def verify(model: Path, *, tolerance: float = TOLERANCE, operators: Sequence[Path] = ()) -> None:
     """Verify a model file, or all below a folder, and show what was compared.
+
+    They may use the operators of the libraries `operators`.
 
     Raises:
         VerificationError: One cannot be used, or answers differently; the message says what to do.
@@ -47,13 +50,13 @@ def verify(model: Path, *, tolerance: float = TOLERANCE) -> None:
     out = Console(highlight=False, soft_wrap=True)
     paths = find(model)
     with out.status("Trying ..."):
-        verdicts = asyncio.run(_rehearse(paths))
+        verdicts = asyncio.run(_rehearse(paths, operators))
     failed = []
     for path, refused in zip(paths, verdicts, strict=True):
         if len(paths) > 1:
             out.print(f"\n{path}", markup=False)
         with out.status("Verifying ..."):
-            why, checks = (refused, []) if refused else _verify(path, tolerance)
+            why, checks = (refused, []) if refused else _verify(path, tolerance, operators)
         if checks:
             out.print()
             out.print(table(checks))
@@ -111,17 +114,17 @@ def advice(checks: list[Check]) -> list[str]:
     return [f"{check}: {_ADVICE[about]}" for about, check in worst.items() if check is not None]
 
 
-def _verify(path: Path, tolerance: float) -> tuple[str, list[Check]]:
+def _verify(path: Path, tolerance: float, operators: Sequence[Path]) -> tuple[str, list[Check]]:
     """Why a model does not verify, empty where it does, and what was compared."""
     try:
-        checks = checks_of(OnnxRuntime(path), tolerance)
+        checks = checks_of(OnnxRuntime(path, operators=operators), tolerance)
     except Exception as error:
         return f"it could not be run on random numbers: {one_line(error)}", []
     return "; ".join(advice(checks)), checks
 
 
-async def _rehearse(paths: list[Path]) -> list[str]:
-    return [why async for why in rehearse(paths, sessions=_SESSIONS, seconds=_SECONDS)]
+async def _rehearse(paths: list[Path], operators: Sequence[Path]) -> list[str]:
+    return [why async for why in rehearse(paths, sessions=_SESSIONS, seconds=_SECONDS, operators=operators)]
 
 
 def _rounding(signature: Signature) -> float:

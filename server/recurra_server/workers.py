@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from recurra_server.app import export
+from recurra_server.chores import Chores
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import one_line, shown
 from recurra_server.peer import LONGEST_LINE, Peer
@@ -64,6 +65,7 @@ class Workers:
         self._ending = asyncio.Event()
         self._merged = MergedMetrics()
         self._changes = Changes()
+        self._chores = Chores()
 
     async def run(self, ready: Callable[[Ready], None]) -> None:
         """Serve; `ready` is called once all workers do.
@@ -95,16 +97,17 @@ class Workers:
             await asyncio.gather(*(worker.process.wait() for worker in self._running.values()))
             if exporter is not None:
                 await asyncio.to_thread(exporter.close)
+            await self._chores.end()
             self._reserved.close()
 
     def _export(self) -> Exporter:
         settings, access = self._settings, read_access(self._settings, Accounts())
         if access is not None:
-            self._access_kept = asyncio.ensure_future(access.keep_current())
-        healthy = on_loop(lambda: "" if self._running else "no worker runs")
+            self._chores.begin(access.keep_current, access.keep_keys)
+        running = on_loop(lambda: "" if self._running else "no worker runs")
         return export(
             self._merged.registry,
-            healthy,
+            lambda: running() or self._merged.unhealthy(),
             self._merged.unready,
             settings.host,
             settings.metrics_port,

@@ -122,7 +122,8 @@ def test_where_a_server_runs_its_settings_are_nobody_elses() -> None:
     served = settings(app["serve"])
     assert "--tls-cert" in served
     shared = {name: served & settings(app[name]) for name in COMMANDS if name != "serve"}
-    alike = {"*", "--models", "--threads", "--no-threads"}  # positions; the repository; threads of a computation
+    # Positions; the repository; threads of a computation; what its models may use.
+    alike = {"*", "--models", "--threads", "--no-threads", "--operators"}
     assert {name: both - alike for name, both in shared.items() if both - alike} == {}
 
 

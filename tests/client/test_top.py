@@ -1,5 +1,6 @@
 """`recurra top`: what a real server's metrics say, in the terminal; and one line where there is none."""
 
+import io
 import math
 import os
 import re
@@ -7,18 +8,26 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from recurra_client import connect
+from recurra_client import BlockingSession, StateNotFiniteError, connect
 from recurra_client.cli.between import Between
 from recurra_client.cli.common import Credentials
 from recurra_client.cli.scrape import Sample, Scrape, scrape
+from recurra_client.cli.top import view
 from recurra_client.cli.usererror import UserError
+from recurra_server.telemetry.histograms import SECONDS
+from rich.console import Console
 
 from tests.support import models
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
@@ -31,6 +40,24 @@ def top(url: str, *options: str, columns: int = 160, **environ: str) -> "subproc
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
 
+@contextmanager
+def steps_until_the_end(session: BlockingSession) -> Iterator[None]:
+    """Step all the time on another thread."""
+    over = threading.Event()
+
+    def step() -> None:
+        while not over.is_set():
+            session.step([1])
+
+    with ThreadPoolExecutor() as pool:
+        stepping = pool.submit(step)
+        try:
+            yield
+        finally:
+            over.set()
+        stepping.result()
+
+
 @pytest.mark.e2e
 def test_it_shows_what_the_server_does(tmp_path: Path) -> None:
     models.publish(tmp_path, "counter", models.counter(), version="3")
@@ -39,12 +66,14 @@ def test_it_shows_what_the_server_does(tmp_path: Path) -> None:
             for _ in range(3):
                 session.step([1])
             shown = top(server.metrics_url, "--every", "0.2")
-            narrow = top(server.metrics_url, "--every", "0.2", columns=80)
+            with steps_until_the_end(session):
+                narrow = top(server.metrics_url, "--every", "0.2", columns=80)
         assert shown.returncode == 0, shown.stderr
     rows = [line.split() for line in shown.stdout.replace("│", " ").splitlines()]
     (counter,) = (row for row in rows if row[:2] == ["counter", "3"])
     assert counter[2:6] == ["1", "0", "0", "0"], "one session, and nobody steps now"
-    assert "counter  3  " in narrow.stdout
+    (busy,) = re.findall(r"counter  3 +1 +([\d,]+) +0 +\d +[\d.]+ ms +[\d.]+ ms ", narrow.stdout)
+    assert int(busy.replace(",", "")) > 0
     assert "BATCH" in shown.stdout
     assert "BATCH" not in narrow.stdout
     text = " ".join(shown.stdout.split())
@@ -52,6 +81,43 @@ def test_it_shows_what_the_server_does(tmp_path: Path) -> None:
     assert re.search(r"workers\s+2", text)
     assert re.search(r"state\s+serving", text)
     assert re.search(r"store\s+none", text)
+
+
+@pytest.mark.e2e
+def test_rates_and_latencies_are_those_of_what_was_done(tmp_path: Path) -> None:
+    for name in ("counter", "other"):
+        models.publish(tmp_path, name, models.counter(), version="3")
+    took: list[float] = []
+    with running_server(tmp_path) as server, connect(server.target) as client, ExitStack() as stack:
+        before = scrape(server.metrics_url)
+        first, *rest, other = (
+            stack.enter_context(client.session(name)) for name in ("counter", "counter", "counter", "other")
+        )
+        together = partial(client.step_batch, "counter", [session.id for session in (first, *rest)], np.ones((3, 1)))
+        for call in [partial(first.step, [1])] * 30 + [together] * 10:
+            began = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - began)
+        other.step([3e38])
+        with pytest.raises(StateNotFiniteError):
+            other.step([3e38])
+        between = Between(before, scrape(server.metrics_url))
+    shown, seconds = io.StringIO(), between.seconds
+    Console(file=shown, width=160).print(view(server.metrics_url, between, 160))
+    text = shown.getvalue().replace("│", " ")
+    rows = {row[0]: row[2:] for row in map(str.split, text.splitlines()) if row[1:2] == ["3"]}
+
+    assert rows["counter"][:4] == ["3", f"{60 / seconds:,.0f}", "0", "0"]
+    assert rows["other"][:4] == ["1", f"{2 / seconds:,.0f}", f"{1 / seconds:,.1f}", "0"]
+    assert f"opened {4 / seconds:,.1f}" in text
+    p50, p99, queue, compute = (float(rows["counter"][place]) / 1e3 for place in (4, 6, 8, 10))
+    # Its callers cannot have waited less; what is shown lies in the bucket of what was observed.
+    ceiling = min(bound for bound in (*SECONDS, math.inf) if bound >= max(took))
+    assert 0 < p50 <= p99 <= ceiling
+    assert 0 < queue <= ceiling
+    assert 0 < compute <= ceiling
+    assert rows["counter"][-2] == "1.5", "30 batches of one and 10 of three"
+    assert float(rows["counter"][-1].rstrip("%")) <= 100 * sum(took) / seconds + 1
 
 
 @pytest.mark.e2e

@@ -131,6 +131,48 @@ def test_a_link_out_of_the_repository_is_not_followed(root: Path, stubs: Stubs, 
     attack("model repository", "a link that leads out of the repository", "NOT_FOUND MODEL_NOT_FOUND")
 
 
+def test_a_description_that_is_a_link_out_of_the_repository_is_not_read(
+    root: Path, stubs: Stubs, attack: Attack
+) -> None:
+    secret = root.parent / "secrets.ini"
+    secret.write_text("db_password: hunter2\nuser: db: 1\n")
+    description = models.publish(root, "told", models.counter()).with_name("model.yaml")
+    try:
+        for target in (secret, Path("../../../secrets.ini"), Path("/dev/zero")):
+            description.symlink_to(target)
+            error = failure(lambda: stubs.models.LoadModel(LoadModelRequest(name="told"), timeout=60))
+            assert reason_of(error) == "FAILED_PRECONDITION MODEL_REFUSED"
+            assert "model.yaml is a link out of the repository" in error.details()
+            assert "hunter2" not in str(error)
+            description.unlink()
+        attack("model repository", "a model.yaml that is a link out of the repository", "FAILED_PRECONDITION MODEL_REFUSED")
+
+        secret.rename(description)  # what is in the repository is read, and not told to whoever asks
+        error = failure(lambda: stubs.models.LoadModel(LoadModelRequest(name="told"), timeout=60))
+        assert "model.yaml cannot be read: line 2, column 9: mapping values are not allowed here" in error.details()
+        assert "hunter2" not in str(error)
+        assert "user" not in error.details()
+    finally:
+        shutil.rmtree(root / "told")
+
+
+def test_files_may_be_links_within_the_repository_as_kubernetes_mounts_them(root: Path, stubs: Stubs) -> None:
+    mounted = root / "mounted" / "1"
+    models.publish(root, "mounted", models.counter())
+    (mounted / "..data_1").mkdir()
+    (mounted / "..data").symlink_to("..data_1")
+    (mounted / "..data_1" / "model.yaml").write_text("format: 1\ndescription: mounted\n")
+    (mounted / "model.onnx").rename(mounted / "..data_1" / "model.onnx")
+    for name in ("model.onnx", "model.yaml"):
+        (mounted / name).symlink_to(f"..data/{name}")
+    models.publish(root, "shared", models.counter()).with_name("model.yaml").symlink_to(mounted / "model.yaml")
+    for name in ("mounted", "shared"):
+        assert stubs.models.LoadModel(LoadModelRequest(name=name), timeout=60).model.description == "mounted"
+        stubs.models.UnloadModel(UnloadModelRequest(name=name))
+    for name in ("mounted", "shared"):
+        shutil.rmtree(root / name)
+
+
 NAMES = (
     "../outside/other",
     "..",

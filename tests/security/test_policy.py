@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recurra_server.chores import Chores
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import UnauthenticatedError
 from recurra_server.security.access import Access
@@ -102,6 +103,59 @@ async def test_a_jwt_holds_while_the_file_has_its_issuer(
     access.reload()
     assert not access.still_holds(ann)
     attack("access file and keys", "a stream whose issuer was taken out of the file", "no longer let in")
+
+
+async def test_who_is_let_in_no_more_is_found_in_the_look_that_reads_it(change: Callable[..., Path]) -> None:
+    access = Access(change(), Accounts())
+    alice, looks = access.identify(TOKENS["alice"]), asyncio.Queue[bool]()
+    change(tokens=[])
+    kept = asyncio.create_task(access.keep_current(lambda: looks.put_nowait(access.still_holds(alice)), interval=0.0))
+    assert await asyncio.wait_for(looks.get(), 10) is False, "not only in the next"
+    change()
+    async with asyncio.timeout(10):
+        while not await looks.get():
+            pass
+    kept.cancel()
+
+
+async def test_a_key_that_was_withdrawn_is_gone_after_five_minutes_though_nobody_asks(
+    change: Callable[..., Path], issuer: Issuer
+) -> None:
+    now = 1000.0
+    access = Access(change(), Accounts(), monotonic=lambda: now)
+    ann, looks = await access.by_token([f"Bearer {issuer.token()}"]), asyncio.Queue[bool]()
+    assert ann is not None
+    chores = Chores()
+    chores.begin(
+        lambda: access.keep_keys(interval=0.0),
+        lambda: access.keep_current(lambda: looks.put_nowait(access.still_holds(ann)), interval=0.0),
+    )
+    issuer.rotate()
+    assert await asyncio.wait_for(looks.get(), 10)
+    now = 1300.0
+    async with asyncio.timeout(10):
+        while await looks.get():
+            pass
+    await chores.end()
+
+
+async def test_keys_are_renewed_after_five_minutes_and_no_sooner(issuer: Issuer) -> None:
+    now = 1000.0
+    keys = IssuerKeys(str(issuer.jwks), clock=lambda: now)
+    await keys.renew()
+    key, published = keys.find(None), issuer.jwks.read_text()
+    issuer.jwks.unlink()
+    now = 1300.0
+    await keys.renew()
+    assert keys.has(key), "it stays while the issuer cannot be asked"
+    issuer.jwks.write_text(published)
+    issuer.rotate()
+    now = 1599.9
+    await keys.renew()
+    assert keys.has(key)
+    now = 1600.0
+    await keys.renew()
+    assert not keys.has(key)
 
 
 async def test_who_comes_while_keys_are_fetched_waits_for_them(issuer: Issuer) -> None:

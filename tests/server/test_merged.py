@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from recurra_server.telemetry.exporter import Exporter
 from recurra_server.telemetry.merged import MergedMetrics
 
 from tests.support.server import Samples
@@ -175,3 +176,15 @@ def test_the_newest_example_of_a_bucket_stays() -> None:
         if sample.exemplar is not None
     }
     assert examples == {"1.0": "b", "2.0": "c"}
+
+
+def test_workers_do_their_work_as_long_as_one_does() -> None:
+    merged, exporters = MergedMetrics(), []
+    assert merged.unhealthy() == "", "they are being started"
+    for place, (trouble, told) in enumerate((("it hangs", "it hangs"), ("", ""))):
+        exporters.append(Exporter(CollectorRegistry(), lambda why=trouble: why, lambda: "it drains", "127.0.0.1", 0))  # type: ignore[misc]
+        merged.add(place, exporters[-1].port)
+        assert merged.unhealthy() == told
+    assert merged.unready() == "it drains"
+    for exporter in exporters:
+        exporter.close()

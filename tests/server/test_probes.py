@@ -1,5 +1,6 @@
 """What a server tells over HTTP beside its metrics, and through channelz."""
 
+import asyncio
 import os
 import random
 import select
@@ -10,7 +11,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,13 +23,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from recurra_server.security.certificates import CertificateError
-from recurra_server.telemetry.exporter import MOST_CONNECTIONS, Exporter
+from recurra_server.telemetry.exporter import MOST_CONNECTIONS, Exporter, on_loop
 from structlog.testing import capture_logs
 
 from tests.support import models
 from tests.support.attacks import Attack
 from tests.support.authority import Authority
-from tests.support.server import ServerProcess, running_server
+from tests.support.server import ServerProcess, children, running_server
 from tests.support.wire import Stream, Stubs, tensor
 
 pytestmark = pytest.mark.e2e
@@ -60,17 +63,28 @@ def test_ready_until_it_drains_and_healthy_until_it_ends(repository: Path, worke
         assert server.wait() == 0
 
 
-def test_a_server_that_is_stuck_is_not_healthy(repository: Path) -> None:
-    with running_server(repository, "--workers", "2") as server:
-        stopped = children(server)
+def test_a_server_whose_workers_are_all_stuck_is_not_healthy(repository: Path) -> None:
+    with running_server(repository, "--workers", "2") as server, ThreadPoolExecutor() as pool:
+        stopped, paths = children(server.pid), ("/healthz", "/readyz")
         try:
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
-            assert ask(server, "/readyz")[0] == 503
+            answers = list(pool.map(partial(ask, server), paths))
+            assert answers == [(503, "a worker does not answer\n")] * 2
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
-        assert ask(server, "/readyz") == (200, "ok\n")
+        assert [ask(server, path) for path in paths] == [(200, "ok\n")] * 2
+
+
+async def test_an_event_loop_that_is_stuck_is_not_healthy() -> None:
+    probe = on_loop(lambda: "", patience=0.1)
+    exporter = Exporter(CollectorRegistry(), probe, probe, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{exporter.port}/healthz"
+    # Asked on the loop's own thread, which so does nothing else until there is an answer.
+    assert get(url) == (503, "the event loop has not answered for 0.1 s\n")
+    assert await asyncio.to_thread(get, url) == (200, "ok\n")
+    await asyncio.to_thread(exporter.close)
 
 
 def test_channelz_tells_of_connections_where_it_is_asked_for(repository: Path) -> None:
@@ -88,15 +102,15 @@ def test_channelz_tells_of_connections_where_it_is_asked_for(repository: Path) -
 
 def ask(server: ServerProcess, path: str) -> tuple[int, str]:
     """Status and body of an answer."""
+    return get(server.metrics_url.replace("/metrics", path))
+
+
+def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(server.metrics_url.replace("/metrics", path), timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def children(server: ServerProcess) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
 
 
 def test_a_certificate_that_cannot_be_read_just_now_ends_one_connection(capfd: pytest.CaptureFixture[str]) -> None:

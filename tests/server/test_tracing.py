@@ -160,7 +160,6 @@ def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository:
     logs = [json.loads(line) for line in server.output.splitlines() if line.startswith("{")]
     (slow,) = (line for line in logs if line["event"] == "slow_step")
     assert slow["trace_id"] == call.trace_id
-    assert slow["reason"] in {"queue", "compute", "server"}
     assert slow["queue_seconds"] + slow["compute_seconds"] <= slow["seconds"]
     assert slow["session"] == f"{session[:8]}…"
     assert session not in server.output
@@ -168,18 +167,13 @@ def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository:
     attack("log", "finding session ids and inputs in it", "ids are shortened, inputs are not there")
 
 
-def test_slow_steps_are_logged_once_a_second_at_most(repository: Path) -> None:
+def test_a_slow_step_names_no_trace_where_nothing_is_traced(repository: Path) -> None:
     with running_server(repository, "--slow-seconds", "1e-9", "--log-format", "json") as server:
         stubs = Stubs(server.target)
-        session = open_session(stubs)
-        began = stubs.sessions.GetSession(sessions_pb2.GetSessionRequest(session_id=session))
-        assert began.session.session_id == session
-        for _ in range(300):
-            step(stubs, session, Call())
+        step(stubs, open_session(stubs), Call())
         server.stop()
-    slow = [json.loads(line) for line in server.output.splitlines() if '"slow_step"' in line]
-    assert 1 <= len(slow) < 100
-    assert "trace_id" not in slow[0], "nothing is traced"
+    (slow,) = [json.loads(line) for line in server.output.splitlines() if '"slow_step"' in line]
+    assert "trace_id" not in slow
 
 
 def test_without_the_extra_it_serves_and_says_what_traces_need(

@@ -234,15 +234,13 @@ class OpenStreams:
                     self._edge.count_error(SLOW_READER)
                     stream.cut()
 
-    async def watch_callers(self, still_holds: Callable[[Identity], bool], interval: float = 1.0) -> None:
-        """End the streams and answers of those who would not be let in any more, every `interval` seconds."""
+    def end_where_not(self, still_holds: Callable[[Identity], bool]) -> None:
+        """End the streams and answers of those who would not be let in any more."""
         gone = UnauthenticatedError("what you showed has expired, or was taken back, since the call began")
-        while True:
-            await asyncio.sleep(interval)
-            calls: list[Stream | Answers] = [*self._streams, *self._answers]
-            for call in calls:
-                if call.identity is not None and not still_holds(call.identity):
-                    call.expel(gone)
+        calls: list[Stream | Answers] = [*self._streams, *self._answers]
+        for call in calls:
+            if call.identity is not None and not still_holds(call.identity):
+                call.expel(gone)
 
     @contextlib.contextmanager
     def _opened(self, stream: Stream) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from recurra_server.engine.errors import one_line, shown
 from recurra_server.engine.signature import (
     ConstantSpec,
     Feedback,
@@ -87,10 +88,17 @@ def read_description(model: Path) -> dict[str, Any] | None:
     try:
         fields = yaml.load(data, _PlainLoader)  # noqa: S506 - a safe loader, and stricter
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
-        raise SignatureError(f"{DESCRIPTION} cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise SignatureError(f"{DESCRIPTION} cannot be read: {_wrong(error)}") from None
     if not isinstance(fields, dict):
         raise SignatureError(f"{DESCRIPTION} must be a mapping that begins with `format: {_FORMAT}`")
     return fields
+
+
+def _wrong(error: Exception) -> str:
+    """What is wrong with a file and where; without the lines around it, which are not for every caller to see."""
+    if isinstance(error, yaml.MarkedYAMLError) and (place := error.problem_mark) is not None:
+        return f"line {place.line + 1}, column {place.column + 1}: {str(error.problem)[:300]}"
+    return one_line(error)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -106,9 +114,9 @@ class _PlainLoader(yaml.SafeLoader):
         """Refuse keys that are no text, or stand twice."""
         keys = [key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str"]
         if len(keys) != len(node.value):
-            raise yaml.YAMLError(f"it has a key that is no text{node.start_mark}")
+            raise yaml.MarkedYAMLError(problem="it has a key that is no text", problem_mark=node.start_mark)
         if twice := next((key for key, times in Counter(keys).items() if times > 1), None):
-            raise yaml.YAMLError(f"{twice!r} stands twice{node.start_mark}")
+            raise yaml.MarkedYAMLError(problem=f"{shown(twice)} stands twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recurra_server.engine.signature import ConstantSpec, Signature, SignatureError, StateSpec, TensorSpec
 from recurra_server.runtimes.metadata import read_description, read_metrics, read_signature
+from recurra_server.runtimes.operators import register
 from recurra_server.runtimes.prune import without
 
 TYPES = {
@@ -22,8 +23,12 @@ TYPES = {
 }
 
 
-def open_session(path: Path, *, threads: int = 1, graph: bytes | None = None) -> ort.InferenceSession:
+def open_session(
+    path: Path, *, threads: int = 1, graph: bytes | None = None, operators: Sequence[Path] = ()
+) -> ort.InferenceSession:
     """Load a file; or a graph that was made of it, whose weights may still lie beside it.
+
+    It may use the operators of ONNX, of ONNX Runtime and of these libraries.
 
     Raises:
         Exception: ONNX Runtime cannot load it.
@@ -34,6 +39,7 @@ def open_session(path: Path, *, threads: int = 1, graph: bytes | None = None) ->
     options.log_severity_level = 4  # what a call fails on is told to the caller, not printed
     # Threads that spin between calls would take the event loop's core.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    register(operators, options)
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     # There is nothing to fall back to, and it would be announced on stdout.
@@ -42,6 +48,8 @@ def open_session(path: Path, *, threads: int = 1, graph: bytes | None = None) ->
 
 class OnnxRuntime:
     """One ONNX model in ONNX Runtime; `description` stands for the model.yaml beside it.
+
+    It may use the operators of the libraries `operators`, beside those that ONNX Runtime has.
 
     Attributes:
         signature: What the file says it takes, answers and remembers.
@@ -54,11 +62,18 @@ class OnnxRuntime:
         Exception: ONNX Runtime cannot load the file.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, description: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        description: Mapping[str, Any] | None = None,
+        operators: Sequence[Path] = (),
+    ) -> None:
         described = read_description(path) if description is None else description
         self.threads = threads
         self.threads_from = 1
-        session = open_session(path, threads=threads)
+        session = open_session(path, threads=threads, operators=operators)
         metadata = session.get_modelmeta().custom_metadata_map
         self.signature = read_signature(metadata, described)
         self.metrics = read_metrics(metadata)
@@ -70,7 +85,9 @@ class OnnxRuntime:
             *(spec.name for spec in (*self.signature.own_constants, *self.signature.fixed_constants)),
         ]
         optional = [spec.name for spec in self.signature.outputs if spec.optional]
-        cut = open_session(path, threads=threads, graph=without(path, optional)) if optional else session
+        cut = session
+        if optional:
+            cut = open_session(path, threads=threads, graph=without(path, optional), operators=operators)
         self._sessions = self._threaded = {True: session, False: cut}  # by whether optional outputs are computed
 
     def with_threads(self, other: "OnnxRuntime", sessions: int) -> "OnnxRuntime":

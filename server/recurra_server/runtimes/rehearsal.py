@@ -17,7 +17,9 @@ from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.runtimes.probe import probe
 
 
-async def rehearse(models: Sequence[Path], *, sessions: int, seconds: float) -> AsyncGenerator[str]:
+async def rehearse(
+    models: Sequence[Path], *, sessions: int, seconds: float, operators: Sequence[Path] = ()
+) -> AsyncGenerator[str]:
     """Load and run models where they can harm nobody, one after another.
 
     One process tries them all; should one of them end it, another process goes on with the rest.
@@ -26,6 +28,7 @@ async def rehearse(models: Sequence[Path], *, sessions: int, seconds: float) -> 
         models: The files.
         sessions: How many share a call at most.
         seconds: What each may take; the first also waits for the process to begin.
+        operators: Libraries whose operators they may use.
 
     Yields:
         For each in turn why it cannot be used; empty where it can.
@@ -41,7 +44,8 @@ async def rehearse(models: Sequence[Path], *, sessions: int, seconds: float) -> 
         )
         try:
             assert process.stdin is not None  # noqa: S101 - it is a pipe
-            process.stdin.write(json.dumps([sessions, *map(str, left)]).encode() + b"\n")
+            task = [sessions, [*map(str, operators)], *map(str, left)]
+            process.stdin.write(json.dumps(task).encode() + b"\n")
             while left and process.returncode is None:
                 why = await _hear(process, seconds)
                 left.popleft()
@@ -70,17 +74,20 @@ async def _hear(process: asyncio.subprocess.Process, seconds: float) -> str:
 
 
 def main() -> None:
-    """Be that process: try what stdin names, as JSON `[sessions, path, ...]`; answer with a line of JSON for each."""
-    sessions, *paths = json.loads(sys.stdin.readline())
+    """Be that process: try what stdin names, and answer with a line of JSON for each.
+
+    It is named in JSON, as `[sessions, [library, ...], model, ...]`.
+    """
+    sessions, operators, *paths = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     _confine()
     for path in paths:
-        print(json.dumps(_try(Path(path), sessions)), flush=True)
+        print(json.dumps(_try(Path(path), sessions, [*map(Path, operators)])), flush=True)
 
 
-def _try(path: Path, sessions: int) -> str:
+def _try(path: Path, sessions: int, operators: Sequence[Path]) -> str:
     try:
-        probe(OnnxRuntime(path), sessions)
+        probe(OnnxRuntime(path, operators=operators), sessions)
     except Exception as error:
         return one_line(error)
     return ""

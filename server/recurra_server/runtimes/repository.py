@@ -28,13 +28,17 @@ class ModelFile:
         by path: what `sha256sum` prints.
 
         Raises:
-            OSError: A file cannot be read, or is a link to one elsewhere, other than model.onnx and model.yaml.
+            OSError: A file cannot be read, or is a link out of the folder; of model.onnx and model.yaml, which may be
+                links to another place in the repository, one out of that.
         """
         folder = self.path.parent
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        for path in files:
-            if path.name not in (_MODEL, _DESCRIPTION) and not path.resolve().is_relative_to(folder.resolve()):
-                raise OSError(f"{path.name} is a link out of the model's folder; put the file there")
+        paths = sorted(folder.rglob("*"))
+        for path in paths:
+            anywhere = path in (self.path, self.path.with_name(_DESCRIPTION))
+            within, where = (self.path.parents[2], "repository") if anywhere else (folder, "model's folder")
+            if not path.resolve().is_relative_to(within.resolve()):
+                raise OSError(f"{path.name} is a link out of the {where}; put the file there")
+        files = [path for path in paths if path.is_file()]
         digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
         if len(digests) == 1:
             return f"sha256:{digests[self.path.name]}"

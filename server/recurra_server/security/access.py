@@ -25,7 +25,7 @@ _LONGEST_TOKEN = 8192
 _LONGEST_NAME = 1024
 _MOST_REMEMBERED = 10_000
 _SCHEME = "bearer "
-_KEYS_SECONDS = 300.0
+_LOOK_SECONDS = 0.8  # what is taken back is worth nothing within a second: this leaves time for the look itself
 # What gRPC tells of a client's certificate, in the order in which it is looked at.
 _NAMES = ("peer_spiffe_id", "x509_uri", "x509_dns", "x509_common_name")
 
@@ -35,14 +35,28 @@ class Access:
 
     Belongs to the event loop's thread, but for `may_read_metrics`.
 
+    Args:
+        path: The file.
+        accounts: Where sessions lie.
+        clock: The time of day, in seconds, which tokens are held against.
+        monotonic: Seconds that only go on, by which the issuer's keys are renewed.
+
     Raises:
         PolicyError: The file cannot be used.
     """
 
-    def __init__(self, path: Path, accounts: Accounts, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        accounts: Accounts,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
         self._accounts = accounts
         self._clock = clock
+        self._monotonic = monotonic
         self._remembered: OrderedDict[bytes, Identity] = OrderedDict()  # by the SHA-256 of their tokens
         self._static: list[tuple[bytes, Identity]] = []
         self._keys: IssuerKeys | None = None
@@ -57,15 +71,19 @@ class Access:
 
     # --- the file --------------------------------------------------------------------------
 
-    async def keep_current(self, interval: float = 1.0) -> None:
-        """Read the file again when it changes, and the issuer's keys now and then."""
-        fetch_at = 0.0
+    async def keep_current(self, then: Callable[[], object] = lambda: None, interval: float = _LOOK_SECONDS) -> None:
+        """Read the file again when it changes; do `then` after each look, changed or not."""
         while True:
-            if self._keys is not None and time.monotonic() >= fetch_at:
-                fetch_at = time.monotonic() + _KEYS_SECONDS
-                await self._keys.fetch()
             await asyncio.sleep(interval)
             self.reload()
+            then()
+
+    async def keep_keys(self, interval: float = 1.0) -> None:
+        """Renew the issuer's keys when it is time: apart from the file, which an issuer must not hold up."""
+        while True:
+            if self._keys is not None:
+                await self._keys.renew()
+            await asyncio.sleep(interval)
 
     def reload(self) -> None:
         """Read the file again if it has changed; one that cannot be used changes nothing."""
@@ -85,7 +103,7 @@ class Access:
         if policy.jwt is None:
             self._keys = None
         elif self._keys is None or self._keys.source != policy.jwt.jwks:
-            self._keys = IssuerKeys(policy.jwt.jwks)
+            self._keys = IssuerKeys(policy.jwt.jwks, clock=self._monotonic)
         self._policy = policy
         self._remembered.clear()
         self._static = [

@@ -16,6 +16,7 @@ _log = structlog.get_logger(__name__)
 _TIMEOUT = 5.0
 _LARGEST = 1 << 20  # bytes
 _AGAIN_AFTER = 10.0  # seconds: a token of an unknown key asks for them no sooner
+_RENEW_AFTER = 300.0  # seconds: nobody need ask, and what the issuer has withdrawn is gone
 
 
 class IssuerKeys:
@@ -45,6 +46,11 @@ class IssuerKeys:
     async def look_again(self) -> None:
         """Fetch the keys, unless that has been done just now."""
         if self._fetching is not None or self._clock() - self._asked_at >= _AGAIN_AFTER:
+            await self.fetch()
+
+    async def renew(self) -> None:
+        """Fetch the keys, if that was last tried five minutes ago."""
+        if self._clock() - self._asked_at >= _RENEW_AFTER:
             await self.fetch()
 
     async def fetch(self) -> None:

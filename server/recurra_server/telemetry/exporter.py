@@ -22,7 +22,7 @@ MOST_CONNECTIONS = 32
 _SLOWEST = 10.0  # seconds for a request and its answer
 _ENDING = 1.0  # seconds for a connection to end that makes room for another
 _PATIENCE = 5.0  # seconds for the event loop to answer
-_STUCK = f"the event loop has not answered for {_PATIENCE:g} s"
+_STUCK = "the event loop has not answered for {:g} s"
 # A format in a version that is no numbers: prometheus_client compares them, whatever they are, and fails.
 _ODD_FORMAT = re.compile(r";\s*version=(?![0-9]{1,4}(\.[0-9]{1,4})*\s*(;|$))")
 # What is asked; returns nothing where all is well, or in a line what is not. Called on any thread.
@@ -58,8 +58,8 @@ def process_metrics(collector: Collector) -> CollectorRegistry:
     return registry
 
 
-def on_loop(answer: Callable[[], str]) -> Probe:
-    """A probe that is answered on the running event loop: one that is stuck fails it."""
+def on_loop(answer: Callable[[], str], patience: float = _PATIENCE) -> Probe:
+    """A probe that is answered on the running event loop: one that is stuck for so many seconds fails it."""
     loop = asyncio.get_running_loop()
 
     async def ask() -> str:
@@ -67,9 +67,9 @@ def on_loop(answer: Callable[[], str]) -> Probe:
 
     def probe() -> str:
         try:
-            return asyncio.run_coroutine_threadsafe(ask(), loop).result(_PATIENCE)
+            return asyncio.run_coroutine_threadsafe(ask(), loop).result(patience)
         except TimeoutError:
-            return _STUCK
+            return _STUCK.format(patience)
 
     return probe
 
@@ -218,7 +218,7 @@ class Exporter:
             try:
                 answer: Iterable[bytes] = metrics(environ, start_response)
             except TimeoutError:
-                return say("503 Service Unavailable", _STUCK)
+                return say("503 Service Unavailable", _STUCK.format(_PATIENCE))
             return answer
 
         self._server = _Server((host, port), tls, slowest)

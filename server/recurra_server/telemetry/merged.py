@@ -5,6 +5,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPException
 from typing import TypeVar
 
@@ -58,10 +59,19 @@ class MergedMetrics(Collector):
 
     def unready(self) -> str:
         """Why callers should not be sent to any of the workers; nothing where they should."""
+        troubles = self._troubles("/readyz")
+        return "" if "" in troubles else "; ".join(sorted(troubles)) or "no worker runs"
+
+    def unhealthy(self) -> str:
+        """What is wrong where workers serve and none of them does its work; nothing while they are being started."""
+        troubles = self._troubles("/healthz")
+        return "" if "" in troubles else "; ".join(sorted(troubles))
+
+    def _troubles(self, probe: str) -> set[str]:
+        """What the workers answer to a probe; nothing is among it where one is well."""
         with self._lock:
             ports = list(self._ports.values())
-        troubles = _all_at_once(_trouble, ports)
-        return "" if "" in troubles else "; ".join(sorted(set(troubles))) or "no worker runs"
+        return set(_all_at_once(partial(_trouble, probe), ports))
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, lest registering scrapes at once."""
@@ -137,9 +147,9 @@ def _scrape(port: int) -> _Metrics | None:
         return None
 
 
-def _trouble(port: int) -> str:
+def _trouble(probe: str, port: int) -> str:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=_TIMEOUT):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{probe}", timeout=_TIMEOUT):
             return ""
     except urllib.error.HTTPError as error:
         return error.read().decode().strip()

@@ -17,6 +17,7 @@ def verify(
     *,
     checkpoint: Path | None = None,
     tolerance: _Tolerance = 1e-5,
+    operators: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
 ) -> None:
     """Prove that a model answers alike step by step, in chunks and whole, alone and in a batch.
 
@@ -29,6 +30,8 @@ def verify(
         The run folder or checkpoint that the file was exported from, to compare with PyTorch as well.
     tolerance
         Largest difference that is allowed: absolute for values up to 1, relative for larger ones.
+    operators
+        Shared libraries of custom operators that the model may use; those that `recurra train` exports use none.
     """
     part, extra = ("model", "server") if checkpoint is None else ("checkpoint", "training")
     (entry,) = importlib.metadata.entry_points(group="recurra.verify", name=part)
@@ -39,6 +42,6 @@ def verify(
             raise
         raise UserError(f"verify needs the {extra} extra: pip install '.[{extra}]' in Recurra's folder") from None
     if checkpoint is None:
-        prove(model, tolerance=tolerance)
+        prove(model, tolerance=tolerance, operators=operators)
     else:
         prove(model, checkpoint, tolerance=tolerance)
