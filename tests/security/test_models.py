@@ -145,7 +145,7 @@ def test_a_description_that_is_a_link_out_of_the_repository_is_not_read(
             assert "model.yaml is a link out of the repository" in error.details()
             assert "hunter2" not in str(error)
             description.unlink()
-        attack("model repository", "a model.yaml that is a link out of the repository", "FAILED_PRECONDITION MODEL_REFUSED")
+        attack("model repository", "a model.yaml that is a link out of it", "FAILED_PRECONDITION MODEL_REFUSED")
 
         secret.rename(description)  # what is in the repository is read, and not told to whoever asks
         error = failure(lambda: stubs.models.LoadModel(LoadModelRequest(name="told"), timeout=60))
