@@ -9,22 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jwt
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import ForbiddenError, UnauthenticatedError
 from recurra_server.security.identity import Identity, Role, account_key
 from recurra_server.security.keys import IssuerKeys
 from recurra_server.security.policy import Certificate, IdentityLimits, Jwt, Policy, PolicyError, Token, read_policy
+from recurra_server.security.tokens import LONGEST_NAME, key_id, read_claims, refused, shows, token_of
 
 _log = structlog.get_logger(__name__)
-_LONGEST_TOKEN = 8192
-_LONGEST_NAME = 1024
 _MOST_REMEMBERED = 10_000
-_SCHEME = "bearer "
 _LOOK_SECONDS = 0.8  # what is taken back is worth nothing within a second: this leaves time for the look itself
 # What gRPC tells of a client's certificate, in the order in which it is looked at.
 _NAMES = ("peer_spiffe_id", "x509_uri", "x509_dns", "x509_common_name")
@@ -126,7 +121,7 @@ class Access:
         Raises:
             UnauthenticatedError: It is not known, or does not hold (any more).
         """
-        token = _token_of(authorization)
+        token = token_of(authorization)
         if token is None:
             return None
         try:
@@ -137,7 +132,7 @@ class Access:
         try:
             return self.identify(token)
         except _UnknownKeyError:
-            raise _refused("it is signed with a key that its issuer does not have") from None
+            raise refused("it is signed with a key that its issuer does not have") from None
 
     def identify(self, token: str) -> Identity:
         """Who shows a token.
@@ -153,7 +148,7 @@ class Access:
         if found is not None:
             return found
         if self._policy.jwt is None or self._keys is None or token.count(".") != 2:
-            raise _refused("it is not known")
+            raise refused("it is not known")
         remembered = self._remembered.get(digest)
         if remembered is None or not self._keys.has(remembered.key):
             self._remembered.pop(digest, None)
@@ -162,7 +157,7 @@ class Access:
                 self._remembered.popitem(last=False)
         elif remembered.expires_at <= self._clock():
             self._remembered.pop(digest, None)  # another thread may have been quicker
-            raise _refused("it has expired")
+            raise refused("it has expired")
         return remembered
 
     def by_certificate(self, peer: Mapping[str, Sequence[bytes]]) -> Identity:
@@ -174,7 +169,7 @@ class Access:
         Raises:
             UnauthenticatedError: There is none, or nobody in the file has its name.
         """
-        names = [name.decode(errors="replace")[:_LONGEST_NAME] for kind in _NAMES for name in peer.get(kind, ())]
+        names = [name.decode(errors="replace")[:LONGEST_NAME] for kind in _NAMES for name in peer.get(kind, ())]
         for entry in self._policy.certificates:
             if entry.name in names or (entry.name == "*" and names):
                 return self._by_name(entry, names[0])
@@ -194,15 +189,15 @@ class Access:
             UnauthenticatedError: The token is bound to a certificate, and that was not shown.
             ForbiddenError: They may not.
         """
-        if identity.certificate is not None and not _shows(identity.certificate, peer or {}):
-            raise _refused("it is bound to a certificate, which was not shown with it (RFC 8705)")
+        if identity.certificate is not None and not shows(identity.certificate, peer or {}):
+            raise refused("it is bound to a certificate, which was not shown with it (RFC 8705)")
         if role not in identity.roles:
             raise ForbiddenError(f"this needs the role {role.value!r}, which you do not have", role=role.value)
 
     def may_read_metrics(self, authorization: str) -> bool:
         """Whether a request over HTTP may read the metrics. Any thread."""
         try:
-            token = _token_of([authorization] if authorization else [])
+            token = token_of([authorization] if authorization else [])
             if token is None:
                 return False
             self.check(self.identify(token), Role.METRICS)
@@ -228,34 +223,17 @@ class Access:
         return self._identity(f"certificate:{name}", entry, entry.roles, entry.limits)
 
     def _by_jwt(self, token: str, issuer: Jwt, keys: IssuerKeys) -> Identity:
-        try:
-            key = keys.find(jwt.get_unverified_header(token).get("kid"))
-            if key is None:
-                raise _UnknownKeyError
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                key,
-                algorithms=list(issuer.algorithms),
-                audience=issuer.audience,
-                issuer=issuer.issuer,
-                leeway=issuer.leeway,
-                options={"require": ["exp", "iss", "aud", issuer.identity_claim]},
-            )
-        except jwt.ExpiredSignatureError:
-            raise _refused("it has expired") from None
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
-            raise _refused(f"it does not hold ({type(error).__name__.removesuffix('Error')})") from None
-        subject = claims[issuer.identity_claim]
-        if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_NAME:
-            raise _refused(f"its {issuer.identity_claim} is no name")
-        thumbprint = _bound_to(claims)
+        key = keys.find(key_id(token))
+        if key is None:
+            raise _UnknownKeyError
+        claims = read_claims(token, issuer, key)
         return self._identity(
-            f"jwt:{issuer.issuer}:{subject}",
+            f"jwt:{issuer.issuer}:{claims.subject}",
             issuer,
-            issuer.roles | _roles_in(claims.get(issuer.roles_claim)),
+            claims.roles,
             issuer.limits,
-            expires_at=float(claims["exp"]) + issuer.leeway,
-            certificate=thumbprint,
+            expires_at=claims.expires_at,
+            certificate=claims.certificate,
             key=key,
         )
 
@@ -278,46 +256,3 @@ class _UnknownKeyError(Exception):
 def nobody() -> UnauthenticatedError:
     """The error for who does not say who they are."""
     return UnauthenticatedError("say who you are: with a token, as `authorization: Bearer <token>` in the metadata")
-
-
-def _refused(why: str) -> UnauthenticatedError:
-    return UnauthenticatedError(f"your token is not accepted: {why}")
-
-
-def _token_of(authorization: Sequence[str | bytes]) -> str | None:
-    """The token in the headers of this name.
-
-    Raises:
-        UnauthenticatedError: They are not one, of a known kind.
-    """
-    if not authorization:
-        return None
-    header = authorization[0]
-    if len(authorization) > 1 or not isinstance(header, str) or not header[: len(_SCHEME)].lower() == _SCHEME:
-        raise UnauthenticatedError("the metadata `authorization` must be one, and `Bearer` with a token")
-    token = header[len(_SCHEME) :].strip()
-    if not token or len(token) > _LONGEST_TOKEN or not token.isascii():
-        raise _refused("it is not known")
-    return token
-
-
-def _roles_in(claim: object) -> frozenset[Role]:
-    words = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
-    return frozenset(Role(word) for word in words if word in list(Role))
-
-
-def _bound_to(claims: Mapping[str, Any]) -> bytes | None:
-    """SHA-256 of the certificate that a token is bound to (RFC 8705, section 3.1)."""
-    confirmation = claims.get("cnf")
-    if confirmation is None:
-        return None
-    try:
-        return jwt.utils.base64url_decode(confirmation["x5t#S256"])
-    except (KeyError, TypeError, ValueError):
-        raise _refused("it is bound to something that the server cannot check") from None
-
-
-def _shows(thumbprint: bytes, peer: Mapping[str, Sequence[bytes]]) -> bool:
-    for pem in peer.get("x509_pem_cert", ()):
-        return hmac.compare_digest(x509.load_pem_x509_certificate(pem).fingerprint(SHA256()), thumbprint)
-    return False
