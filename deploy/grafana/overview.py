@@ -33,9 +33,10 @@ NOW = (
         Query(f"{_FAULTS} / ({_FAULTS} + {rate('recurra_steps_total', where=_ANSWERED)})", "failed"),
         unit="percentunit",
         red_from=0.001,
-        means="Share of what was asked that no caller could have had: refused for a bound, too late, the store away, "
-        "or a bug. The alerts on the error budget watch it against 99.9 %.",
-        act="'Errors by reason' below names them; docs/errors.md says what each means.",
+        means="Share of what was asked that no caller could have had: refused because the server is full, too late, "
+        "the store away, or a bug; not what was over a caller's own bounds. The alerts on the error budget watch it "
+        "against 99.9 %.",
+        act="'Errors by reason' below names them, with (server); docs/errors.md says what each means.",
     ),
     number(
         "Step latency, p99",
@@ -82,10 +83,11 @@ TRAFFIC = (
     ),
     graph(
         "Errors by reason",
-        [Query(rate("recurra_errors_total", by="reason", where=""), "{{reason}}")],
+        [Query(rate("recurra_errors_total", by="reason, fault", where=""), "{{reason}} ({{fault}})")],
         unit="reqps",
         means="Calls, stream messages and rows answered with an error, of all models and of none, such as an "
-        "unknown session.",
+        "unknown session. (server): no caller could have avoided it, so it costs error budget. (other): a caller's own "
+        "doing or bound, or nobody's.",
         act="docs/errors.md says for each reason what the caller should do. `internal` is a bug: see the log.",
     ),
     graph(

@@ -19,7 +19,6 @@ from tests.deploy.seen import Seen, SeenStep
 Values = dict[str, float]
 Check = Callable[[Values], None]
 _TOLERANCE = 0.05
-_FAULTS = ("capacity", "deadline", "internal", "store_unavailable")
 _VERSIONS = {"lstm": "lstm/1", "counter": "counter/7", "hasty": "hasty/1"}
 _STATE_BYTES = {"lstm": 2 * 128 * 4, "counter": 4, "hasty": 4}
 
@@ -132,7 +131,7 @@ def expected(truth: Truth) -> dict[tuple[str, str], Check]:
         return about(counts / seconds)
 
     steps, outcomes = seen.steps, seen.outcomes
-    faults = sum(seen.errors[reason] for reason in _FAULTS)
+    faults = seen.faults
     calls = seen.calls()
     sizes = sorted(calls.elements())
     open_sessions = {_VERSIONS[model]: 0.0 for model in _VERSIONS}
@@ -157,7 +156,9 @@ def expected(truth: Truth) -> dict[tuple[str, str], Check]:
         ("Nearest to a limit", "used"): exactly(1.0),
         ("Servers draining", "draining"): exactly(0.0),
         ("Steps by outcome", "{{outcome}}"): rate(outcomes),
-        ("Errors by reason", "{{reason}}"): rate(seen.errors),
+        ("Errors by reason", "{{reason}} ({{fault}})"): rate(
+            {f"{reason} ({fault})": count for (reason, fault), count in seen.errors.items()}
+        ),
         ("Mean step, split", "waiting"): about(float(np.mean([step.queue for step in steps]))),
         ("Mean step, split", "computing"): about(float(np.mean([step.compute for step in steps]))),
         ("Mean step, split", "whole step"): _mean_latency(steps),

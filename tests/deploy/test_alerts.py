@@ -28,8 +28,8 @@ class Case(NamedTuple):
     quiet: Series
 
 
-def _errors(reason: str) -> str:
-    return f'recurra_errors_total{{{_SERVER}, reason="{reason}"}}'
+def _errors(reason: str, fault: str = "server") -> str:
+    return f'recurra_errors_total{{{_SERVER}, reason="{reason}", fault="{fault}"}}'
 
 
 def _steps(outcome: str) -> str:
@@ -65,8 +65,13 @@ CASES = {
         "70m",
         {_errors("internal"): "0+2x90", _steps("ok"): "0+98x90"},
         _JOB,
-        # A burst that is over, and what callers did wrong.
-        {_errors("internal"): "0+20x40 800x50", _errors("step_gap"): "0+50x90", _steps("ok"): "0+98x90"},
+        # A burst that is over, what callers did wrong, and what was over their own bounds.
+        {
+            _errors("internal"): "0+20x40 800x50",
+            _errors("step_gap", "other"): "0+50x90",
+            _errors("capacity", "other"): "0+50x90",
+            _steps("ok"): "0+98x90",
+        },
     ),
     "RecurraErrorBudgetBurnsSlowly": Case(
         "6h30m",

@@ -126,8 +126,7 @@ def test_the_figures_behind_the_alerts(act: Act, prometheus: Prometheus) -> None
     """They look back further than this has been going on: so they have seen it all."""
     rules = [rule for group in yaml.safe_load(_RULES.read_text())["groups"] for rule in group["rules"]]
     seen, lines = act.since_start, expected(act.truth)
-    faults = sum(seen.errors[reason] for reason in ("capacity", "store_unavailable"))
-    failed = faults / (faults + seen.outcomes["ok"] + seen.outcomes["replayed"])
+    failed = seen.faults / (seen.faults + seen.outcomes["ok"] + seen.outcomes["replayed"])
     ratios = {f"job:recurra_failed:ratio_rate{window}": about(failed) for window in ("5m", "30m", "1h", "6h")}
     checks: dict[str, Check] = {
         **ratios,
@@ -203,7 +202,7 @@ async def _lose_the_store(scene: Scene) -> tuple[float, int]:
     await caller.step(session, 1.0)
     while await caller.open("counter", durability=sessions_pb2.DURABILITY_SYNC):
         pass
-    return died, scene.seen.errors["store_unavailable"]
+    return died, scene.seen.errors["store_unavailable", "server"]
 
 
 def test_a_drain_is_seen(act: Act, scene: Scene, prometheus: Prometheus) -> None:
