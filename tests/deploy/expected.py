@@ -144,6 +144,7 @@ def expected(truth: Truth) -> dict[tuple[str, str], Check]:
     loop = {truth.one.instance: truth.one.loop / seconds, truth.many.instance: truth.many.loop / seconds}
     busiest = max(loop[truth.one.instance], loop[truth.many.instance] / WORKERS)
     uses = (truth.one, truth.many)
+    files = max(use.files / use.files_allowed for use in uses)
     state_bytes = sum(count * _STATE_BYTES[model] for (_, model), count in scene.open.items())
     refused = {f"refused: {bound}": count for bound, count in seen.refused.items()}
 
@@ -165,8 +166,10 @@ def expected(truth: Truth) -> dict[tuple[str, str], Check]:
         ("Batch size", "mean"): about(float(np.mean(sizes))),
         ("Steps waiting", "{{model}}/{{version}}"): exactly(dict.fromkeys(_VERSIONS.values(), 0.0)),
         ("Steps waiting", "waiting"): exactly(0.0),
-        ("Sessions and queue, of their limits", "sessions"): exactly(1.0),
-        ("Sessions and queue, of their limits", "queue"): exactly(0.0),
+        ("Sessions, queue and files, of their limits", "sessions"): exactly(1.0),
+        ("Sessions, queue and files, of their limits", "admission"): between(0, 1),
+        ("Sessions, queue and files, of their limits", "queue"): exactly(0.0),
+        ("Sessions, queue and files, of their limits", "open files"): about(files, 0.2),
         ("Processor, of one core", "event loop"): about(busiest, 0.15),
         ("Processor, of one core", "model calls"): between(0, sum(computed.values()) / seconds * (1 + _TOLERANCE)),
         ("Sessions refused", "{{bound}}"): rate(seen.refused),
@@ -205,7 +208,7 @@ def expected(truth: Truth) -> dict[tuple[str, str], Check]:
         # the processes
         ("Processes", "processes"): exactly(1.0 + WORKERS),
         ("Shortest uptime", "uptime"): about(min(use.uptime for use in uses)),
-        ("Files, of those allowed", "used"): about(max(use.files / use.files_allowed for use in uses), 0.2),
+        ("Files, of those allowed", "used"): about(files, 0.2),
         ("Event loop", "busy"): about(busiest, 0.15),
         ("Event loop", "{{instance}}"): about(loop, 0.15),
         ("Tasks", "{{instance}}"): _tasks(truth.streams),

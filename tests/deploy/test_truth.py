@@ -157,6 +157,12 @@ def test_the_figures_behind_the_alerts(act: Act, prometheus: Prometheus) -> None
             assert len(prometheus.query(name, act.ended)) >= len(found), "it was not recorded"
 
 
+def test_it_is_seen_that_sessions_are_refused_for_their_latency(act: Act, prometheus: Prometheus) -> None:
+    """For as long as they are; what is asked of Prometheus at the end of the stretch is after that."""
+    most = f"max by (model) (max_over_time(recurra_admission_used_ratio[{round(act.truth.seconds)}s]))"
+    assert {labels["model"]: value for labels, value in prometheus.query(most, act.ended)} == {"hasty": 1, "lstm": 0}
+
+
 def test_alerts_come_with_the_trouble_and_not_before(act: Act) -> None:
     assert act.alerts_before == set()
     assert act.alerts_after == {

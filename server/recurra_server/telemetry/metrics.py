@@ -173,6 +173,11 @@ class ServerMetrics(Collector):
             "Time a step may take before new sessions are refused, of models that say how fast they are to be.",
             labels=_MODEL,
         )
+        admitted = GaugeMetricFamily(
+            "recurra_admission_used_ratio",
+            "How much of what there is the open sessions of the same models use; at 1, new ones are refused.",
+            labels=_MODEL,
+        )
         info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "latest"])
         for model in self._engine.shelf.all():
             labels = model.key
@@ -182,8 +187,9 @@ class ServerMetrics(Collector):
             allocated.add_metric(labels, model.slots.nbytes)
             if model.admission is not None:
                 target.add_metric(labels, model.admission.target)
+                admitted.add_metric(labels, model.admission.used(model.sessions, time.monotonic()))
             info.add_metric([*labels, str(self._engine.shelf.is_latest(model)).lower()], 1)
-        yield from (sessions, depth, used, allocated, target, info)
+        yield from (sessions, depth, used, allocated, target, admitted, info)
 
     def _model_counters(self) -> Iterator[Metric]:
         steps = CounterMetricFamily("recurra_steps", "Steps and chunks answered.", labels=[*_MODEL, "outcome"])
