@@ -189,8 +189,8 @@ SESSIONS = (
         "Memory of a session's states",
         [Query(f"{total('recurra_state_bytes')} / {total('recurra_sessions')}", "a session")],
         unit="bytes",
-        means="Bytes of state that one session holds on this model.",
-        act="It is the model's own and does not change; a new version that needs more shows here first.",
+        means="Bytes of state that one session holds on this model; of several that are chosen, on average.",
+        act="It does not change for one version. A new version that needs more shows here first.",
     ),
 )
 

@@ -1,17 +1,19 @@
 """The dashboard to look at first: whether it answers, how fast, and how full it is."""
 
 from deploy.grafana.panels import Board, Query, facts, graph, number
-from deploy.grafana.promql import CHOSEN, RANGE, SERVERS_FAULT, VERSION, mean, quantiles, rate, total
+from deploy.grafana.promql import CHOSEN, OURS, RANGE, SERVERS_FAULT, VERSION, mean, quantiles, rate, total
 
 _ANSWERED = f'{CHOSEN}, outcome=~"ok|replayed"'
 _FAULTS = rate("recurra_errors_total", where=SERVERS_FAULT)
 # What of its limits each server uses.
 USED = {
     "sessions": "sum by (job, instance) (recurra_sessions) / on (job, instance) recurra_sessions_limit",
+    "admission": "max by (job, instance) (recurra_admission_used_ratio)",
     "queue": "max by (job, instance) (recurra_queue_depth) / on (job, instance) recurra_queue_limit",
     "event loop": f"rate(recurra_loop_cpu_seconds_total[{RANGE}]) / recurra_workers",
     "model calls": f"sum by (job, instance) (rate(recurra_compute_seconds_total[{RANGE}])) "
     "/ on (job, instance) recurra_workers",
+    "open files": f"process_open_fds / process_max_fds {OURS}",
 }
 
 
@@ -33,9 +35,10 @@ NOW = (
         Query(f"{_FAULTS} / ({_FAULTS} + {rate('recurra_steps_total', where=_ANSWERED)})", "failed"),
         unit="percentunit",
         red_from=0.001,
-        means="Share of what was asked that no caller could have had: refused for a bound, too late, the store away, "
-        "or a bug. The alerts on the error budget watch it against 99.9 %.",
-        act="'Errors by reason' below names them; docs/errors.md says what each means.",
+        means="Share of what was asked that no caller could have had: refused because the server is full, too late, "
+        "the store away, or a bug; not what was over a caller's own bounds. The alerts on the error budget watch it "
+        "against 99.9 %.",
+        act="'Errors by reason' below names them, with (server); docs/errors.md says what each means.",
     ),
     number(
         "Step latency, p99",
@@ -58,7 +61,7 @@ NOW = (
         Query(f"max ({' or '.join(_labelled(limit, expr) for limit, expr in USED.items())})", "used"),
         unit="percentunit",
         red_from=0.9,
-        means="The fullest of a server's sessions, its queue and its event loop, as a share of what it can take.",
+        means=f"What the fullest server uses of what it can take, whichever is most: {', '.join(USED)}.",
         act="Above 90 % the next burst is refused: see under 'Saturation' which it is, and add servers.",
     ),
     number(
@@ -82,10 +85,11 @@ TRAFFIC = (
     ),
     graph(
         "Errors by reason",
-        [Query(rate("recurra_errors_total", by="reason", where=""), "{{reason}}")],
+        [Query(rate("recurra_errors_total", by="reason, fault", where=""), "{{reason}} ({{fault}})")],
         unit="reqps",
         means="Calls, stream messages and rows answered with an error, of all models and of none, such as an "
-        "unknown session.",
+        "unknown session. (server): no caller could have avoided it, so it costs error budget. (other): a caller's own "
+        "doing or bound, or nobody's.",
         act="docs/errors.md says for each reason what the caller should do. `internal` is a bug: see the log.",
     ),
     graph(
@@ -174,12 +178,15 @@ BATCHES = (
 
 SATURATION = (
     graph(
-        "Sessions and queue, of their limits",
-        [Query(f"max ({USED[limit]})", limit) for limit in ("sessions", "queue")],
+        "Sessions, queue and files, of their limits",
+        [Query(f"max ({USED[limit]})", limit) for limit in ("sessions", "admission", "queue", "open files")],
         unit="percentunit",
         red_from=0.9,
-        means="Open sessions of --max-sessions, and steps that wait of --max-queue, on the fullest server.",
-        act="At 100 % new sessions, or steps, are refused with CAPACITY. Add servers before that.",
+        means="On the fullest server: open sessions of --max-sessions, steps that wait of --max-queue, and open files "
+        "of `ulimit -n`. `admission`: late steps of those, or processor of that (75 %), from which on a model with a "
+        "pace takes no new sessions, whichever is more.",
+        act="At 100 % new sessions, or steps, are refused with CAPACITY; without files, connections hang. Add servers "
+        "before that.",
     ),
     graph(
         "Processor, of one core",
@@ -187,7 +194,8 @@ SATURATION = (
         unit="percentunit",
         red_from=0.9,
         means="Time that the event loop's thread works, and that model calls take, on the busiest server: a mean "
-        "over its workers. A small model runs on the event loop's thread and is in both.",
+        "over its workers. A small model runs on the event loop's thread and is in both. A model with a pace takes no "
+        "new sessions before it is full: see `admission`.",
         act="Near 100 % steps wait for it. The event loop: add workers or servers. Model calls: a smaller model, or "
         "more servers.",
     ),
@@ -195,9 +203,11 @@ SATURATION = (
         "Sessions refused",
         [Query(rate("recurra_sessions_refused_total", by="bound"), "{{bound}}")],
         unit="ops",
-        means="Sessions per second that could not be opened: `max_sessions` are open, or the steps of those that are "
-        "open take too long for the model's pace (`latency`).",
-        act="Any for `latency`: the server is full, add one.",
+        means="Sessions per second that could not be opened: `max_sessions` are open; the steps of those that are open "
+        "take too long for the model's pace (`latency`); or the caller has all that the access file allows "
+        "(`identity_sessions`, `identity_state_bytes`).",
+        act="`max_sessions`, `latency`: the server is full, add one. `identity_...`: it is that caller's own bound; "
+        "raise it, or have them close sessions.",
     ),
 )
 

@@ -10,7 +10,7 @@ VERSION = "{{model}}/{{version}}"
 # Restricts a process metric to Recurra's servers: every target of Prometheus has those.
 OURS = "* on (job, instance) group_left () recurra_build_info"
 # Errors that no caller could have avoided.
-SERVERS_FAULT = 'reason=~"capacity|deadline|internal|store_unavailable"'
+SERVERS_FAULT = 'fault="server"'
 
 
 def only(label: str, value: str) -> str:

@@ -30,7 +30,8 @@ NOW = (
         unit="ops",
         red_from=1e-9,
         means="Sessions per second that could not be opened, for a bound.",
-        act="The server is full: add one. Callers are told when to come back.",
+        act="See under 'Opened' for which: `max_sessions` or `latency` is a full server, add one; `identity_...` is a "
+        "caller's own bound. Callers are told when to come back.",
     ),
     number(
         "Servers without their store",
@@ -77,7 +78,7 @@ LIFE = (
         ],
         unit="ops",
         width=6,
-        means="Sessions opened per second, and those that could not be.",
+        means="Sessions opened per second, and those that could not be, by the bound that was reached.",
         act="A rush after a restart is callers that open anew; with a store they go on instead.",
     ),
     graph(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -20,9 +21,11 @@ from tests.support.server import ServerProcess
 from tests.support.wire import tensor
 
 MAX_SESSIONS = 60
+MAX_SESSIONS_PER_STREAM = 10
 FEATURES = 16
 LSTM_SECONDS = 60.0  # a pace that any machine can keep
 HASTY_SECONDS = 4e-6  # a pace that nobody can keep, so that new sessions are refused at once
+HASTY_WORK = 896  # its steps take so long that what the network and the caller add hardly shows
 WORKERS = 2
 
 
@@ -43,13 +46,12 @@ class Scene:
         self.models = folder / "models"
         models.publish(self.models, "lstm", models.lstm(FEATURES, 128, 1, step_seconds=LSTM_SECONDS))
         models.publish(self.models, "counter", models.counter(), version="7")
-        models.publish(self.models, "hasty", models.counter(step_seconds=HASTY_SECONDS))
+        models.publish(self.models, "hasty", models.slow_counter(HASTY_WORK, step_seconds=HASTY_SECONDS))
         self.valkey = EmbeddedValkey(folder / "valkey")
         self.valkey.start()
         store = ("--store", self.valkey.url)
-        self.one = ServerProcess(
-            self.models, *store, "--watch", "0.2", "--max-sessions", str(MAX_SESSIONS), "--log-format", "json"
-        )
+        bounds = ("--max-sessions", str(MAX_SESSIONS), "--max-sessions-per-stream", str(MAX_SESSIONS_PER_STREAM))
+        self.one = ServerProcess(self.models, *store, *bounds, "--watch", "0.2", "--log-format", "json")
         self.many = ServerProcess(self.models, *store, "--workers", str(WORKERS), "--log-format", "json")
 
     def close(self) -> None:
@@ -135,6 +137,7 @@ class Scene:
             self.seen.asked_store += 1
             await one.open("nothing")
         await one.haste(times)
+        await one.crowd(times)
         for durability in (sessions_pb2.DURABILITY_SYNC, sessions_pb2.DURABILITY_ASYNC):
             kept = await one.open("counter", durability=durability)
             for _ in range(2 * times):
@@ -253,11 +256,30 @@ class Caller:
     async def haste(self, times: int) -> None:
         """Have steps take longer than their model allows, so that no more sessions are opened on it."""
         session = await self.open("hasty")
-        for _ in range(20):
+        for _ in range(12 * times):
             await self.step(session, 1.0)
         for _ in range(times):
             await self.open("hasty")
         await self.close(session, "hasty")
+
+    async def crowd(self, times: int) -> None:
+        """Ask for more sessions on one stream than a stream may have."""
+        stream: Any = self._inference.StreamSteps()
+        opening = sessions_pb2.OpenSessionRequest(model="counter", durability=sessions_pb2.DURABILITY_EPHEMERAL)
+        opened = []
+        for _ in range(MAX_SESSIONS_PER_STREAM + times):
+            await stream.write(inference_pb2.StreamStepsRequest(open=opening))
+            answer = await stream.read()
+            if answer.HasField("error"):
+                self._seen.failed(answer.error.reason.lower(), step=False, own_bound=True)
+            else:
+                self._seen.opened += 1
+                self._scene.open[self._target, "counter"] += 1
+                opened.append(answer.session_id)
+        for session_id in opened:
+            await self.close(session_id, "counter")
+        await stream.done_writing()
+        assert await stream.read() == grpc.aio.EOF
 
     async def _is_open(self, session_id: str) -> bool:
         listed = await self._sessions.ListSessions(sessions_pb2.ListSessionsRequest(page_size=1000))

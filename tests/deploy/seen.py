@@ -8,6 +8,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from recurra_client import StepInfo
 
+_SERVERS_FAULT = ("capacity", "deadline", "internal", "store_unavailable")
+
 
 class SeenStep(NamedTuple):
     """A step or chunk that was applied; times in seconds.
@@ -33,7 +35,7 @@ class Seen:
     steps: list[SeenStep] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     timesteps: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)  # by reason and fault
     opened: int = 0
     durable_opened: int = 0
     sync_steps: int = 0
@@ -48,11 +50,17 @@ class Seen:
         self.outcomes["ok"] += 1
         self.timesteps[model] += timesteps
 
-    def failed(self, reason: str, *, step: bool) -> None:
-        """A call, or a step that came to its turn, was answered with an error."""
-        self.errors[reason] += 1
+    def failed(self, reason: str, *, step: bool, own_bound: bool = False) -> None:
+        """A call, or a step that came to its turn, was answered with an error, perhaps for a caller's own bound."""
+        servers = reason in _SERVERS_FAULT and not own_bound
+        self.errors[reason, "server" if servers else "other"] += 1
         if step:
             self.outcomes[reason] += 1
+
+    @property
+    def faults(self) -> int:
+        """What no caller could have avoided."""
+        return sum(count for (_, fault), count in self.errors.items() if fault == "server")
 
     def calls(self, *models: str) -> Counter[int]:
         """How many model calls of which size there must have been: each of B sessions answered B steps."""

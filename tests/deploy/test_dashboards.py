@@ -1,8 +1,11 @@
 """The dashboards are what their code says, and draw what the server measures."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 from tests.deploy.promql import (
     DASHBOARDS,
@@ -44,6 +47,15 @@ def test_variables_are_filled_from_documented_metrics() -> None:
     documented = {metric.name for metric in documented_metrics()}
     for path in DASHBOARDS.iterdir():
         assert metrics_in(path.read_text()) <= documented
+
+
+def test_what_is_traced_is_drawn_and_leads_to_its_trace() -> None:
+    """By the label that exemplars have (tests/server/test_tracing.py)."""
+    drawn = [panel["title"] for _, panel in panels() if '"exemplar": true' in json.dumps(panel)]
+    assert drawn == ["Step latency", "Step latency"]
+    provisioned = ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
+    (source,) = yaml.safe_load(provisioned.read_text())["datasources"]
+    assert [destination["name"] for destination in source["jsonData"]["exemplarTraceIdDestinations"]] == ["trace_id"]
 
 
 def test_prometheus_understands_every_panel(tmp_path: Path) -> None:

@@ -172,6 +172,14 @@ def _serves_on(bounded: ServerProcess) -> Iterator[None]:
         assert stubs.health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
 
 
+def budget_spent(server: ServerProcess) -> float:
+    """Errors that the server has to answer for: those that the error budget counts."""
+    samples = server.metrics()
+    reasons = ("capacity", "deadline", "internal", "store_unavailable")
+    counts = [samples.get("recurra_errors_total", reason=reason, fault="server") for reason in reasons]
+    return sum(count for count in counts if count is not None)
+
+
 def memory(server: ServerProcess) -> int:
     """Resident memory, in bytes."""
     return resident_bytes([server.pid])

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,28 @@ def test_steps_per_second_are_kept_over_a_second() -> None:
         account.spend(601, 200.0)
     assert refusal.value.retry_after is None, "it would never be taken"
     account.spend(600, 200.0)
+
+
+def test_what_is_over_ones_own_bounds_costs_no_error_budget(runtimes: dict[str, OnnxRuntime]) -> None:
+    limits = Limits(max_sessions=4, max_queue=8, max_queue_per_session=2)
+    harness, edge, step = Harness({"counter": runtimes["counter"]}, limits), EdgeCounts(), np.ones((1, 1), np.float32)
+    poor, busy = Account("poor", Quota(sessions=0, state_bytes=0, steps_per_second=1)), Account("busy")
+    session = harness.open("counter", caller=busy)
+
+    def refused(bound: str, ask: Callable[[], object]) -> None:
+        with pytest.raises(CapacityError) as caught:
+            [ask() for _ in range(10)]
+        assert caught.value.metadata["bound"] == bound
+        edge.count_error(caught.value)
+
+    refused("identity_sessions", lambda: harness.open("counter", caller=poor))
+    refused("identity_state_bytes", lambda: poor.check_memory(1))
+    refused("identity_steps_per_second", lambda: poor.spend(1, 0.0))
+    refused("max_queue_per_session", lambda: harness.submit(session, step))
+    refused("fair_share", lambda: harness.submit(harness.open("counter", caller=busy), step))
+    assert edge.errors == {("capacity", "other"): 5}
+    refused("max_sessions", lambda: harness.open("counter", caller=Account("another")))
+    assert edge.errors == {("capacity", "other"): 5, ("capacity", "server"): 1}
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["step by step", "in a block"])

@@ -256,7 +256,7 @@ def test_who_reads_nothing_is_cut_off(bounded: ServerProcess, attack: Attack) ->
     def counted(name: str, **labels: str) -> float:
         return bounded.metrics().get(name, **labels) or 0.0
 
-    cut_before = counted("recurra_errors_total", reason="slow_reader")
+    cut_before = counted("recurra_errors_total", reason="slow_reader", fault="other")
     generate = GenerateRequest(model=ModelVersion(name="echo"), inputs=[tensor([1.0])], max_steps=64)
     with Rude(bounded.target, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as rude:
         threading.Thread(target=keep_alive, args=(rude,), daemon=True).start()
@@ -265,7 +265,9 @@ def test_who_reads_nothing_is_cut_off(bounded: ServerProcess, attack: Attack) ->
         )
         rude.send(rude.call(3, "/recurra.v1.InferenceService/Generate"))
         rude.send(DataFrame(3, framed(generate), flags=["END_STREAM"]))
-        assert wait_until(lambda: counted("recurra_errors_total", reason="slow_reader") == cut_before + 2)
+        assert wait_until(
+            lambda: counted("recurra_errors_total", reason="slow_reader", fault="other") == cut_before + 2
+        )
         assert wait_until(lambda: counted("recurra_streams") == 0)
         assert not rude.closed
         assert memory(bounded) - before < 64 * MIB

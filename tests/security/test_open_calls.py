@@ -20,7 +20,7 @@ from recurra.v1.models_pb2 import LoadModelRequest, UnloadModelRequest
 from recurra.v1.sessions_pb2 import DrainSessionsRequest
 from recurra_server.rpc.open_calls import MOST_READING
 
-from tests.security.conftest import failure, reason_of, refused, wait_until
+from tests.security.conftest import budget_spent, failure, reason_of, refused, wait_until
 from tests.security.test_http2 import ended, keep_alive, until
 from tests.support.attacks import Attack
 from tests.support.http2 import Rude
@@ -149,9 +149,12 @@ async def test_few_messages_without_a_token_are_waited_for(patient: ServerProces
 
 
 def test_a_message_without_a_token_is_not_waited_for_long(bounded: ServerProcess, attack: Attack) -> None:
+    before = budget_spent(bounded)
     with Rude(bounded.target) as rude:
         begin_messages(rude, 3)
         assert wait_for_ends(rude, 3)
+    assert bounded.metrics().get("recurra_errors_total", reason="deadline", fault="other") == 3
+    assert budget_spent(bounded) == before, "nobody is to be woken by who has no token"
     attack("gRPC port", "a call without a token whose message does not come to an end", "DEADLINE_EXCEEDED")
 
 
@@ -164,7 +167,7 @@ def test_a_long_message_without_a_token_is_refused(stubs: Stubs, attack: Attack)
 
 def test_answers_that_are_not_read_are_given_up(bounded: ServerProcess, attack: Attack) -> None:
     def cut() -> float:
-        return bounded.metrics().get("recurra_errors_total", reason="slow_reader") or 0.0
+        return bounded.metrics().get("recurra_errors_total", reason="slow_reader", fault="other") or 0.0
 
     before = cut()
     with Rude(bounded.target, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as rude:
@@ -177,12 +180,13 @@ def test_answers_that_are_not_read_are_given_up(bounded: ServerProcess, attack: 
 
 
 def test_a_newcomer_takes_the_place_of_who_has_watched_longest(bounded: ServerProcess, attack: Attack) -> None:
-    connections, calls = [Stubs(bounded.target) for _ in range(4)], []
+    connections, calls, before = [Stubs(bounded.target) for _ in range(4)], [], budget_spent(bounded)
     for stubs in connections * 16:
         calls.append(stubs.health.Watch(health_pb2.HealthCheckRequest(), timeout=60))
         assert next(calls[-1]).status == SERVING
     assert {reason_of(failure(partial(next, call))) for call in calls[:4]} == {"RESOURCE_EXHAUSTED CAPACITY"}
     assert not any(call.done() for call in calls[4:])
+    assert budget_spent(bounded) == before
     for stubs in connections:
         stubs.channel.close()
     attack(

@@ -23,6 +23,11 @@ class Worker:
         self.seconds = Histogram("step_seconds", "Time.", buckets=(1, 2), registry=self.registry)
         self.sessions = Gauge("sessions", "Open.", registry=self.registry)
         self.draining = Gauge("recurra_draining", "1 or 0.", registry=self.registry)
+        self.lag = Gauge("recurra_durable_lag_seconds", "Oldest change.", registry=self.registry)
+        self.target = Gauge("recurra_step_target_seconds", "Allowed.", ["model"], registry=self.registry)
+        self.admitted = Gauge("recurra_admission_used_ratio", "In use.", ["model"], registry=self.registry)
+        self.load_failed = Gauge("recurra_model_load_failed", "1 or 0.", ["model"], registry=self.registry)
+        self.store_up = Gauge("recurra_store_up", "1 or 0.", registry=self.registry)
         self.workers = Gauge("recurra_workers", "Processes.", registry=self.registry)
         self.workers.set(1)
         self.info = Gauge("recurra_build_info", "Always 1.", ["version"], registry=self.registry)
@@ -49,6 +54,11 @@ def test_counts_are_added_up_and_states_are_not() -> None:
         worker.sessions.set(many)
         worker.started.set(100 * many)
         worker.seconds.observe(many - 2.5)
+        worker.lag.set(many)
+        worker.target.labels("a").set(0.25)
+        worker.admitted.labels("a").set(many / 10)
+        worker.load_failed.labels("a").set(1)
+        worker.store_up.set(many == 3)
     other.steps.labels("b").inc(5)
     other.draining.set(1)
     merged = MergedMetrics()
@@ -66,6 +76,11 @@ def test_counts_are_added_up_and_states_are_not() -> None:
         ("step_seconds_bucket", {"le": "1.0"}, 1),
         ("step_seconds_bucket", {"le": "2.0"}, 2),
         ("recurra_draining", {}, 1),
+        ("recurra_durable_lag_seconds", {}, 4),
+        ("recurra_step_target_seconds", {"model": "a"}, 0.25),
+        ("recurra_admission_used_ratio", {"model": "a"}, 0.4),
+        ("recurra_model_load_failed", {"model": "a"}, 1),
+        ("recurra_store_up", {}, 0),
         ("recurra_build_info", {"version": "1"}, 1),
         ("process_start_time_seconds", {}, 300),
     ):

@@ -33,6 +33,11 @@ class _Slice:
     late: int = 0
     slow: int = 0
 
+    @property
+    def lateness(self) -> float:
+        """How many steps were late, as a share of those that may be; 0 where they are few."""
+        return self.late / (_LATE_SHARE * self.steps) if self.late >= _EVIDENCE else 0.0
+
 
 class Admission:
     """Watches the steps of one model.
@@ -72,21 +77,33 @@ class Admission:
         Raises:
             CapacityError: Those that are open need what there is.
         """
-        self._current(now)
-        steps = sum(part.steps for part in self._slices)
-        late = sum(part.late for part in self._slices)
-        if late >= _EVIDENCE and late > _LATE_SHARE * steps:
-            self._refuse(f"{late / steps:.0%} of the last second's steps took longer than {self.target * 1e3:g} ms")
+        lately = self._lately(now)
+        if lately.lateness > 1:
+            share = lately.late / lately.steps
+            self._refuse(f"{share:.0%} of the last second's steps took longer than {self.target * 1e3:g} ms")
         if self._measured is None:
             self._mean = (self._before + sessions) / 2
             self._measured = self._before = sessions
-        slow = sum(part.slow for part in self._slices) > _LATE_SHARE * steps
-        if steps and sessions - self._measured >= self._room(self._measured, slow=slow):
+        if sessions - self._measured >= self._room(self._measured, lately):
             self._refuse(f"{self._busy:.0%} of a processor is in use by {self._measured} sessions")
 
-    def _room(self, sessions: int, *, slow: bool) -> float:
+    def used(self, sessions: int, now: float) -> float:
+        """How much of what there is the open sessions use; at 1, its most, new ones are refused, or all but a few.
+
+        Of the late steps that are allowed, or of the processor, whichever is more.
+        """
+        lately = self._lately(now)
+        busy = self._busy / _FULL if self._is_telling(sessions, lately) else 0.0
+        return min(1.0, max(lately.lateness, busy))
+
+    def _is_telling(self, sessions: int, lately: _Slice) -> bool:
+        """Whether the load says what a session costs."""
+        slow = lately.slow > _LATE_SHARE * lately.steps
+        return self._busy > _IDLE and lately.steps > 0 and (sessions >= _MANY or slow)
+
+    def _room(self, sessions: int, lately: _Slice) -> float:
         """How many can be opened beside those that were open when the load was measured."""
-        if self._busy <= _IDLE or (sessions < _MANY and not slow):
+        if not self._is_telling(sessions, lately):
             return float("inf")
         return max(_LEAST_GROWTH, self._mean * _FULL / self._busy - sessions)
 
@@ -96,6 +113,16 @@ class Admission:
             retry_after=WINDOW,
             bound="latency",
             limit=self.target,
+        )
+
+    def _lately(self, now: float) -> _Slice:
+        """What was seen in all of the window."""
+        current, parts = self._current(now), self._slices
+        return _Slice(
+            current.number,
+            steps=sum(part.steps for part in parts),
+            late=sum(part.late for part in parts),
+            slow=sum(part.slow for part in parts),
         )
 
     def _current(self, now: float) -> _Slice:

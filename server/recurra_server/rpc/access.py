@@ -77,7 +77,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         """A method that refuses, of the kind that reads no message first."""
 
         async def refuse(_: object, context: _Context) -> None:
-            self._edge.count_error(error.reason)
+            self._edge.count_error(error)
             await abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -91,7 +91,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 who = identity or self._access.by_certificate(peer)
                 self._access.check(who, role, peer)
             except EngineError as error:
-                self._edge.count_error(error.reason)
+                self._edge.count_error(error)
                 await abort(context, error)
             CALLER.set(who)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
@@ -12,9 +12,6 @@ from recurra_server.security.identity import CALLER
 from recurra_server.telemetry.metrics import EdgeCounts
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-SLOW_READER: Final = "SLOW_READER"
-"""How it is counted that a call was cut off whose caller read nothing. The caller is not told: it would not read it."""
 
 
 async def write(context: _Context, message: Any, edge: EdgeCounts, patience: float) -> None:
@@ -28,7 +25,7 @@ async def write(context: _Context, message: Any, edge: EdgeCounts, patience: flo
         async with asyncio.timeout(patience or None):
             await context.write(message)
     except TimeoutError:
-        edge.count_error(SLOW_READER)
+        edge.count_slow_reader()
         raise asyncio.CancelledError from None
 
 

@@ -73,7 +73,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Apply one step or chunk to each of many sessions."""
         response = await step_batch(self._driver, request, self._deadline(context), caller_account())
         for row in response.errors:
-            self.edge.count_error(row.error.reason)
+            self.edge.count_error(row.error)
         return response
 
     @guarded

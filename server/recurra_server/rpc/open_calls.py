@@ -59,7 +59,7 @@ class OpenCalls:
         try:
             request = await self._in_time(context)
         except EngineError as error:
-            self._edge.count_error(error.reason)
+            self._edge.count_error(error)
             await abort(context, error)
         if request is grpc.aio.EOF:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no message")
@@ -78,7 +78,7 @@ class OpenCalls:
                 self._reading[limit] = asyncio.get_running_loop().time() + min(self._seconds, _AT_LEAST)
                 return await context.read()
         except TimeoutError:
-            raise DeadlineError("the message of this call has not come in time") from None
+            raise DeadlineError("the message of this call has not come in time", bound="handshake_timeout") from None
         finally:
             self._reading.pop(limit, None)
 

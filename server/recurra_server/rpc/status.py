@@ -107,7 +107,7 @@ def guarded(
         except Exception as error:
             known = to_engine_error(error)
             edge: EdgeCounts = servicer.edge
-            edge.count_error(known.reason)
+            edge.count_error(known)
             del request  # gRPC's context keeps the error of an aborted call, and that keeps this frame
             await abort(context, known)
 

@@ -144,7 +144,7 @@ class StepStream(Stream):
 
     def _refuse(self, error: Exception, session_id: str, opened: sessions_pb2.Session | None = None) -> None:
         known = to_engine_error(error)
-        self._edge.count_error(known.reason)
+        self._edge.count_error(known)
         self.reply(_Response(session_id=session_id, opened=opened, error=to_message(known)))
 
     def _find(self, session_id: str) -> Session:
@@ -206,7 +206,7 @@ class StepStream(Stream):
         """The answer to a step or chunk."""
         response = _Response(session_id=step.session.id or "")
         if step.error is not None:
-            self._edge.count_error(step.error.reason)
+            self._edge.count_error(step.error)
             response.error.CopyFrom(to_message(step.error))
         else:
             response.result.CopyFrom(result_of(step, chunk=chunk))

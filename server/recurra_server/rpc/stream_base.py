@@ -18,7 +18,7 @@ from recurra_server.engine.errors import (
     EngineError,
     UnauthenticatedError,
 )
-from recurra_server.rpc.answers import SLOW_READER, Answers
+from recurra_server.rpc.answers import Answers
 from recurra_server.rpc.status import abort
 from recurra_server.rpc.turnstile import Turnstile
 from recurra_server.rpc.writer import EagerWriter
@@ -195,7 +195,7 @@ class OpenStreams:
             try:
                 await stream.run()
             except EngineError as error:
-                self._edge.count_error(error.reason)
+                self._edge.count_error(error)
                 await abort(context, error)
 
     async def answer(self, responses: AsyncGenerator[Any, None], context: _Context) -> None:
@@ -231,7 +231,7 @@ class OpenStreams:
             await asyncio.sleep(self._patience / 4)
             for stream in list(self._streams):
                 if stream.is_stuck(clock(), self._patience):
-                    self._edge.count_error(SLOW_READER)
+                    self._edge.count_slow_reader()
                     stream.cut()
 
     def end_where_not(self, still_holds: Callable[[Identity], bool]) -> None:

@@ -19,7 +19,7 @@ _log = structlog.get_logger(__name__)
 _TIMEOUT = 4.0  # seconds
 _NO_ANSWER = (OSError, HTTPException, ValueError)  # there is none, it breaks off, or it is no metrics
 _COUNTED = ("counter", "histogram")
-_LARGEST = ("_info", "_draining", "_lag_seconds", "_target_seconds", "_load_failed")
+_LARGEST = ("_info", "_draining", "_lag_seconds", "_target_seconds", "_load_failed", "_used_ratio")
 _SMALLEST = ("process_start_time_seconds", "recurra_store_up")
 _Key = tuple[str, frozenset[tuple[str, str]]]
 _Values = dict[_Key, float]
@@ -92,7 +92,7 @@ class MergedMetrics(Collector):
 
 
 def merge(parts: Iterable[_Metrics]) -> _Metrics:
-    """Add up metrics, by name; states and lags are the largest, start times and what is up the smallest.
+    """Add up metrics, by name; states, lags and shares are the largest, start times and what is up the smallest.
 
     Of the examples of a bucket the newest stays.
     """

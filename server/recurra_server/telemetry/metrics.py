@@ -7,8 +7,9 @@ histograms are filled as batches are answered.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,8 +22,26 @@ from recurra_server.telemetry.timings import AllTimings
 _MODEL = ("model", "version", "digest")
 # What keeps sessions from being opened.
 _BOUNDS = ("max_sessions", "latency", "identity_sessions", "identity_state_bytes")
-# Errors that no caller could have avoided: what the alert on the error budget counts.
-_SERVERS_FAULT = ("capacity", "deadline", "internal", "store_unavailable")
+_SERVERS_FAULT: Final = frozenset({
+    ("capacity", "max_sessions"), ("capacity", "max_queue"), ("capacity", "latency"),
+    ("deadline", ""), ("internal", ""), ("store_unavailable", ""),
+})  # fmt: skip
+"""Errors by reason and bound that no caller could have avoided: what the error budget counts. The other bounds are a
+caller's own, or of calls that need no token: if they counted, anybody could wake whoever runs the server."""
+
+
+class Failure(Protocol):
+    """What was answered, be it an `EngineError` or a message of one."""
+
+    @property
+    def reason(self) -> str:
+        """The stable name of its cause."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Its facts; `bound` names the bound that was reached."""
+        ...
 
 
 @dataclass(slots=True)
@@ -31,17 +50,23 @@ class EdgeCounts:
 
     Attributes:
         streams: Open `StreamSteps` and `ModelStreamInfer` streams.
-        errors: Calls, stream messages and rows answered with an error, by reason.
+        errors: Calls, stream messages and rows answered with an error, by reason and by fault: "server" or "other".
         loads: Of every version in the repository, whether it could be loaded when that was tried last.
     """
 
     streams: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     loads: dict[tuple[str, str], bool] = field(default_factory=dict)
 
-    def count_error(self, reason: str) -> None:
+    def count_error(self, error: Failure) -> None:
         """Count an error that was answered."""
-        self.errors[reason.lower()] += 1
+        reason = error.reason.lower()
+        servers = (reason, error.metadata.get("bound", "")) in _SERVERS_FAULT
+        self.errors[reason, "server" if servers else "other"] += 1
+
+    def count_slow_reader(self) -> None:
+        """Count a call that was cut off whose caller read nothing. They are not told: they would not read it."""
+        self.errors["slow_reader", "other"] += 1
 
 
 class ServerMetrics(Collector):
@@ -77,11 +102,12 @@ class ServerMetrics(Collector):
 
     def _edges(self) -> Iterator[Metric]:
         errors = CounterMetricFamily(
-            "recurra_errors", "Calls, stream messages and rows answered with an error.", labels=["reason"]
+            "recurra_errors", "Calls, stream messages and rows answered with an error.", labels=["reason", "fault"]
         )
         # From the start at 0, so that the first increase is seen as one.
-        for reason, count in sorted({**dict.fromkeys(_SERVERS_FAULT, 0), **self._edge.errors}.items()):
-            errors.add_metric([reason], count)
+        servers = dict.fromkeys(((reason, "server") for reason, _ in _SERVERS_FAULT), 0)
+        for labels, count in sorted({**servers, **self._edge.errors}.items()):
+            errors.add_metric(labels, count)
         yield errors
         yield GaugeMetricFamily(
             "recurra_streams", "Open StreamSteps and ModelStreamInfer streams.", value=self._edge.streams
@@ -147,6 +173,11 @@ class ServerMetrics(Collector):
             "Time a step may take before new sessions are refused, of models that say how fast they are to be.",
             labels=_MODEL,
         )
+        admitted = GaugeMetricFamily(
+            "recurra_admission_used_ratio",
+            "How much of what there is the open sessions of the same models use; at 1, new ones are refused.",
+            labels=_MODEL,
+        )
         info = GaugeMetricFamily("recurra_model_info", "Always 1.", labels=[*_MODEL, "latest"])
         for model in self._engine.shelf.all():
             labels = model.key
@@ -156,8 +187,9 @@ class ServerMetrics(Collector):
             allocated.add_metric(labels, model.slots.nbytes)
             if model.admission is not None:
                 target.add_metric(labels, model.admission.target)
+                admitted.add_metric(labels, model.admission.used(model.sessions, time.monotonic()))
             info.add_metric([*labels, str(self._engine.shelf.is_latest(model)).lower()], 1)
-        yield from (sessions, depth, used, allocated, target, info)
+        yield from (sessions, depth, used, allocated, target, admitted, info)
 
     def _model_counters(self) -> Iterator[Metric]:
         steps = CounterMetricFamily("recurra_steps", "Steps and chunks answered.", labels=[*_MODEL, "outcome"])

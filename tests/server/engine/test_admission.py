@@ -45,6 +45,12 @@ class Calls(Harness):
         assert admission is not None
         admission.observe_load(busy)
 
+    def used(self) -> float:
+        """How much of what is admitted is in use."""
+        model = self.engine.model("counter")
+        assert model.admission is not None
+        return model.admission.used(model.sessions, self.now)
+
 
 def test_while_steps_are_late_nothing_is_opened_and_then_again(runtimes: Runtimes) -> None:
     calls = Calls(runtimes)
@@ -106,6 +112,23 @@ def test_a_rush_is_taken_as_far_as_there_is_room(runtimes: Runtimes, busy: float
     assert calls.open_many(1) == (busy == 0.01)
     calls.load(0.7)
     assert calls.open_many(1) == 1
+
+
+def test_what_is_in_use_is_told_before_sessions_are_refused(runtimes: Runtimes) -> None:
+    calls = Calls(runtimes)
+    calls.load(0.6)
+    calls.open_many(500)
+    assert calls.used() == 0, "nobody steps"
+    for _ in range(2):
+        calls.step_all(0)
+    assert calls.used() == pytest.approx(0.8), "of three quarters of a processor"
+    del calls.sessions[10:]
+    calls.step_all(2 * TARGET)
+    assert calls.used() == pytest.approx(0.99, abs=0.001), "10 late steps of 1,010"
+    assert calls.open_many(1) == 1
+    calls.step_all(2 * TARGET)
+    assert calls.used() == 1
+    assert calls.open_many(1) == 0
 
 
 @pytest.mark.parametrize(("busy", "share", "room"), [(0.02, 0.5, 5000), (0.6, 0.5, 4), (0.6, 0.2, 5000)])

@@ -192,7 +192,10 @@ def timesteps(server: ServerProcess) -> float:
 
 
 def refusals(server: ServerProcess) -> float:
-    return server.metrics().get("recurra_errors_total", reason="capacity") or 0.0
+    counts = [
+        server.metrics().get("recurra_errors_total", reason="capacity", fault=fault) for fault in ("server", "other")
+    ]
+    return sum(count for count in counts if count is not None)
 
 
 def test_refused_messages_leave_nothing_behind(server: ServerProcess, stubs: Stubs) -> None:

@@ -111,8 +111,8 @@ def test_metrics_count_what_happened(repository: Path) -> None:
         ("recurra_step_queue_seconds_count", counter, 3),
         ("recurra_step_compute_seconds_count", counter, 3),
         ("recurra_batch_size_bucket", {**counter, "le": "1"}, samples.get("recurra_batch_size_count", **counter)),
-        ("recurra_errors_total", {"reason": "input_not_finite"}, 1),
-        ("recurra_errors_total", {"reason": "session_not_found"}, 1),
+        ("recurra_errors_total", {"reason": "input_not_finite", "fault": "other"}, 1),
+        ("recurra_errors_total", {"reason": "session_not_found", "fault": "other"}, 1),
         ("recurra_streams", {}, 0),
         ("recurra_draining", {}, 0),
     ):

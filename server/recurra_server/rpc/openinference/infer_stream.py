@@ -84,7 +84,7 @@ class InferStream(Stream):
     def _refusal(self, about: tuple[str, EngineError]) -> pb.ModelStreamInferResponse:
         """An error as an answer. Many clients show no more of it than its text, so all is in there."""
         request_id, error = about
-        self._edge.count_error(error.reason)
+        self._edge.count_error(error)
         whose = f"[request id: {request_id}] " if request_id else ""
         response = pb.ModelStreamInferResponse(error_message=f"{whose}{error.reason}: {error.message}")
         response.infer_response.id = request_id
