@@ -25,6 +25,7 @@ MAX_SESSIONS_PER_STREAM = 10
 FEATURES = 16
 LSTM_SECONDS = 60.0  # a pace that any machine can keep
 HASTY_SECONDS = 4e-6  # a pace that nobody can keep, so that new sessions are refused at once
+HASTY_WORK = 896  # its steps take so long that what the network and the caller add hardly shows
 WORKERS = 2
 
 
@@ -45,7 +46,7 @@ class Scene:
         self.models = folder / "models"
         models.publish(self.models, "lstm", models.lstm(FEATURES, 128, 1, step_seconds=LSTM_SECONDS))
         models.publish(self.models, "counter", models.counter(), version="7")
-        models.publish(self.models, "hasty", models.counter(step_seconds=HASTY_SECONDS))
+        models.publish(self.models, "hasty", models.slow_counter(HASTY_WORK, step_seconds=HASTY_SECONDS))
         self.valkey = EmbeddedValkey(folder / "valkey")
         self.valkey.start()
         store = ("--store", self.valkey.url)
@@ -255,7 +256,7 @@ class Caller:
     async def haste(self, times: int) -> None:
         """Have steps take longer than their model allows, so that no more sessions are opened on it."""
         session = await self.open("hasty")
-        for _ in range(20):
+        for _ in range(12 * times):
             await self.step(session, 1.0)
         for _ in range(times):
             await self.open("hasty")

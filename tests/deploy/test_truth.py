@@ -13,7 +13,7 @@ import yaml
 from recurra.v1 import sessions_pb2
 
 from deploy.grafana.draw import Source, draw_all
-from tests.deploy.expected import Check, Truth, about, between, exactly, expected, expected_facts
+from tests.deploy.expected import Check, Truth, about, between, exactly, expected, expected_facts, slow_p99
 from tests.deploy.machine import use_of
 from tests.deploy.promql import DASHBOARDS, ROOT, panels
 from tests.deploy.scene import HASTY_SECONDS, LSTM_SECONDS, Scene, running_scene
@@ -92,6 +92,7 @@ _LINES = [
     if panel["type"] != "table"
     for target in panel["targets"]  # type: ignore[attr-defined]
 ]
+_P99 = [line for line in _LINES if str(line.values[0]).startswith("Step latency") and line.values[2] == "p99"]
 _TABLES = [
     pytest.param(str(panel["title"]), panel["targets"][0]["expr"], id=where)  # type: ignore[index]
     for where, panel in panels()
@@ -106,6 +107,13 @@ def test_a_line_of_a_panel(act: Act, prometheus: Prometheus, title: str, expr: s
     check: Check | None = expected(act.truth).get((title, legend))
     assert check is not None, "nothing says what it must be: tell it in tests/deploy/expected.py"
     check(values)
+
+
+@pytest.mark.parametrize(("title", "expr", "legend"), _P99)
+def test_the_p99_of_the_model_that_is_chosen(
+    act: Act, prometheus: Prometheus, title: str, expr: str, legend: str
+) -> None:
+    slow_p99(act.truth.seen)(_ask(prometheus, act, expr.replace("$model", "hasty"), legend))
 
 
 @pytest.mark.parametrize(("title", "expr"), _TABLES)

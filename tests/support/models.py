@@ -58,6 +58,28 @@ def counter(**fields: Any) -> onnx.ModelProto:
     )
 
 
+def slow_counter(work: int, **fields: Any) -> onnx.ModelProto:
+    """The running sum, with a product of two [work, work] matrices in each call that makes no difference."""
+    model = counter(**fields)
+    summing, *rest = model.graph.node
+    summing.output[0] = "only_sums"
+    work_nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),  # so that it is no constant
+        helper.make_node("Mul", ["matrix", "largest"], ["scaled"]),
+        helper.make_node("MatMul", ["scaled", "matrix"], ["product"]),
+        helper.make_node("ReduceMax", ["product"], ["some"], keepdims=0),
+        helper.make_node("Mul", ["some", "nothing"], ["none"]),
+        helper.make_node("Add", ["only_sums", "none"], ["sums"]),
+    ]
+    nodes = [summing, *work_nodes, *rest]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    matrix = _weights(np.random.default_rng(0), work, work)
+    model.graph.initializer.append(numpy_helper.from_array(matrix, "matrix"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    return model
+
+
 def watched(**fields: Any) -> onnx.ModelProto:
     """The running sum, and as optional outputs twice it, and what a table of 10 has at that place: it fails beyond."""
     model = with_double(counter(**fields))
