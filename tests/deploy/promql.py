@@ -53,12 +53,12 @@ def queries() -> list[str]:
     return [re.sub(r"\$\w+", lambda name: chosen[name[0]], json.loads(text)) for text in written]
 
 
-def promtool(*arguments: str) -> str:
-    """Fail the test unless Prometheus' own tool is content; return what it says."""
+def promtool(*arguments: str, told: str = "") -> str:
+    """Fail the test unless Prometheus' own tool is content with what it is told; return what it says."""
     tool = shutil.which("promtool")
     if tool is None:
         pytest.fail("promtool is missing; it comes with Prometheus: apt install prometheus, or brew install prometheus")
-    checked = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
+    checked = subprocess.run([tool, *arguments], input=told, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     return checked.stdout
 
