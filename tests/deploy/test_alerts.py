@@ -1,6 +1,7 @@
 """Each alert fires where it must, when it must, and stays quiet just short of that; and says what to do."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from tests.deploy.promql import ROOT, documented_metrics, metrics_in, promtool
+from tests.deploy.promql import ROOT, documented_metrics, metrics_in, panels, promtool
 
 RULES = ROOT / "deploy" / "prometheus" / "recurra.rules.yml"
 GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
@@ -219,6 +220,8 @@ def test_every_alert_and_every_limit_is_tried() -> None:
         rule["labels"]["limit"] for group in GROUPS for rule in group["rules"] if "limit" in rule.get("labels", {})
     }
     assert limits == _used(1.0).keys()
+    (drawn,) = (str(panel["targets"]) for _, panel in panels() if panel["title"] == "Nearest to a limit")
+    assert set(re.findall(r'"limit", "([a-z ]+)"', drawn)) == limits
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.alert}: {case.what}" for case in CASES])

@@ -55,7 +55,7 @@ def test_bytes_that_are_no_message_are_refused_by_every_call_of_every_service(re
                 list(stubs.channel.stream_stream(method)(iter([b"\x85\x73\x22"]), timeout=20))  # type: ignore[arg-type]
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, (method, caught.value)
             assert error_info(caught.value).reason == "INVALID_REQUEST"
-        assert server.metrics().get("recurra_errors_total", reason="invalid_request") == len(methods)
+        assert server.metrics().get("recurra_errors_total", reason="invalid_request", fault="other") == len(methods)
         server.terminate()
         server.wait()
     assert "unexpected" not in server.output
