@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import secrets
 from concurrent.futures import Future
 from typing import Any, Final
@@ -10,7 +9,7 @@ from typing import Any, Final
 from benchmarks import contenders
 from benchmarks.client import ClientProcess, Values, load
 from benchmarks.parts.bench import Bench
-from benchmarks.processes import free_port
+from benchmarks.processes import free_port, give_way
 
 FAIRNESS: Final = "fairness"
 ALONE: Final = "alone"
@@ -45,7 +44,7 @@ def fairness(bench: Bench) -> None:
                 target, seconds = f"127.0.0.1:{port}", bench.effort.seconds
                 loud: Future[Values] | None = None
                 if noise:
-                    other.run(os.nice, 10)  # it is the server that is to be fair, not this machine
+                    other.run(give_way)  # it is the server that is to be fair, not this machine
                     loud = other.begin(load, target, pid, _MODEL, **{"api": "stream", "seconds": seconds + 3, **noise})
                 values = bench.client.run(load, target, pid, _MODEL, **_QUIET, token=tokens["quiet"], seconds=seconds)
                 if loud is not None:
