@@ -106,7 +106,7 @@ async def _measure_in_turns(jobs: Sequence[Job], seconds: float) -> list[Values]
         opened = [await stack.enter_async_context(_opened(job)) for job in jobs]
         for _ in range(turns):
             for lanes, outcome, time in zip(opened, outcomes, times, strict=True):
-                await run_closed(lanes, Timing(_WARMUP_SECONDS, seconds / turns, time.begin), outcome)
+                await run_closed(lanes, Timing(_WARMUP_SECONDS, seconds / turns, began=time.begin), outcome)
                 time.end()
     return [
         _values(outcome, len(outcome.latencies) - outcome.errors.total(), time.seconds)

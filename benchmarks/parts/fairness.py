@@ -14,10 +14,16 @@ from benchmarks.processes import free_port, give_way
 FAIRNESS: Final = "fairness"
 ALONE: Final = "alone"
 _MODEL: Final = "lstm-128"
-_QUIET: Final[dict[str, Any]] = {"api": "stream", "sessions": 8, "pace": 0.01, "arrivals": 100.0, "warmup": 0.5}
+_QUIET: Final[dict[str, Any]] = {
+    "api": "stream", "sessions": 8, "pace": 0.01, "arrivals": 100.0, "warmup": 0.5, "seconds": 1.5,
+}  # fmt: skip
+_SESSIONS: Final = 64
+_NOISY: Final[dict[str, Any]] = {
+    "api": "stream", "sessions": _SESSIONS, "seconds": 2.5, "patience": 0.5,  # until the quiet one has gone
+}  # fmt: skip
 _QUOTA: Final = 2_000
-_NOISY: Final = 64
-_ROUNDS: Final = 3  # each of which starts four servers
+_ROUNDS: Final = 3  # each with a server of its own
+_TURNS: Final = 3  # of a round, in each of which it is alone once and beside each of the others
 
 
 def fairness(bench: Bench) -> None:
@@ -28,28 +34,27 @@ def fairness(bench: Bench) -> None:
     noises: dict[str, dict[str, Any]] = {
         ALONE: {},
         "beside ten times a bound": {
-            "token": tokens["bounded"], "sessions": _NOISY, "in_flight": 256, "pace": _NOISY / (10 * _QUOTA),
-            "arrivals": 1000.0,
+            "token": tokens["bounded"], "pace": _SESSIONS / (10 * _QUOTA), "arrivals": 1000.0,
         },
-        "beside a flood of streams": {"token": tokens["flooding"], "sessions": _NOISY, "in_flight": 256},
-        "beside a flood of calls": {
-            "token": tokens["flooding"], "sessions": _NOISY, "in_flight": 16, "api": "unary", "connections": 4,
-        },
+        "beside a flood of streams": {"token": tokens["flooding"], "in_flight": 32},
+        "beside a flood of calls": {"token": tokens["flooding"], "in_flight": 16, "api": "unary", "connections": 4},
     }  # fmt: skip
     ours = contenders.ours(bench.models, _MODEL, "--access", str(access), "--admit-below", "0")
-    for turn in range(min(bench.effort.rounds, _ROUNDS)):
-        for case, noise in noises.items():
-            port = free_port()
-            with ours.running(port) as pid, ClientProcess() as other:
-                target, seconds = f"127.0.0.1:{port}", bench.effort.seconds
-                loud: Future[Values] | None = None
-                if noise:
-                    other.run(give_way)  # it is the server that is to be fair, not this machine
-                    loud = other.begin(load, target, pid, _MODEL, **{"api": "stream", "seconds": seconds + 3, **noise})
-                values = bench.client.run(load, target, pid, _MODEL, **_QUIET, token=tokens["quiet"], seconds=seconds)
-                if loud is not None:
-                    values["others' steps/s"] = loud.result()["steps_per_second"]
-                bench.findings.add(FAIRNESS, "quiet caller", case, turn, values)
+    turns = 1 if bench.effort.quick else _TURNS
+    for count in range(min(bench.effort.rounds, _ROUNDS)):
+        port = free_port()
+        with ours.running(port) as pid, ClientProcess() as other:
+            other.run(give_way)  # it is the server that is to be fair, not this machine
+            server = f"127.0.0.1:{port}", pid, _MODEL
+            for turn in range(turns * count, turns * (count + 1)):
+                for case, noise in noises.items():
+                    loud: Future[Values] | None = None
+                    if noise:
+                        loud = other.begin(load, *server, **(_NOISY | noise))
+                    values = bench.client.run(load, *server, **_QUIET, token=tokens["quiet"])
+                    if loud is not None:
+                        values["others' steps/s"] = loud.result()["steps_per_second"]
+                    bench.findings.add(FAIRNESS, "quiet caller", case, turn, values)
 
 
 def _entry(name: str, token: str) -> dict[str, Any]:

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from recurra_client.load import lanes, loops, paced
+from recurra_client.load import lanes, paced
 from recurra_client.load.frames import StreamEndedError
 from recurra_client.load.lanes import Lane, RefusedError, UnansweredError, once
 from recurra_client.load.loops import Timing, open_all, run_closed
-from recurra_client.load.outcome import Outcome
+from recurra_client.load.outcome import PATIENCE, Outcome
 from recurra_client.load.paced import run_paced
 
 
@@ -44,13 +44,15 @@ def answer_at_once(lane: ScriptedLane, number: int) -> None:
     asyncio.get_running_loop().call_soon(lane.answered, ())
 
 
-async def load(senders: Sequence[Lane], seconds: float, pace: float = 0, arrivals: float = 1e5) -> Outcome:
+async def load(
+    senders: Sequence[Lane], seconds: float, pace: float = 0, arrivals: float = 1e5, patience: float = PATIENCE
+) -> Outcome:
     """Run a load without a warm-up."""
-    outcome = Outcome()
+    outcome, timing = Outcome(), Timing(0, seconds, patience)
     if pace:
-        await run_paced(senders, Timing(0, seconds), outcome, pace=pace, arrivals=arrivals)
+        await run_paced(senders, timing, outcome, pace=pace, arrivals=arrivals)
     else:
-        await run_closed(senders, Timing(0, seconds), outcome)
+        await run_closed(senders, timing, outcome)
     return outcome
 
 
@@ -122,15 +124,13 @@ async def test_what_is_sent_late_is_part_of_the_latency_and_told() -> None:
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.01])
-async def test_what_is_never_answered_is_counted_as_such(pace: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loops, "_GIVE_UP_SECONDS", 0.1)
-
+async def test_what_is_never_answered_is_counted_as_such(pace: float) -> None:
     def answer_three(lane: ScriptedLane, number: int) -> None:
         if number <= 3:
             answer_at_once(lane, number)
 
     lane = ScriptedLane(answer_three)
-    outcome = await load([lane], 0.1, pace)
+    outcome = await load([lane], 0.1, pace, patience=0.1)
     assert outcome.errors["UNANSWERED"] == len(lane.sent) - 3 > 0
     assert len(lane.sent) - 1 <= len(outcome.latencies) <= len(lane.sent)
     assert max(outcome.latencies) >= 0.1

@@ -60,7 +60,7 @@ async def run_load(
                 *(WireConnection.connect(plan.target, encryption, plan.token) for _ in some)
             )
         senders = _lanes(plan, connections)
-        timing = Timing(plan.warmup, plan.seconds, began)
+        timing = Timing(plan.warmup, plan.seconds, plan.patience, began)
         if plan.pace:
             await asyncio.to_thread(ready)
             await run_paced(senders, timing, outcome, pace=plan.pace, arrivals=plan.arrivals)
@@ -70,7 +70,7 @@ async def run_load(
             await run_closed(taken, timing, outcome, in_flight=1 if plan.api == "batch" else plan.in_flight)
     finally:
         reporter.cancel()
-        await close_all(senders)
+        await close_all(senders, plan.patience)
         for connection in connections:
             connection.close()
     outcome.steps = len(outcome.latencies) * plan.chunk * (plan.sessions // count if plan.api == "batch" else 1)

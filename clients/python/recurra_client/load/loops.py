@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from recurra_client.load.lanes import Lane, RefusedError
-from recurra_client.load.outcome import Outcome
+from recurra_client.load.outcome import PATIENCE, Outcome
 
-_GIVE_UP_SECONDS = 10.0
-_CLOSE_SECONDS: Final = 10.0
 _AT_ONCE: Final = 64  # sessions that are opened or closed together
 CAPACITY: Final = "CAPACITY"
 UNANSWERED: Final = "UNANSWERED"
@@ -32,6 +30,8 @@ class Timing:
     """Before measuring begins."""
     seconds: float
     """For which is measured: what is sent or, in an open loop, due in them."""
+    patience: float = PATIENCE
+    """After that, for what is not answered yet."""
     began: Callable[[], None] = nothing
     """Called when measuring begins."""
 
@@ -82,7 +82,7 @@ class Load:
         self.begin = _now()
         self.end = self.begin + timing.seconds
         try:
-            async with asyncio.timeout(timing.seconds + _GIVE_UP_SECONDS):
+            async with asyncio.timeout(timing.seconds + timing.patience):
                 await self._finished
         except TimeoutError:
             self.give_up()
@@ -130,10 +130,10 @@ async def open_all(lanes: Sequence[Lane], outcome: Outcome) -> list[Lane]:
     return taken
 
 
-async def close_all(lanes: Sequence[Lane]) -> None:
-    """Close the sessions of all lanes, as far as the server still answers."""
+async def close_all(lanes: Sequence[Lane], patience: float = PATIENCE) -> None:
+    """Close the sessions of all lanes, as far as the server still answers within so many seconds."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_CLOSE_SECONDS):
+        async with asyncio.timeout(patience):
             for begin in range(0, len(lanes), _AT_ONCE):
                 closing = (lane.close() for lane in lanes[begin : begin + _AT_ONCE])
                 await asyncio.gather(*closing, return_exceptions=True)

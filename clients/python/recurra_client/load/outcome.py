@@ -5,11 +5,12 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from recurra.v1 import models_pb2, sessions_pb2
 
 Api = Literal["stream", "unary", "batch"]
+PATIENCE: Final = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Plan:
     seconds: float = 5.0
     """How long it is measured, after the warm-up."""
     warmup: float = 0.5
+    patience: float = PATIENCE
+    """How long what is not answered by then is waited for; and the closing of the sessions."""
     pace: float = 0.0
     """From one step of a session to its next (open loop); 0: as soon as the one before is answered (closed loop)."""
     arrivals: float = 500.0
