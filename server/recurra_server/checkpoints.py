@@ -6,17 +6,18 @@ interval, and at once what somebody waits for; what changes meanwhile gathers fo
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import structlog
 
 from recurra_server.engine import handover
 from recurra_server.engine.accounts import Account
-from recurra_server.engine.durability import Durability, Save, away
+from recurra_server.engine.durability import BatchBound, Durability, Save, away
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import DrainingError, EngineError, SessionExistsError
 from recurra_server.engine.ports import SessionStore, StoreError
@@ -24,9 +25,8 @@ from recurra_server.engine.sessions import Session, is_id
 from recurra_server.engine.standing import Standing
 
 _T = TypeVar("_T")
-_A = TypeVar("_A")
 _log = structlog.get_logger(__name__)
-_MOST_AT_ONCE = 256  # sessions in one round trip
+_BATCH = BatchBound(sessions=256, bytes=8 << 20)  # in one round trip
 _PATIENCE = 5.0  # seconds that a call waits for a checkpoint
 _LOOK_SECONDS = 1.0  # between two looks at the store
 _PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure in a row
@@ -105,19 +105,22 @@ class Checkpoints:
     async def write(self, *, everything: bool = True) -> bool:
         """Write all that has changed by now, or of that only what somebody waits for.
 
-        What changes meanwhile is for the next time: else there would be no end to it.
+        What changes or is closed meanwhile is for the next time: else there would be no end to it.
 
         Returns:
             Whether the store took it.
         """
         async with self._writing:
-            ledger, until, went_well = self._engine.ledger, self._clock(), True
-            while went_well:
-                batch = ledger.next_batch(handover.encode, _MOST_AT_ONCE, until, hurried_only=not everything)
-                if not batch and not ledger.deletions:
-                    break
+            until, went_well = self._clock(), True
+            batch = self._next_batch(until, everything=everything)
+            if batch or self._engine.ledger.deletions:
+                went_well = await self._write(batch)
+            while went_well and (batch := self._next_batch(until, everything=everything)):
                 went_well = await self._write(batch)
             return went_well
+
+    def _next_batch(self, until: float, *, everything: bool) -> list[Save]:
+        return self._engine.ledger.next_batch(handover.encode, _BATCH, until, hurried_only=not everything)
 
     async def _write(self, batch: list[Save]) -> bool:
         ledger, owned = self._engine.ledger, None
@@ -179,16 +182,21 @@ class Checkpoints:
             )
             if first.store_key in self._engine.ledger.deletions:
                 await self.write(everything=False)
-            epoch = await self._ask(caller, self._store.create, first)
-            if epoch is None:
-                raise SessionExistsError(
-                    f"session {session_id!r} is open already; use another id or go on with it", session_id=session_id
-                )
-            try:
-                return handover.own(self._engine, standing, replace(first, epoch=epoch), self._clock(), caller)
-            except EngineError:
-                await self._ask(caller, self._store.delete, [(first.store_key, epoch, _REMEMBERED)])
-                raise
+
+            async def begin() -> Session:
+                epoch = await self._store.create(first)
+                if epoch is None:
+                    raise SessionExistsError(
+                        f"session {session_id!r} is open already; use another id or go on with it",
+                        session_id=session_id,
+                    )
+                try:
+                    return handover.own(self._engine, standing, replace(first, epoch=epoch), self._clock(), caller)
+                except EngineError:
+                    await self._store.delete([(first.store_key, epoch, _REMEMBERED)])
+                    raise
+
+            return await self._ask(caller, begin)
 
     async def take_over(self, session_id: str, caller: Account | None = None) -> Session | None:
         """Go on here with a session that the store has; None where the caller has none of this id there.
@@ -208,7 +216,7 @@ class Checkpoints:
             if self._engine.draining:
                 raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
             self._engine.room.check(caller or self._engine.accounts.nobody)
-            checkpoint = await self._ask(caller, self._store.take_over, key)
+            checkpoint = await self._ask(caller, partial(self._store.take_over, key))
             if checkpoint is None:
                 return None
             session = handover.adopt(self._engine, checkpoint, self._clock(), caller)
@@ -265,16 +273,19 @@ class Checkpoints:
         async with self._busy.setdefault(store_key, lock) if store_key else lock:
             yield
 
-    async def _ask(self, caller: Account | None, call: Callable[[_A], Awaitable[_T]], argument: _A) -> _T:
+    async def _ask(self, caller: Account | None, ask: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """Ask the store for a caller.
 
         Where that are many calls, as of somebody who asks for sessions that are nowhere, they wait for one another:
-        neither checkpoints nor other callers have to wait behind them.
+        neither checkpoints nor other callers have to wait behind them. What was begun is done to its end, even for a
+        caller who does not wait for it: the store must not have sessions that are nobody's.
         """
         asking = self._asking.setdefault(caller or self._engine.accounts.nobody, asyncio.Semaphore(_MOST_OF_ONE))
+        await asking.acquire()
+        asked = asyncio.ensure_future(ask())
+        asked.add_done_callback(lambda _: asking.release())
         try:
-            async with asking:
-                return await call(argument)
+            return await asyncio.shield(asked)
         except StoreError as error:
             self._heard(error)
             raise away(error.plain) from None

@@ -110,6 +110,22 @@ async def test_what_changes_while_it_is_written_is_for_the_next_time(writer: Wri
         assert writer.store.saves == [["a"]]
 
 
+async def test_sessions_that_are_closed_all_the_time_keep_nobody_from_being_saved(
+    writer: Writer, attack: Attack
+) -> None:
+    session = await writer.open("a")
+    others = [await writer.open(str(number)) for number in range(10)]
+    writer.owner.engine.close(others.pop())
+    writer.store.on_save = lambda: writer.owner.engine.close(others.pop()) if others else None
+    assert await writer.checkpoints.write()
+    assert len(others) == 8, "what is closed meanwhile is for the next time"
+    writer.step(session)
+    assert await writer.checkpoints.write()
+    assert writer.store.saves[-1] == ["a"]
+    assert len(others) == 7
+    attack("store", "opening and closing sessions all the time", "checkpoints of others are written all the same")
+
+
 @pytest.mark.parametrize("error", [StoreError("away"), RuntimeError("a bug")])
 async def test_what_was_not_saved_is_saved_again_whatever_was_raised(writer: Writer, error: Exception) -> None:
     session, closed = await writer.open("a"), await writer.open("b")
@@ -204,6 +220,32 @@ async def test_nothing_is_left_of_a_session_whose_model_goes_while_it_is_opened(
         await writer.open("a")
     assert model.slots.in_use == 0
     assert await writer.store.take_over("a") is None
+
+
+async def test_what_nobody_waits_for_any_more_is_opened_all_the_same_and_counts(writer: Writer, attack: Attack) -> None:
+    """Else the store would have sessions that no bound knows of."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    create = writer.store.create
+
+    async def slowly(checkpoint: Checkpoint) -> int | None:
+        begun.set()
+        await go_on.wait()
+        return await create(checkpoint)
+
+    writer.store.create = slowly  # type: ignore[method-assign]
+    alice = writer.owner.engine.accounts.of("alice", Quota(sessions=1))
+    opening = asyncio.create_task(writer.open("a", caller=alice))
+    await begun.wait()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    go_on.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert list(alice.sessions) == ["a"]
+    with pytest.raises(CapacityError):
+        await writer.open("b", caller=alice)
+    attack("store", "opening sessions and cancelling the calls", "they are opened and count as the caller's")
 
 
 async def test_who_asks_for_sessions_that_are_nowhere_holds_up_neither_checkpoints_nor_others(

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -21,6 +22,8 @@ from recurra_server.engine.steps import Step
 from recurra_server.rpc.step_stream import StepStream
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts
+
+from tests.support.harness import Asker
 
 ONE = np.float32(1).tobytes()
 Serve = Callable[[], tuple[Driver, ServedModel]]
@@ -57,6 +60,18 @@ async def test_steps_that_come_together_run_together(serve: Serve) -> None:
         steps = await asyncio.gather(*(driver.run_step(session, (ONE,), 1) for session in sessions))
         assert [value(step) for step in steps] == [turn] * 10
         assert {step.batch_size for step in steps} == {10}
+
+
+async def test_a_session_that_ends_while_its_steps_are_made_sure_of_is_not_there(serve: Serve) -> None:
+    """Its slot is the next one's: what whoever asked would make of it is about that."""
+    driver, model = serve()
+    session = open_session(driver, model)
+    sure = asyncio.ensure_future(driver.has_applied(session, 1))
+    asyncio.get_running_loop().call_soon(model.turns.at_rest, session, partial(driver.engine.close, session))
+    driver.submit(Step(session, (ONE,), 1, Asker([]), driver.clock()))  # both wait behind it
+    with pytest.raises(SessionNotFoundError):
+        await sure
+    assert session.applied == 1, "it was applied, and the session closed behind it"
 
 
 async def test_only_large_batches_leave_the_loops_thread(runtimes: dict[str, OnnxRuntime]) -> None:

@@ -2,7 +2,8 @@
 
 A session that does has a `Durable`. Whoever changes the session tells it; the `Ledger` of all changes is emptied batch
 by batch by somebody who has a store: `take` -> *somebody saves it* -> `saved`, `failed`, or the session is dropped,
-because another server has taken it over.
+because another server has taken it over. Of a session that has ended nothing is saved any more: what stands in its
+slot is another's.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Durable:
     """
 
     __slots__ = (
+        "_ended",
         "_ledger",
         "change",
         "durability",
@@ -66,6 +68,7 @@ class Durable:
         self.change: Change | None = None
         self.saving: Save | None = None
         self.heard_at = 0.0
+        self._ended: EngineError | None = None  # what whoever asks is told then
         self._ledger = ledger
 
     @property
@@ -85,7 +88,7 @@ class Durable:
 
     def changed(self, now: float) -> None:
         """The session is not as in its last checkpoint any more."""
-        if self.change is None:
+        if self.change is None and self._ended is None:
             self.change = Change(self, now)
             self._ledger.changed[self.change] = None
 
@@ -97,8 +100,10 @@ class Durable:
         self.changed(now)
 
     def when_saved(self, told: Told) -> None:
-        """Have it told when the session is saved as it stands: at once where it is."""
-        if self.change is not None:
+        """Have it told when the session is saved as it stands: at once where it is, or has ended."""
+        if self._ended is not None:
+            told(self._ended)
+        elif self.change is not None:
             self.change.told.append(told)
             self._ledger.hurry(self.change)
         elif self.saving is not None:
@@ -139,12 +144,14 @@ class Durable:
         self.changed(now)
 
     def end(self, error: EngineError) -> None:
-        """The session has ended: whoever waits is told so."""
+        """The session has ended: whoever waits, or asks from now on, is told so."""
+        self._ended = error
         waiting: list[Told] = []
         for change in (None if self.saving is None else self.saving.change, self.change):
             if change is not None:
                 self._ledger.forget(change)
                 waiting, change.told = waiting + change.told, []
+        self.change = None
         for told in waiting:
             told(error)
 
@@ -169,7 +176,7 @@ class Durable:
         """What was begun is in the store."""
         self.saving, self.heard_at = None, now
         self._ledger.forget(save.change)
-        if not self.session.closed:
+        if self._ended is None:
             self.step = save.step
         for told in save.change.told:
             told(None)
@@ -177,7 +184,7 @@ class Durable:
     def failed(self, save: Save, now: float) -> None:
         """What was begun has perhaps not reached the store: it has to be saved again."""
         self.saving, self.heard_at = None, now
-        if self.session.closed:
+        if self._ended is not None:
             return
         change, newer = save.change, self.change
         waiting: list[Told] = []
@@ -228,6 +235,19 @@ class Save:
         return self.change.durable
 
 
+@dataclass(frozen=True, slots=True)
+class BatchBound:
+    """How much goes to the store in one round trip.
+
+    Attributes:
+        sessions: At most so many.
+        bytes: As many of them as first make up so many bytes, and one at least.
+    """
+
+    sessions: int
+    bytes: int
+
+
 class Ledger:
     """All that is not in the store yet, and the sessions that are to be deleted there.
 
@@ -271,16 +291,21 @@ class Ledger:
         return 0.0 if oldest is None else max(0.0, now - oldest.at)
 
     def next_batch(
-        self, encode: Callable[[Session], bytes], most: int, until: float, *, hurried_only: bool
+        self, encode: Callable[[Session], bytes], most: BatchBound, until: float, *, hurried_only: bool
     ) -> list[Save]:
-        """Begin to save what has changed `until` then, at most so many sessions: first what somebody waits for."""
+        """Begin to save what has changed `until` then, as many as are one batch: first what somebody waits for."""
         source = chain(self._hurried, () if hurried_only else self.changed)
         due = (change for change in source if change.durable.saving is None and change.at <= until)
-        batch: list[Save] = []
-        for change in dict.fromkeys(islice(due, most)):
+        encoded: dict[Change, bytes] = {}
+        left = most.bytes
+        for change in dict.fromkeys(islice(due, most.sessions)):
+            encoded[change] = encode(change.durable.session)
+            left -= len(encoded[change])
+            if left <= 0:
+                break
+        for change in encoded:  # only now, when nothing can fail any more
             self._hurried.pop(change, None)
-            batch.append(change.durable.take(encode(change.durable.session)))
-        return batch
+        return [change.durable.take(data) for change, data in encoded.items()]
 
 
 def away(trouble: str) -> StoreUnavailableError:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from recurra_server.engine import handover, snapshots
-from recurra_server.engine.durability import Durability, Save
+from recurra_server.engine.durability import BatchBound, Durability, Save
 from recurra_server.engine.errors import (
     EngineError,
     SessionMovedError,
+    SessionNotFoundError,
     SnapshotInvalidError,
     StepGapError,
     StepNotHeldError,
@@ -22,6 +23,7 @@ from recurra_server.engine.snapshots import Snapshot
 from recurra_server.engine.standing import Standing
 from recurra_server.runtimes.onnx import OnnxRuntime
 
+from tests.support.attacks import Attack
 from tests.support.harness import Harness
 
 Runtimes = dict[str, OnnxRuntime]
@@ -40,9 +42,10 @@ class Owner(Harness):
         )
         return handover.own(self.engine, standing, replace(checkpoint, epoch=7), self.now)
 
-    def take(self, *, hurried_only: bool = False, most: int = 100) -> list[Save]:
+    def take(self, *, hurried_only: bool = False, most: int = 100, size: int = 1 << 20) -> list[Save]:
         """What would be sent to the store."""
-        return self.engine.ledger.next_batch(handover.encode, most, self.now, hurried_only=hurried_only)
+        bound = BatchBound(most, size)
+        return self.engine.ledger.next_batch(handover.encode, bound, self.now, hurried_only=hurried_only)
 
     def save(self) -> list[Checkpoint]:
         """Save all there is; return it."""
@@ -163,6 +166,29 @@ def test_a_batch_has_a_bound_and_the_longest_wait_goes_first(owner: Owner) -> No
     for save in batch:
         save.durable.saved(save, owner.now)
     assert owner.engine.ledger.lag(10.0) == 8.0
+
+
+def test_a_batch_has_a_bound_in_bytes_and_takes_one_at_least(owner: Owner) -> None:
+    for number in range(5):
+        owner.ask(owner.begin(session_id=str(number)), ONE)
+    (save,) = owner.take(size=1)
+    assert save.checkpoint.store_key == "0"
+    assert len(owner.take(size=2 * len(save.checkpoint.snapshot))) == 2
+    assert len(owner.take()) == 2
+
+
+def test_what_cannot_be_encoded_leaves_the_others_as_they_were(owner: Owner) -> None:
+    for session_id in ("a", "b"):
+        owner.ask(owner.begin(session_id=session_id), ONE)
+
+    def encode(session: Session) -> bytes:
+        if session.id == "b":
+            raise MemoryError
+        return handover.encode(session)
+
+    with pytest.raises(MemoryError):
+        owner.engine.ledger.next_batch(encode, BatchBound(100, 1 << 20), owner.now, hurried_only=False)
+    assert [checkpoint.store_key for checkpoint in owner.save()] == ["a", "b"]
 
 
 def test_what_fails_keeps_its_place(owner: Owner) -> None:
@@ -299,6 +325,23 @@ def test_whoever_waits_hears_of_the_end(owner: Owner, durability: Durability) ->
     assert owner.engine.model("counter").slots.in_use == 0
     assert owner.engine.ended["counter", "1", "sha256:counter", "moved"] == 1
     assert owner.engine.ledger.deletions == {}
+
+
+def test_of_a_session_that_has_ended_nothing_is_saved(owner: Owner, attack: Attack) -> None:
+    """Its slot is the next one's: what is read there would be saved under its name."""
+    session = owner.begin(idle_timeout=5.0)
+    owner.ask(session, ONE)
+    owner.now = 6.0
+    assert owner.engine.expire(owner.now) == 1
+    other = owner.open("counter")
+    assert other.slot == session.slot
+    assert session.durable is not None
+    for change in (session.durable.changed, session.durable.went_back, session.durable.make_sure):
+        change(owner.now)
+        assert [type(error) for error in heard(session)] == [SessionNotFoundError]
+        assert owner.take() == []
+        assert owner.engine.ledger.lag(owner.now) == 0.0
+    attack("store", "waiting for a session's checkpoint while it expires", "NOT_FOUND; nothing of it is saved any more")
 
 
 def test_what_is_closed_is_deleted_and_what_expires_is_left_to_the_store(owner: Owner) -> None:
