@@ -157,10 +157,17 @@ async def _load(target: str, pid: int, model: str, fields: dict[str, Any]) -> Va
     time.end()
     values = _values(outcome, outcome.steps, time.seconds)
     if plan.pace:
+        values["p99_of_seconds"] = _p99_of_seconds(outcome)
         values["late_p99"] = float(np.percentile(np.frombuffer(outcome.lateness), 99))
         values["refused"] = float(outcome.refused[CAPACITY])
         values["unanswered"] = float(outcome.refused[UNANSWERED])
     return values
+
+
+def _p99_of_seconds(outcome: Outcome) -> float:
+    """The p99 of a second, in the middle of all seconds: bursts of what else the machine does are not in it."""
+    seconds = np.array_split(np.frombuffer(outcome.latencies), max(1, int(outcome.seconds)))
+    return float(np.median([np.percentile(second, 99) for second in seconds]))
 
 
 async def _describe(target: str, model: str, token: str) -> models_pb2.Model:

@@ -5,8 +5,9 @@ connection in the middle of a step. Beside them are sessions that step every 32 
 server can serve in time (the knee of docs/performance.md); they begin anew every minute (a sixtieth of the time).
 
 Prints p99 of the last sixth against the first, how resident memory grew after the first tenth, and what is left when
-all are gone. A sixth's p99 is the median of its minutes', for whatever else the machine does comes by minutes. Fails
-where there were errors, where something is left, and where the last sixth's p99 is over 1.2 of the first's.
+all are gone. A sixth's p99 is the median of its seconds', each of thousands of steps: whole minutes differ threefold by
+what else the machine does, which is printed beside it. Fails where there were errors, where something is left, and
+where the last sixth's p99 is over 1.2 of the first's.
 """
 
 import argparse
@@ -44,6 +45,7 @@ _FIRST: Final = 256  # that are tried
 _FINENESS: Final = 1 / 8  # of the knee
 _VISITORS: Final = 8
 _IDLE: Final = 2.0  # seconds after which a visitor's session expires
+_P99: Final = "p99_of_seconds"
 _SLOWER: Final = 1.2  # of what p99 was at the beginning, at most, may it be at the end
 _KEPT: Final = 400  # bytes that gRPC keeps of a caller who vanishes: https://github.com/grpc/grpc/issues/43360
 
@@ -257,10 +259,10 @@ def _report(seen: Seen, seconds: float, sessions: int) -> None:
     print(f"{steady:,.0f} steps/s, of {len(seen.minutes) * sessions:,} sessions")
     print(f"visitors: {visits.steps:,} steps, of {visits.ends.total():,} sessions, which ended so: {dict(visits.ends)}")
     print(f"errors: {dict(seen.errors) or 'none'}")
-    for name in ("p50", "p99"):
-        print(f"{name} of each sixth, in ms: {', '.join(map(_spread, seen.sixths(name, seconds)))}")
+    for name, words in (("p50", "p50"), ("p99", "p99 of whole minutes"), (_P99, "p99")):
+        print(f"{words} in each sixth, in ms: {', '.join(map(_spread, seen.sixths(name, seconds)))}")
         if (growth := seen.growth(name, seconds)) is not None:
-            print(f"{name}: the last is {growth:.2f} of the first")
+            print(f"{words}: the last is {growth:.2f} of the first")
     warm = [(when, size) for when, size in seen.memory if when > seconds / 10]
     slope = float(np.polyfit([when / 3600 for when, _ in warm], [size / 2**20 for _, size in warm], 1)[0])
     print(f"resident memory: {warm[0][1] / 2**20:.1f} MiB after a tenth, {warm[-1][1] / 2**20:.1f} MiB at the end, "
@@ -275,7 +277,7 @@ def _verdict(seen: Seen, seconds: float, left: dict[str, int]) -> int:
     Memory is left to whoever reads: what gRPC keeps is known only roughly, and is more than a small leak of ours would
     be. Sessions, steps, streams and tasks that are not given back are among the leftovers.
     """
-    growth = seen.growth("p99", seconds)
+    growth = seen.growth(_P99, seconds)
     wrong = ["errors"] if seen.errors else []
     if left:
         wrong.append("leftovers")
