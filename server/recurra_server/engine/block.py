@@ -124,7 +124,7 @@ class BlockBatch:
 
 
 class RowByRow:
-    """A block whose rows are run one by one, for its call has failed.
+    """A block whose rows are run as steps, for its call has failed.
 
     Args:
         block: Whose rows they are. Those that have failed already are left out.

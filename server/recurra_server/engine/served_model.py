@@ -149,10 +149,10 @@ class ServedModel:
             self.admission.observe(batch.answered, now)
 
     def fail(self, batch: Batch | BlockBatch, error: Exception, now: float) -> None:
-        """The model refused a batch: find out whose fault it is by running its steps one by one."""
+        """The model refused a batch: find out whose fault it is by running its steps again in halves."""
         self._in_flight = None
         if isinstance(batch, BlockBatch):
-            self.singles.run_alone(self.blocks.fail(batch, now))
+            self.singles.run_again(self.blocks.fail(batch, now), now)
         else:
             self.singles.fail(batch, error, now)
 
