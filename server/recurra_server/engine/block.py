@@ -35,7 +35,7 @@ class Block:
         choice: The outputs that are asked for by name; None for the default ones.
         waiter: Who is told when it is done.
         numbered: Whether the steps have numbers, so that the replies are to be kept.
-        arrived, deadline: Times in seconds.
+        arrived, ready, deadline: Times in seconds; it is ready when it arrives, as its sessions are at rest.
         errors: Why rows failed, by row.
         ended: The rows whose sessions ended while the block was in flight, and have given back their slots.
         outputs: For each output that is answered, all rows as little-endian bytes; zeros where a row failed.
@@ -63,7 +63,7 @@ class Block:
         self.inputs = inputs
         self.count = count
         self.waiter = waiter
-        self.arrived = arrived
+        self.arrived = self.ready = arrived
         self.numbered = numbered
         self.deadline = deadline
         self.choice = choice
@@ -168,7 +168,7 @@ class RowByRow:
             deadline=block.deadline,
             choice=block.choice,
         )
-        step.slot, step.started = session.slot, block.started
+        step.slot, step.ready, step.started = session.slot, block.ready, block.started
         session.current = step
         return step
 

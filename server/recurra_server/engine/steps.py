@@ -42,6 +42,7 @@ class Step:
         outputs: For each output that is answered (`specs`), its `count` steps as little-endian bytes.
         last_number: Number of the session's last time step applied.
         replayed: Whether this is the kept reply of a step that had been applied before.
+        ready: When it was its turn in its session: no other step was before it any more.
         started: When its first model call began.
         compute: Seconds spent in its model calls.
         batch_size: Number of sessions in its last model call.
@@ -55,6 +56,7 @@ class Step:
     outputs: tuple[bytes, ...] = ()
     last_number = 0
     replayed = False
+    ready = 0.0
     started = 0.0
     compute = 0.0
     batch_size = 0
