@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import EngineError
 from recurra_server.engine.outputs import Choice
 from recurra_server.engine.sessions import Session
@@ -74,6 +75,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.sessions)
+
+    @property
+    def owner(self) -> Account:
+        """Whose it is: one caller's."""
+        return self.sessions[0].owner
 
     def row(self, data: Buffer | bytearray, row: int) -> memoryview:
         """The bytes of one row of an input or output."""

@@ -78,15 +78,18 @@ class Scheduler:
 
     A model may refuse some values, and then the whole call fails. Its steps are run again in halves, so that few calls
     tell whose fault it was; and for a while that caller's steps have lines of their own, so that what else they send
-    slows down only themselves.
+    slows down only themselves. (Not where callers are not told apart: there would be nobody else.)
 
     The idea of batching cells of different requests as they become ready is BatchMaker's
     (Gao et al., "Low Latency RNN Inference with Cellular Batching", EuroSys 2018).
+
+    Attributes:
+        apart: The callers who run apart from others, and until when; the soonest first.
     """
 
     def __init__(self, max_piece: int) -> None:
+        self.apart: dict[Account, float] = {}
         self._max_piece = max_piece
-        self._apart: dict[Account, float] = {}  # until when, the soonest first
         self._singles = Line()
         # In the order of their turns. The caller is None but of who runs apart.
         self._ready: dict[tuple[int, bytes, bool, Account | None], Line] = {(1, b"", False, None): self._singles}
@@ -99,10 +102,10 @@ class Scheduler:
     def push(self, step: Step) -> None:
         """Put a step (back) in line."""
         session = step.session
-        if step.count == 1 and not session.group and not step.in_full and session.owner not in self._apart:
+        if step.count == 1 and not session.group and not step.in_full and session.owner not in self.apart:
             self._singles.push(step)
         else:
-            self._line(step, session.owner if session.owner in self._apart else None).push(step)
+            self._line(step, session.owner).push(step)
 
     def put_back(self, steps: Sequence[Step], now: float) -> None:
         """Put back the steps of a call that failed: they run again in two calls, in the next turn of their line."""
@@ -119,8 +122,10 @@ class Scheduler:
 
     def set_apart(self, owner: Account, now: float) -> None:
         """Run a caller's steps apart from those of others from now on, for a while."""
-        is_new = self._apart.pop(owner, None) is None
-        self._apart[owner] = now + _APART
+        if not owner.key:
+            return
+        is_new = self.apart.pop(owner, None) is None
+        self.apart[owner] = now + _APART
         if is_new:
             for step in [step for line in self._ready.values() for step in line.leave(owner)]:
                 self.push(step)
@@ -132,8 +137,8 @@ class Scheduler:
         Returns:
             The steps and their common piece length; no steps where nothing is ready.
         """
-        while self._apart and self._apart[first := next(iter(self._apart))] <= now:
-            del self._apart[first]
+        while self.apart and self.apart[first := next(iter(self.apart))] <= now:
+            del self.apart[first]
         for key, line in self._ready.items():
             if line:
                 steps = line.take(limit)
@@ -153,8 +158,9 @@ class Scheduler:
         left = step.count - step.position
         return min(1 << (left.bit_length() - 1), self._max_piece)
 
-    def _line(self, step: Step, apart: Account | None) -> Line:
-        """The line of a step, with others or of this caller."""
+    def _line(self, step: Step, owner: Account | None) -> Line:
+        """The line of a step: of this caller, if that one runs apart, or with others."""
+        apart = owner if owner in self.apart else None
         key = (self.piece_length(step), step.session.group, step.in_full, apart)
         line = self._ready.get(key)
         if line is None:

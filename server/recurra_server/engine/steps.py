@@ -9,6 +9,7 @@ from recurra_server.engine.outputs import Choice
 from recurra_server.engine.specs import TensorSpec
 
 if TYPE_CHECKING:
+    from recurra_server.engine.accounts import Account
     from recurra_server.engine.sessions import Session
 
 Buffer = bytes | memoryview
@@ -92,6 +93,11 @@ class Step:
         """Say which outputs are wanted; None: the default ones."""
         self.choice = choice
         self.in_full = choice is not None and choice.in_full
+
+    @property
+    def owner(self) -> Account:
+        """Whose it is."""
+        return self.session.owner
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

@@ -1,10 +1,12 @@
 """A step that the model refuses fails the call that it shares: what that costs others, and for how long."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 from recurra_server.engine.accounts import Account
+from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -83,3 +85,17 @@ def test_who_sent_nothing_for_a_minute_that_was_refused_shares_calls_again(runti
     harness.now += 1
     sizes(GOOD)
     assert sizes(GOOD) == [2]
+
+
+@pytest.mark.parametrize("told_apart", [True, False])
+def test_whose_steps_are_late_for_what_was_refused_keeps_no_others_out(runtimes: Runtimes, told_apart: bool) -> None:
+    """But where callers are not told apart: there it may be any of them."""
+    harness = Harness(runtimes, Limits(admit_below=0.01))
+    noisy = Account("noisy" if told_apart else "")
+    for row, session in enumerate(opened(harness, 64, caller=noisy)):
+        harness.submit(session, BAD if row % 2 else GOOD)
+    while harness.run_batch():
+        harness.now += 0.001
+    assert sum(step.error is None for step in harness.answered) == 32
+    with nullcontext() if told_apart else pytest.raises(CapacityError, match="took longer than 10 ms"):
+        harness.open("letters")
