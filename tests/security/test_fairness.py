@@ -61,6 +61,30 @@ def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime], attac
     attack("gRPC port", "forty steps at once, before another's one", "in the first batch is the other's, too")
 
 
+def test_who_sends_what_the_model_refuses_slows_down_only_itself(
+    runtimes: dict[str, OnnxRuntime], attack: Attack
+) -> None:
+    """ONNX Runtime fails a whole call for one index that its model does not know."""
+    harness = Harness({"letters": runtimes["letters"]})
+    noisy, quiet = Account("noisy"), Account("quiet")
+    theirs = [harness.open("letters", caller=noisy) for _ in range(64)]
+    ours = [harness.open("letters", caller=quiet) for _ in range(8)]
+    sent, calls = [], []
+    for _ in range(10):
+        sent += [harness.submit(session, np.array([99 if row % 3 else 1])) for row, session in enumerate(theirs)]
+        steps = [harness.submit(session, np.array([1])) for session in ours]
+        calls.append(0)
+        while not all(step in harness.answered for step in steps):
+            harness.run_batch()
+            calls[-1] += 1
+    assert calls[0] <= 4, "the first time it has to be found out whose fault it is"
+    assert max(calls[1:]) <= 2, "then its steps have calls of their own, by turns with those of others"
+    harness.run()
+    assert [step.error is not None for step in sent] == [row % 3 > 0 for row in range(64)] * 10
+    assert noisy.queued == quiet.queued == 0
+    attack("gRPC port", "steps that the model refuses, in all batches", "others' wait for one more model call")
+
+
 def test_nobody_holds_more_of_the_queue_than_is_left_for_others(
     runtimes: dict[str, OnnxRuntime], attack: Attack
 ) -> None:

@@ -2,6 +2,10 @@
 
 A server that is given more than it can compute serves nobody in time: every session's steps come late. So new
 sessions are turned away while those that are open still have what they need.
+
+How late a step is counts from when it was its turn in its session: behind steps that were sent ahead it waits for its
+own caller. Steps that pile up because the server is late show it all the same, as each then waits for those of all
+other sessions, too.
 """
 
 from collections import deque
@@ -47,7 +51,7 @@ class Admission:
     there is room for if they are like those that are open.
 
     Args:
-        target: Seconds from a step's arrival to its answer, for each of its time steps.
+        target: Seconds from when it is a step's turn in its session to its answer, for each of its time steps.
     """
 
     def __init__(self, target: float) -> None:
@@ -62,7 +66,7 @@ class Admission:
         """Take note of what was answered: steps, or a block once for each of its rows."""
         current = self._current(now)
         current.steps += len(steps)
-        shares = [(now - step.arrived) / step.count for step in steps]
+        shares = [(now - step.ready) / step.count for step in steps]
         current.late += sum([share > self.target for share in shares])
         current.slow += sum([share > self.target * _SLOW for share in shares])
 

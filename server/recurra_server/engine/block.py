@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import EngineError
 from recurra_server.engine.outputs import Choice
 from recurra_server.engine.sessions import Session
@@ -35,7 +36,7 @@ class Block:
         choice: The outputs that are asked for by name; None for the default ones.
         waiter: Who is told when it is done.
         numbered: Whether the steps have numbers, so that the replies are to be kept.
-        arrived, deadline: Times in seconds.
+        arrived, ready, deadline: Times in seconds; it is ready when it arrives, as its sessions are at rest.
         errors: Why rows failed, by row.
         ended: The rows whose sessions ended while the block was in flight, and have given back their slots.
         outputs: For each output that is answered, all rows as little-endian bytes; zeros where a row failed.
@@ -63,7 +64,7 @@ class Block:
         self.inputs = inputs
         self.count = count
         self.waiter = waiter
-        self.arrived = arrived
+        self.arrived = self.ready = arrived
         self.numbered = numbered
         self.deadline = deadline
         self.choice = choice
@@ -74,6 +75,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.sessions)
+
+    @property
+    def owner(self) -> Account:
+        """Whose it is: one caller's."""
+        return self.sessions[0].owner
 
     def row(self, data: Buffer | bytearray, row: int) -> memoryview:
         """The bytes of one row of an input or output."""
@@ -124,7 +130,7 @@ class BlockBatch:
 
 
 class RowByRow:
-    """A block whose rows are run one by one, for its call has failed.
+    """A block whose rows are run as steps, for its call has failed.
 
     Args:
         block: Whose rows they are. Those that have failed already are left out.
@@ -168,7 +174,7 @@ class RowByRow:
             deadline=block.deadline,
             choice=block.choice,
         )
-        step.slot, step.started = session.slot, block.started
+        step.slot, step.ready, step.started = session.slot, block.ready, block.started
         session.current = step
         return step
 

@@ -106,7 +106,7 @@ class Blocks:
         """The model refused a block.
 
         Returns:
-            Its rows, to be run one by one: so it shows whose fault it is.
+            Its rows, to be run again as steps, fewer at a time: so it shows whose fault it is.
         """
         block = batch.block
         self._fail_ended(block)

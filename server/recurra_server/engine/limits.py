@@ -26,8 +26,8 @@ class Limits:
     max_piece_steps: int = 64
     """Time steps in one model call: a longer chunk is run in pieces, so that others get their turn."""
     admit_below: float | None = None
-    """Seconds: while more than 1 % of a model's steps take longer, new sessions are refused. Unset: a quarter of the
-    `step_seconds` that the model declares, if it does; 0: never."""
+    """Seconds: while more than 1 % of a model's steps take longer, from when it is their turn in their session, new
+    sessions are refused. Unset: a quarter of the `step_seconds` that the model declares, if it does; 0: never."""
     default_idle_timeout: float = 600.0
     """Seconds a session may go unused before it expires."""
     max_idle_timeout: float = 86_400.0

@@ -3,7 +3,7 @@
 A step's way: `turns.submit` -> (ready) -> `next_batch` -> *somebody runs it* -> `commit` -> `waiter.answered`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recurra_server.engine.accounts import Account
 from recurra_server.engine.admission import Admission
 from recurra_server.engine.batch import Batch
-from recurra_server.engine.block import BlockBatch
+from recurra_server.engine.block import Block, BlockBatch
 from recurra_server.engine.blocks import Blocks
 from recurra_server.engine.errors import EngineError, InputNameError
 from recurra_server.engine.limits import Limits
@@ -146,13 +146,16 @@ class ServedModel:
             self.singles.commit(batch, now, compute)
         self.applied_steps += batch.applied
         if self.admission is not None:
-            self.admission.observe(batch.answered, now)
+            answered: Sequence[Step | Block] = batch.answered
+            if self._scheduler.apart:  # what is run again for them makes them late, not what is asked of the server
+                answered = [item for item in answered if item.owner not in self._scheduler.apart]
+            self.admission.observe(answered, now)
 
     def fail(self, batch: Batch | BlockBatch, error: Exception, now: float) -> None:
-        """The model refused a batch: find out whose fault it is by running its steps one by one."""
+        """The model refused a batch: find out whose fault it is by running its steps again in halves."""
         self._in_flight = None
         if isinstance(batch, BlockBatch):
-            self.singles.run_alone(self.blocks.fail(batch, now))
+            self.singles.run_again(self.blocks.fail(batch, now), now)
         else:
             self.singles.fail(batch, error, now)
 

@@ -1,7 +1,6 @@
 """Singles: steps and chunks that came one by one, and run together with those of other sessions."""
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.errors import DeadlineError, InputNotFiniteError, InputRefusedError, InternalError
@@ -29,17 +28,12 @@ class Singles:
         self._turns = turns
         self._workspaces = workspaces
         self._max_batch_size = max_batch_size
-        self._alone: deque[Step] = deque()  # steps of a batch that failed, to be run one by one
         self._running: Batch | None = None
 
     @property
     def has_ready(self) -> bool:
         """Whether any step is in line."""
-        return bool(self._alone) or self._scheduler.has_ready
-
-    def run_alone(self, steps: Iterable[Step]) -> None:
-        """Run each of these steps by itself, before all others."""
-        self._alone.extend(steps)
+        return self._scheduler.has_ready
 
     def next_batch(self, now: float) -> Batch | None:
         """Choose and stack what runs next; None where nothing is ready.
@@ -48,11 +42,7 @@ class Singles:
             Exception: A bug, or no memory; the steps that were chosen have failed, others can go on.
         """
         while True:
-            if self._alone:
-                steps = [self._alone.popleft()]
-                length = self._scheduler.piece_length(steps[0])
-            else:
-                steps, length = self._scheduler.take(self._max_batch_size)
+            steps, length = self._scheduler.take(self._max_batch_size, now)
             if not steps:
                 return None
             wanted = [step for step in steps if self._is_wanted(step, now)]
@@ -94,16 +84,26 @@ class Singles:
                 self._advance(step, outputs[row], batch.length, now)
 
     def fail(self, batch: Batch, error: Exception, now: float) -> None:
-        """The model refused a batch: find out whose fault it is by running its steps one by one."""
+        """The model refused a batch: if it was of one step, that one has failed, else it has to be found out which."""
         self._running = None
+        left = []
         for step in batch.steps:
             if step.session.closed:
                 self._give_up_slots(step)
-            elif len(batch) > 1:
-                self._alone.append(step)
             else:
-                message = f"the model failed on this input{_reason(error)}"
-                self._turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
+                left.append(step)
+        if len(batch) > 1:
+            self.run_again(left, now)
+        elif left:
+            (step,) = left
+            self._scheduler.set_apart(step.session.owner, now)
+            message = f"the model failed on this input{_reason(error)}"
+            self._turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
+
+    def run_again(self, steps: Sequence[Step], now: float) -> None:
+        """Run these steps of a call that the model refused in fewer at a time: so it shows whose fault it is."""
+        if steps:
+            self._scheduler.put_back(steps, now)
 
     def abandon(self, batch: Batch, now: float) -> None:
         """A bug: the batch could not be committed. Its steps fail, as far as they are not answered yet."""

@@ -9,6 +9,7 @@ from recurra_server.engine.outputs import Choice
 from recurra_server.engine.specs import TensorSpec
 
 if TYPE_CHECKING:
+    from recurra_server.engine.accounts import Account
     from recurra_server.engine.sessions import Session
 
 Buffer = bytes | memoryview
@@ -42,6 +43,7 @@ class Step:
         outputs: For each output that is answered (`specs`), its `count` steps as little-endian bytes.
         last_number: Number of the session's last time step applied.
         replayed: Whether this is the kept reply of a step that had been applied before.
+        ready: When it was its turn in its session: no other step was before it any more.
         started: When its first model call began.
         compute: Seconds spent in its model calls.
         batch_size: Number of sessions in its last model call.
@@ -55,6 +57,7 @@ class Step:
     outputs: tuple[bytes, ...] = ()
     last_number = 0
     replayed = False
+    ready = 0.0
     started = 0.0
     compute = 0.0
     batch_size = 0
@@ -90,6 +93,11 @@ class Step:
         """Say which outputs are wanted; None: the default ones."""
         self.choice = choice
         self.in_full = choice is not None and choice.in_full
+
+    @property
+    def owner(self) -> Account:
+        """Whose it is."""
+        return self.session.owner
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

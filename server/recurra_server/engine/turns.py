@@ -184,7 +184,7 @@ class Turns:
                     return
         if apply:
             session.current = step
-            step.slot = session.slot
+            step.slot, step.ready = session.slot, now
             self._scheduler.push(step)
         else:
             self._slots.touch(session.slot, now)

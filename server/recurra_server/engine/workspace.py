@@ -1,8 +1,9 @@
-"""The memory that model calls work in: set aside once for each shape, and used again and again."""
+"""The memory that model calls work in: set aside once, and used again and again by calls of all shapes."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,11 @@ class Workspaces:
             *signature.inputs,
             *signature.states,
             *signature.own_constants,
+            *signature.fixed_constants,
             *signature.outputs,
             *signature.states,
         )
+        self._fixed = [spec.rows(spec.filled(1), 1) for spec in signature.fixed_constants]
         self._runtime = runtime
         self._memory: list[Array] = [np.empty(0, np.uint8)] * len(self._specs)
         self._made: dict[tuple[int, int, bool], Workspace] = {}
@@ -123,11 +126,16 @@ class Workspaces:
             return [_view(next(memory), spec.np_dtype, spec.graph_shape(batch, steps)) for spec in specs]
 
         inputs, states, constants = place(signature.inputs), place(signature.states), place(signature.own_constants)
+        fixed = place(signature.fixed_constants)
         every, next_states = place(signature.outputs), place(signature.states)
         answered = signature.outputs_of(in_full=in_full)
         outputs = [graph for spec, graph in zip(signature.outputs, every, strict=True) if spec in answered]
-        fixed = [spec.filled(batch) for spec in signature.fixed_constants]
         run = self._runtime.bind([*inputs, *states, *constants, *fixed], [*outputs, *next_states], in_full=in_full)
+        for constant, value, graph in zip(signature.fixed_constants, self._fixed, fixed, strict=True):
+            rows = constant.rows(graph, batch)
+            rows[...] = value
+            if constant.batch_axis:  # else a call of fewer sessions has the beginning of the same
+                run = partial(_put_and_run, rows, value, run)
 
         kept, following = _seen(signature.states, states), _seen(signature.states, next_states)
         for constant, graph in zip(signature.own_constants, constants, strict=True):  # comes out as it went in
@@ -157,6 +165,12 @@ def from_bytes(data: Buffer, dtype: np.dtype[Any]) -> Array:
 
 def _seen(specs: Sequence[TensorSpec | StateSpec], graphs: Sequence[Array]) -> list[Tensor]:
     return [Tensor.of(spec.graph_name, spec.rows(graph), graph) for spec, graph in zip(specs, graphs, strict=True)]
+
+
+def _put_and_run(rows: Array, value: Array, run: Callable[[], None]) -> None:
+    """Put a constant in its places, where a call of another size may have had others; then run the model."""
+    rows[...] = value
+    run()
 
 
 def _view(memory: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

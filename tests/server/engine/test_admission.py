@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recurra_server.engine.durability import Durability
 from recurra_server.engine.errors import CapacityError
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
 
+from tests.server.engine.test_durability import Owner
 from tests.support import models
 from tests.support.harness import Harness, load
 
@@ -97,6 +99,49 @@ def test_a_chunk_may_take_the_time_of_its_steps(runtimes: Runtimes) -> None:
     assert calls.open_many(1) == 1
     calls.step_all(6 * TARGET, steps=5)
     assert calls.open_many(1) == 0
+
+
+def test_steps_that_wait_for_their_own_session_are_not_late(runtimes: Runtimes) -> None:
+    """Who sends 256 steps ahead gets the answers one after the other, of an idle server as well."""
+    calls = Calls(runtimes)
+    calls.open_many(1)
+    calls.load(0.5)
+    for _ in range(256):
+        calls.submit(calls.sessions[0], np.ones((1, 1)))
+    for _ in range(256):
+        calls.now += TARGET / 10
+        calls.run_batch()
+    assert calls.used() == 0
+    assert calls.open_many(5000) == 5000
+
+
+def test_steps_that_pile_up_because_the_server_is_late_are_late(runtimes: Runtimes) -> None:
+    """Of ten sessions that step every 32 ms; a round of all takes 40."""
+    calls = Calls(runtimes)
+    calls.open_many(10)
+    sent = 0
+    for number in range(1, 31):
+        while sent <= number * 40 // 32:
+            for session in calls.sessions:
+                calls.submit(session, np.ones((1, 1)))
+            sent += 1
+        calls.now += 0.04
+        calls.run_batch()
+    assert calls.engine.model("counter").turns.depth > 50
+    with pytest.raises(CapacityError, match="100% of the last second's steps took longer"):
+        calls.open("counter")
+
+
+def test_what_a_sync_session_waits_for_the_store_is_not_late(runtimes: Runtimes) -> None:
+    owner = Owner({"counter": runtimes["counter"]}, Limits(admit_below=TARGET))
+    session = owner.begin(Durability.SYNC)
+    steps = [owner.submit(session, np.ones((1, 1))) for _ in range(30)]
+    for _ in steps:
+        owner.run_batch()
+        owner.now += 2 * TARGET
+        owner.save()
+    assert owner.answered == steps
+    owner.open("counter")
 
 
 @pytest.mark.parametrize(("busy", "room"), [(0.375, 399), (0.6, 100), (0.74, 5), (0.99, 4), (0.01, 5000)])

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.feedback import Sampling
 from recurra_server.engine.shelf import version_key
-from recurra_server.engine.signature import Feedback, Kept, Signature, SignatureError, StateSpec, TensorSpec
+from recurra_server.engine.signature import (
+    ConstantSpec,
+    Feedback,
+    Kept,
+    Signature,
+    SignatureError,
+    StateSpec,
+    TensorSpec,
+)
 from recurra_server.engine.slots import SlotTable, rows_of
 from recurra_server.engine.workspace import Workspaces
 
@@ -22,13 +30,24 @@ dims = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 
 
 class Mirror:
-    """A runtime that answers what it is given."""
+    """A runtime that answers what it is given.
+
+    Attributes:
+        last: The last input of each call that was bound.
+        seen: What it held in each call that was run.
+    """
+
+    def __init__(self) -> None:
+        self.last: list[Array] = []
+        self.seen: list[Array] = []
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array], *, in_full: bool = False) -> Callable[[], None]:
         """Copy."""
+        self.last.append(inputs[-1])
 
         def run() -> None:
-            for source, target in zip(inputs, outputs, strict=True):
+            self.seen.append(inputs[-1].copy())
+            for source, target in zip(inputs, outputs, strict=False):  # constants are not answered
                 target[...] = source
 
         return run
@@ -68,6 +87,21 @@ def test_what_is_stacked_and_unstacked_comes_back(
     table.scatter(slots, [np.zeros_like(states)])
     table.scatter(slots, [tensor.rows for tensor in workspace.next])
     np.testing.assert_array_equal([table.read(slot)["h"] for slot in range(batch)], states)
+
+
+@pytest.mark.parametrize("batch_axis", [None, 0, 1, 2])
+def test_calls_of_all_shapes_have_a_constant_in_the_same_memory(batch_axis: int | None) -> None:
+    """One for each shape would be some two thousand, which any caller can ask for, and kept for ever."""
+    gain = ConstantSpec("gain", "float32", (2, 3), [[1, 2, 3], [4, 5, 6]], batch_axis=batch_axis)
+    x = TensorSpec("x", "float32", ())
+    mirror = Mirror()
+    workspaces = Workspaces(Signature((x,), (replace(x, name="y"),), constants=(gain,)), mirror)
+    rng = np.random.default_rng(0)
+    for batch, steps in [(16, 4), *rng.integers(1, 16, (50, 2)).clip(max=(16, 4)).tolist()]:
+        workspaces.get(batch, steps).run()
+        np.testing.assert_array_equal(mirror.seen[-1], gain.filled(batch))
+    assert len(mirror.last) > 20
+    assert all(np.shares_memory(mirror.last[0], other) for other in mirror.last)
 
 
 def test_slots_keep_their_states_when_the_table_grows() -> None:
