@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from recurra.openinference import open_inference_pb2 as oip
 from recurra.v1.models_pb2 import LoadModelRequest
+from recurra.v1.sessions_pb2 import OpenSessionRequest
 
 from tests.security.conftest import ask, refused
 from tests.support.attacks import Attack
-from tests.support.authority import Authority, Issuer
+from tests.support.authority import TOKENS, Authority, Issuer
 from tests.support.server import ServerProcess, running_server
-from tests.support.wire import Stubs
+from tests.support.wire import Stream, Stubs
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +76,29 @@ def test_a_stolen_token_is_useless_without_the_certificate_it_is_bound_to(
     attack("gRPC port", "a stolen token that is bound to a certificate (RFC 8705), with another certificate", came_back)
     infer = oip.ModelReadyRequest(name="counter")
     assert Stubs(mutual.target, own.credentials(), token=token).open_inference.ModelReady(infer).ready
+
+
+def test_what_a_certificate_let_in_ends_when_it_expires(
+    mutual: ServerProcess, authority: Authority, issuer: Issuer, attack: Attack
+) -> None:
+    own = authority.client("gateway", lives=4.0)
+    by_name, bound, other = (
+        Stubs(mutual.target, own.credentials(), token=token)
+        for token in ("", issuer.token(cnf={"x5t#S256": own.thumbprint}), TOKENS["alice"])
+    )
+    streams = {stubs: Stream(stubs, timeout=20) for stubs in (by_name, bound, other)}
+    for stream in streams.values():
+        assert stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
+    for stubs in (by_name, bound):
+        assert refused(streams[stubs].read) == "UNAUTHENTICATED"
+        assert refused(lambda: ask(stubs)) == "UNAUTHENTICATED", "on the same connection"  # noqa: B023
+    assert ask(other) == 2, "that is known by something else"
+    assert streams[other].end() == []
+    attack(
+        "gRPC port",
+        "a stream that outlives the certificate it was let in by, or bound to",
+        "ended with UNAUTHENTICATED",
+    )
+    attack("gRPC port", "calls on a connection that outlives its certificate", "UNAUTHENTICATED")
+    for stubs in streams:
+        stubs.channel.close()

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from recurra_server.chores import Chores
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import UnauthenticatedError
 from recurra_server.security.access import Access
+from recurra_server.security.identity import Role
 from recurra_server.security.keys import IssuerKeys
 
 from tests.support.attacks import Attack
-from tests.support.authority import TOKENS, Issuer, write_access_file
+from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 
 
 @pytest.fixture
@@ -61,14 +63,52 @@ def test_a_token_holds_while_the_file_has_it(
     )
 
 
-def test_a_certificate_holds_while_the_file_has_its_name(change: Callable[..., Path], attack: Attack) -> None:
+def test_a_certificate_holds_while_the_file_has_its_name(
+    change: Callable[..., Path], authority: Authority, attack: Attack
+) -> None:
     access = Access(change(), Accounts())
-    gateway = access.by_certificate({"x509_common_name": [b"gateway"]})
+    gateway = access.by_certificate(authority.client("gateway").peer)
     assert access.still_holds(gateway)
     change(certificates=[])
     access.reload()
     assert not access.still_holds(gateway)
     attack("access file and keys", "a stream whose certificate's name was taken out of the file", "no longer let in")
+
+
+def test_a_certificate_holds_until_it_expires(change: Callable[..., Path], authority: Authority) -> None:
+    now = time()
+    access, own = Access(change(), Accounts(), clock=lambda: now), authority.client("gateway", lives=100.0)
+    gateway = access.by_certificate(own.peer)
+    now += 98.0
+    assert access.still_holds(gateway)
+    now += 10.0
+    assert not access.still_holds(gateway)
+    for peer in (own.peer, {**own.peer, "x509_pem_cert": [b"half a certi"]}, {"x509_common_name": [b"gateway"]}):
+        with pytest.raises(UnauthenticatedError):
+            access.by_certificate(peer)
+
+
+@pytest.mark.parametrize(("token", "certificate"), [(100.0, 1000.0), (1000.0, 100.0)])
+async def test_a_token_that_is_bound_to_a_certificate_holds_while_both_do(
+    change: Callable[..., Path], issuer: Issuer, authority: Authority, token: float, certificate: float
+) -> None:
+    now = time()
+    access, own = Access(change(), Accounts(), clock=lambda: now), authority.client("own", lives=certificate)
+    headers = [f"Bearer {issuer.token(lives=token, cnf={'x5t#S256': own.thumbprint})}"]
+    bearer = await access.by_token(headers)
+    assert bearer is not None
+    with pytest.raises(UnauthenticatedError, match="bound to a certificate"):
+        access.check(bearer, Role.PREDICT)
+    with pytest.raises(UnauthenticatedError, match="bound to a certificate"):
+        access.with_certificate(bearer, authority.client("thief").peer)
+    ann = access.with_certificate(bearer, own.peer)
+    access.check(ann, Role.PREDICT)
+    now += 98.0
+    assert access.still_holds(ann)
+    now += 10.0
+    assert not access.still_holds(ann)
+    with pytest.raises(UnauthenticatedError, match="has expired"):
+        access.with_certificate(access.identify(headers[0].removeprefix("Bearer ")), own.peer)
 
 
 def test_tokens_are_compared_in_constant_time_with_all_that_there_are(

@@ -69,10 +69,15 @@ def test_a_certificate_is_replaced_without_a_restart(repository: Path, own: Auth
 def test_who_has_no_certificate_of_ours_cannot_connect(
     repository: Path, own: Authority, tmp_path: Path, attack: Attack
 ) -> None:
-    flags = (*own.flags(), "--tls-client-ca", str(own.ca))
+    clients_ca = tmp_path / "ca.pem"
+    clients_ca.write_bytes(own.ca.read_bytes())
+    flags = (*own.flags(), "--tls-client-ca", str(clients_ca))
     with running_server(repository, *flags, "--no-metrics", ready="gRPC on ") as server:
-        assert list_models(server.target, own.client("gateway").credentials()) == 2
-        foreign = Authority(tmp_path / "foreign").client("gateway")
+        gateway, others = own.client("gateway").credentials(), Authority(tmp_path / "foreign")
+        connected = Stubs(server.target, gateway)
+        assert len(connected.models.ListModels(ListModelsRequest()).models) == 2
+        assert list_models(server.target, gateway) == 2
+        foreign = others.client("gateway")
         foreign.ca = own.ca.read_bytes()
         for tried, credentials in {
             "no encryption": None,
@@ -82,6 +87,12 @@ def test_who_has_no_certificate_of_ours_cannot_connect(
             came_back = refused(lambda given=credentials: list_models(server.target, given))  # type: ignore[misc]
             assert came_back == "UNAVAILABLE"
             attack("gRPC port", tried, "the connection is closed")
+        clients_ca.write_bytes(others.ca.read_bytes())
+        assert list_models(server.target, foreign.credentials()) == 2
+        assert refused(lambda: list_models(server.target, gateway)) == "UNAVAILABLE"
+        attack("gRPC port", "a certificate whose authority was taken out of the file", "the connection is closed")
+        assert len(connected.models.ListModels(ListModelsRequest()).models) == 2, "who was connected stays so"
+        connected.channel.close()
 
 
 def test_the_server_is_told_from_another_by_its_certificate(

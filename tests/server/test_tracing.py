@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from recurra.v1 import inference_pb2, sessions_pb2
+from recurra.v1 import inference_pb2, models_pb2, sessions_pb2
 from recurra_server.stores.embedded import EmbeddedValkey
 
 from tests.support import models
@@ -151,11 +151,16 @@ def test_the_wait_for_the_store_is_part_of_a_sync_step(repository: Path, tmp_pat
     valkey.stop()
 
 
-def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository: Path, attack: Attack) -> None:
+def test_logs_name_traces_and_slow_steps_but_no_session_no_input_and_no_header(
+    repository: Path, attack: Attack
+) -> None:
     with traced(repository, "--slow-seconds", "1e-9") as (_, server):
         stubs, call = Stubs(server.target), Call()
         session = open_session(stubs)
         step(stubs, session, call, 123.456)
+        for malformed in ("hush-hush", "hush=hush," * 200):
+            headers = (*Call().metadata, ("tracestate", malformed))
+            stubs.models.ListModels(models_pb2.ListModelsRequest(), metadata=headers)
         server.stop()
     logs = [json.loads(line) for line in server.output.splitlines() if line.startswith("{")]
     (slow,) = (line for line in logs if line["event"] == "slow_step")
@@ -165,6 +170,9 @@ def test_logs_name_traces_and_slow_steps_but_no_session_and_no_input(repository:
     assert session not in server.output
     assert "123.4" not in server.output
     attack("log", "finding session ids and inputs in it", "ids are shortened, inputs are not there")
+    assert "hush" not in server.output
+    assert "tracestate" not in server.output, "nobody fills it with what anybody may send"
+    attack("log", "finding a malformed header of a traced call in it", "it is not there")
 
 
 def test_a_slow_step_names_no_trace_where_nothing_is_traced(repository: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,12 @@ class Authority:
         """For `recurra serve`."""
         return "--tls-cert", str(self.cert), "--tls-key", str(self.key)
 
-    def client(self, name: str) -> "ClientCertificate":
-        """A certificate for a client with this common name."""
-        leaf = self._ca.issue_cert("client.test", common_name=name, key_type=trustme.KeyType.ECDSA)
-        return ClientCertificate(self.ca.read_bytes(), leaf.cert_chain_pems[0].bytes(), leaf.private_key_pem.bytes())
+    def client(self, name: str, *, lives: float | None = None) -> "ClientCertificate":
+        """A certificate for a client with this common name, for years or for so many seconds (or up to one less)."""
+        until = None if lives is None else datetime.now(UTC) + timedelta(seconds=lives)
+        leaf = self._ca.issue_cert("client.test", common_name=name, not_after=until, key_type=trustme.KeyType.ECDSA)
+        chain, key = leaf.cert_chain_pems[0].bytes(), leaf.private_key_pem.bytes()
+        return ClientCertificate(name, self.ca.read_bytes(), chain, key)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """For a client without a certificate."""
@@ -60,10 +63,12 @@ class ClientCertificate:
 
     Attributes:
         thumbprint: As a JWT names it that is bound to it (RFC 8705).
+        peer: What gRPC tells of whoever shows it.
     """
 
-    def __init__(self, ca: bytes, chain: bytes, key: bytes) -> None:
+    def __init__(self, name: str, ca: bytes, chain: bytes, key: bytes) -> None:
         self.ca, self.chain, self.key = ca, chain, key
+        self.peer = {"x509_common_name": [name.encode()], "x509_pem_cert": [chain]}
         self.thumbprint = jwt.utils.base64url_encode(
             x509.load_pem_x509_certificate(chain).fingerprint(SHA256())
         ).decode()

@@ -70,11 +70,12 @@ class _Shows(
 
 
 class Stream:
-    """A stream that a test talks to message by message."""
+    """A stream that a test talks to message by message, for `timeout` seconds at most."""
 
-    def __init__(self, stubs: Stubs, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(self, stubs: Stubs, metadata: tuple[tuple[str, str], ...] = (), timeout: float | None = None) -> None:
         self._requests: queue.SimpleQueue[StreamStepsRequest | None] = queue.SimpleQueue()
-        self.call = stubs.inference.StreamSteps(iter(self._requests.get, None), metadata=metadata)
+        messages = iter(self._requests.get, None)
+        self.call = stubs.inference.StreamSteps(messages, metadata=metadata, timeout=timeout)
 
     def send(self, **fields: object) -> None:
         """Send a message."""

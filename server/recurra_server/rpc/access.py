@@ -88,8 +88,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         async def check(context: _Context) -> None:
             peer = {name: list(values) for name, values in (context.auth_context() or {}).items()}
             try:
-                who = identity or self._access.by_certificate(peer)
-                self._access.check(who, role, peer)
+                access = self._access
+                who = access.by_certificate(peer) if identity is None else access.with_certificate(identity, peer)
+                access.check(who, role)
             except EngineError as error:
                 self._edge.count_error(error)
                 await abort(context, error)

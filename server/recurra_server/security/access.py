@@ -6,6 +6,7 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,15 @@ import structlog
 
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import ForbiddenError, UnauthenticatedError
+from recurra_server.security.client_certificate import ClientCertificate, read_client_certificate
 from recurra_server.security.identity import Identity, Role, account_key
 from recurra_server.security.keys import IssuerKeys
 from recurra_server.security.policy import Certificate, IdentityLimits, Jwt, Policy, PolicyError, Token, read_policy
-from recurra_server.security.tokens import LONGEST_NAME, key_id, read_claims, refused, shows, token_of
+from recurra_server.security.tokens import key_id, read_claims, refused, token_of
 
 _log = structlog.get_logger(__name__)
 _MOST_REMEMBERED = 10_000
 _LOOK_SECONDS = 0.8  # what is taken back is worth nothing within a second: this leaves time for the look itself
-# What gRPC tells of a client's certificate, in the order in which it is looked at.
-_NAMES = ("peer_spiffe_id", "x509_uri", "x509_dns", "x509_common_name")
 
 
 class Access:
@@ -167,30 +167,40 @@ class Access:
             peer: What gRPC tells of it.
 
         Raises:
-            UnauthenticatedError: There is none, or nobody in the file has its name.
+            UnauthenticatedError: There is none, it has expired, or nobody in the file has its name.
         """
-        names = [name.decode(errors="replace")[:LONGEST_NAME] for kind in _NAMES for name in peer.get(kind, ())]
-        for entry in self._policy.certificates:
-            if entry.name in names or (entry.name == "*" and names):
-                return self._by_name(entry, names[0])
-        if not names:
+        certificate = self._certificate(peer)
+        if certificate is None or not certificate.names:
             raise nobody()
+        for entry in self._policy.certificates:
+            if entry.name == "*" or entry.name in certificate.names:
+                return self._by_name(entry, certificate)
         raise UnauthenticatedError("nobody in the server's access file has a name of your certificate")
 
-    def check(self, identity: Identity, role: Role, peer: Mapping[str, Sequence[bytes]] | None = None) -> None:
-        """Whether somebody may do something.
+    def with_certificate(self, identity: Identity, peer: Mapping[str, Sequence[bytes]]) -> Identity:
+        """Somebody whose token is bound to a certificate, when they have shown that, too: while both hold.
 
         Args:
-            identity: Who.
-            role: What is needed.
+            identity: Who shows the token.
             peer: What gRPC tells of their certificate.
 
         Raises:
-            UnauthenticatedError: The token is bound to a certificate, and that was not shown.
+            UnauthenticatedError: It is not that certificate, or has expired.
+        """
+        shown = self._certificate(peer)
+        if shown is None or not hmac.compare_digest(shown.thumbprint, identity.certificate or b""):
+            raise _unbound()
+        return replace(identity, certificate=None, expires_at=min(identity.expires_at, shown.expires_at))
+
+    def check(self, identity: Identity, role: Role) -> None:
+        """Whether somebody may do something.
+
+        Raises:
+            UnauthenticatedError: Their token is bound to a certificate, which has not been shown.
             ForbiddenError: They may not.
         """
-        if identity.certificate is not None and not shows(identity.certificate, peer or {}):
-            raise refused("it is bound to a certificate, which was not shown with it (RFC 8705)")
+        if identity.certificate is not None:
+            raise _unbound()
         if role not in identity.roles:
             raise ForbiddenError(f"this needs the role {role.value!r}, which you do not have", role=role.value)
 
@@ -218,9 +228,15 @@ class Access:
             case _:
                 return policy.jwt == entry and self._keys is not None and self._keys.has(identity.key)
 
-    def _by_name(self, entry: Certificate, first: str) -> Identity:
-        name = first if entry.name == "*" else entry.name
-        return self._identity(f"certificate:{name}", entry, entry.roles, entry.limits)
+    def _certificate(self, peer: Mapping[str, Sequence[bytes]]) -> ClientCertificate | None:
+        certificate = read_client_certificate(peer)
+        if certificate is not None and certificate.expires_at <= self._clock():
+            raise UnauthenticatedError("your certificate has expired")
+        return certificate
+
+    def _by_name(self, entry: Certificate, shown: ClientCertificate) -> Identity:
+        name = shown.names[0] if entry.name == "*" else entry.name
+        return self._identity(f"certificate:{name}", entry, entry.roles, entry.limits, expires_at=shown.expires_at)
 
     def _by_jwt(self, token: str, issuer: Jwt, keys: IssuerKeys) -> Identity:
         key = keys.find(key_id(token))
@@ -251,6 +267,10 @@ class Access:
 
 class _UnknownKeyError(Exception):
     """A token is signed with a key that is not known yet."""
+
+
+def _unbound() -> UnauthenticatedError:
+    return refused("it is bound to a certificate, which was not shown with it (RFC 8705)")
 
 
 def nobody() -> UnauthenticatedError:

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from recurra_server.engine.accounts import Account
 
+LONGEST_NAME = 1024
+"""Characters of a name from a token or a certificate."""
+
 
 class Role(StrEnum):
     """What somebody may do."""
@@ -30,7 +33,7 @@ class Identity:
         roles: What they may do.
         account: Their sessions.
         expires_at: Until when it holds, in seconds since 1970.
-        certificate: SHA-256 of the certificate that has to be shown with it; None where none has to.
+        certificate: SHA-256 of the certificate that has yet to be shown with it; None where none has to.
         key: The issuer's key that their token is signed with (`IssuerKeys`); None where no issuer vouches for them.
     """
 

@@ -1,18 +1,14 @@
-"""What a token says: found in the headers, held against its issuer, and against the certificate that it is bound to."""
+"""What a token says: found in the headers, and held against its issuer."""
 
-import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jwt
-from cryptography import x509
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from recurra_server.engine.errors import UnauthenticatedError
-from recurra_server.security.identity import Role
+from recurra_server.security.identity import LONGEST_NAME, Role
 from recurra_server.security.policy import Jwt
 
-LONGEST_NAME = 1024
 _LONGEST_TOKEN = 8192
 _SCHEME = "bearer "
 
@@ -107,10 +103,3 @@ def _bound_to(claims: Mapping[str, Any]) -> bytes | None:
         return jwt.utils.base64url_decode(confirmation["x5t#S256"])
     except (KeyError, TypeError, ValueError):
         raise refused("it is bound to something that the server cannot check") from None
-
-
-def shows(thumbprint: bytes, peer: Mapping[str, Sequence[bytes]]) -> bool:
-    """Whether what gRPC tells of a client's certificate is of the one with this SHA-256."""
-    for pem in peer.get("x509_pem_cert", ()):
-        return hmac.compare_digest(x509.load_pem_x509_certificate(pem).fingerprint(SHA256()), thumbprint)
-    return False

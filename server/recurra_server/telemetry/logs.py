@@ -23,7 +23,12 @@ def _shorten_session(_: object, __: str, event: MutableMapping[str, Any]) -> Mut
 
 
 def _is_ours_to_tell(record: logging.LogRecord) -> bool:
-    """Whether a record may be written: not gRPC's of headers that are no text, which shows them, a token perhaps."""
+    """Whether a record may be written: not those of libraries that show a caller's headers, a token perhaps.
+
+    They are gRPC's of headers that are no text, and OpenTelemetry's of a malformed `traceparent` or `tracestate`.
+    """
+    if record.name.startswith("opentelemetry.trace"):
+        return False
     error = record.exc_info[1] if record.exc_info else None
     return not (record.name.startswith("grpc") and isinstance(error, UnicodeDecodeError))
 
