@@ -130,6 +130,7 @@ class Stream(ABC):
                 self._unanswered += 1
                 if (rest := self._accept(request)) is not None:
                     await rest
+                del request  # which takes many times what came over the wire, and the next one may be long in coming
                 if self.turnstile is not None and self.identity is not None:
                     wait = self.turnstile.enter(self.identity.account)
                     if wait is not None:
