@@ -242,6 +242,26 @@ async def test_a_start_that_its_caller_may_not_make_leaves_the_sequence_as_it_wa
     assert server.caller.answers == [(1, 1.0), *goes_on]
 
 
+async def test_a_start_whose_model_is_gone_when_its_turn_comes_is_refused_once(
+    runtimes: dict[str, OnnxRuntime],
+) -> None:
+    server = Server(runtimes["counter"])
+    server.send(Ask(1, start=True, end=False, value=1))
+    await server.settle()
+    newer = ServedModel("counter", "2", "", server.model.signature, runtimes["counter"], server.driver.engine.limits)
+    server.driver.serve(newer)
+    server.driver.on_forget.append(server.sequences.forget)
+    server.send(Ask(1, start=False, end=False, value=1))
+    server.send(Ask(1, start=True, end=False, value=5))  # on the newer version, behind the step before
+    server.driver.engine.shelf.remove(newer)
+    server.driver._forget_retired()
+    server.send(Ask(1, start=False, end=False, value=1))  # which would go on there
+    await server.settle()
+    assert server.caller.answers == [(1, 1.0), (1, "MODEL_NOT_FOUND"), (1, 2.0), (1, "MODEL_NOT_FOUND")]
+    assert newer not in server.sequences._codecs, "nothing of it is kept"
+    assert server.model.slots.in_use == newer.slots.in_use == 0
+
+
 @pytest.mark.parametrize("runs", [False, True])
 async def test_who_goes_away_gives_back_what_only_he_knew(runtimes: dict[str, OnnxRuntime], runs: bool) -> None:
     server = Server(runtimes["counter"], Limits(max_sessions=1))

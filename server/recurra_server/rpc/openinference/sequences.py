@@ -90,6 +90,7 @@ class Sequences:
     def _read(self, inference: Inference, request: pb.ModelInferRequest, model: ServedModel) -> None:
         codec = self._codecs.get(model)
         if codec is None:
+            self._engine.shelf.check(model)  # what is forgotten must not come back: nobody would forget it again
             codec = self._codecs[model] = Codec(model, self._engine.limits.max_chunk_steps)
         inference.codec = codec
         inference.inputs, inference.count, inference.lead = codec.read(request)
