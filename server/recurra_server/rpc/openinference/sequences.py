@@ -121,10 +121,15 @@ class Sequences:
             if before is not None:
                 self._end(before)
             return
-        if before is None:
-            session = self._engine.open(model, now, session_id=name, caller=account)
-        else:
+        opened = inference.waiter.opened
+        if before is not None:
             session = self._engine.begin_anew(before, model, now)
+        else:
+            if opened is not None:
+                opened.check_room()
+            session = self._engine.open(model, now, session_id=name, caller=account)
+        if opened is not None:
+            opened.add(session)
         lease = ExitStack()
         lease.callback(self._end, session)
         self._submit_first(inference, session, lease)
