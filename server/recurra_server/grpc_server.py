@@ -93,7 +93,7 @@ def build_server(
     sessions_pb2_grpc.add_SessionsServiceServicer_to_server(SessionsServicer(driver, edge, drain), calls)
     inference = InferenceServicer(driver, edge, streams, stream_window=window, bounds=bounds)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, calls)
-    open_inference = OpenInferenceServicer(driver, edge, streams, metrics, catalog, stream_window=window)
+    open_inference = OpenInferenceServicer(driver, edge, streams, metrics, catalog, stream_window=window, bounds=bounds)
     driver.on_forget += [metrics.timings.forget, inference.forget, open_inference.forget]
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, calls)
     health_pb2_grpc.add_HealthServicer_to_server(health, calls)

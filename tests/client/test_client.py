@@ -275,6 +275,14 @@ async def test_rows_of_a_batch_fail_one_by_one(client: Client) -> None:
             await client.step_batch("counter", [a.id], [[1], [2]])
 
 
+async def test_where_all_rows_of_a_batch_fail_it_is_told_of_each(client: Client) -> None:
+    result = await client.step_batch("counter", ["nobody", "neither"], [[1], [2]])
+    assert result.outputs.tolist() == [[0], [0]]
+    assert {row: type(error) for row, error in result.errors.items()} == dict.fromkeys((0, 1), SessionNotFoundError)
+    chunks = await client.step_batch("counter", ["nobody"], {"x": np.ones((1, 3, 1))}, chunks=True)
+    assert chunks.outputs["y"].tolist() == [[[0], [0], [0]]]
+
+
 async def test_generating_feeds_outputs_back(client: Client) -> None:
     alone = [g async for g in client.generate("letters", [0, 3], max_steps=6, temperature=1.0, seed=7)]
     assert [g.step for g in alone] == [2, 3, 4, 5, 6, 7]

@@ -16,7 +16,7 @@ from recurra.v1.tensor_pb2 import DATA_TYPE_FLOAT32, Tensor
 
 from tests.security.conftest import MIB, failure, memory, refused, wait_until
 from tests.support.attacks import Attack
-from tests.support.openinference import request
+from tests.support.openinference import InferStream, request
 from tests.support.server import ServerProcess
 from tests.support.wire import Stream, Stubs, error_info, tensor
 
@@ -98,6 +98,29 @@ def test_a_stream_opens_no_more_sessions_than_it_may(stubs: Stubs, attack: Attac
     assert stream.ask(open=OpenSessionRequest(model="counter")).opened.session_id
     stream.end()
     attack("gRPC port", "more sessions on a stream than --max-sessions-per-stream", "RESOURCE_EXHAUSTED CAPACITY")
+
+
+def test_a_stream_begins_no_more_sequences_than_it_may(stubs: Stubs, attack: Attack) -> None:
+    stream, another = InferStream(stubs.open_inference), InferStream(stubs.open_inference)
+
+    def begun(stream: InferStream, sequence: str) -> str:
+        """What its beginning is refused with, if it is."""
+        answer = stream.ask(request([[1.0]], sequence=sequence, start=True))
+        return answer.infer_response.parameters["reason"].string_param
+
+    names = [f"bounded-{n}" for n in range(5)]
+    assert [begun(stream, name) for name in names] == ["", "", "", "CAPACITY", "CAPACITY"]
+    assert begun(stream, names[0]) == "", "there are no more of them when one begins anew"
+    assert begun(another, names[3]) == ""
+    stream.step(1, sequence=names[0], end=True)
+    assert begun(stream, names[4]) == ""
+    for name in names[1:]:
+        stream.step(1, sequence=name, end=True)
+    attack(
+        "gRPC port",
+        "more sequences on a ModelStreamInfer than --max-sessions-per-stream",
+        "RESOURCE_EXHAUSTED CAPACITY",
+    )
 
 
 def test_bounds_are_told(stubs: Stubs) -> None:

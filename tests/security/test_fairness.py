@@ -115,6 +115,15 @@ def test_steps_per_second_are_kept_over_a_second() -> None:
     account.spend(600, 200.0)
 
 
+def test_a_call_whose_steps_are_spent_in_parts_pays_for_each_once() -> None:
+    account = Account("a", Quota(steps_per_second=10))
+    account.spend(20, 100.0)
+    account.spend(60, 100.0, paid=20)
+    assert account.debt(100.0) == pytest.approx(5.0), "60 steps, of which 10 were free"
+    with pytest.raises(CapacityError):
+        account.spend(601, 200.0, paid=20)
+
+
 def test_what_is_over_ones_own_bounds_costs_no_error_budget(runtimes: dict[str, OnnxRuntime]) -> None:
     limits = Limits(max_sessions=4, max_queue=8, max_queue_per_session=2)
     harness, edge, step = Harness({"counter": runtimes["counter"]}, limits), EdgeCounts(), np.ones((1, 1), np.float32)
@@ -317,6 +326,33 @@ def test_rows_without_a_session_are_paid_for_as_well(
     assert bound_of(error) == "identity_steps_per_second"
     stubs.channel.close()
     attack("gRPC port", "steps for sessions that are not there, to have them for nothing", "paid for as others are")
+
+
+def test_rows_of_which_none_has_a_session_are_paid_for_as_well(
+    bounded: ServerProcess, authority: Authority, issuer: Issuer, attack: Attack
+) -> None:
+    stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=issuer.token("ida"))
+    rows = StepBatchRequest(session_ids=["absent"] * 2500, inputs=[tensor(np.ones((2500, 1)))])
+    with stubs.channel:
+        assert {row.error.reason for row in stubs.inference.StepBatch(rows).errors} == {"SESSION_NOT_FOUND"}
+        assert bound_of(failure(lambda: stubs.inference.StepBatch(rows))) == "identity_steps_per_second"
+    attack(
+        "gRPC port", "rows of which none has a session, to have them looked for for nothing", "paid for as steps are"
+    )
+
+
+def test_chunks_are_paid_for_once(bounded: ServerProcess, authority: Authority, issuer: Issuer) -> None:
+    stubs = Stubs(bounded.target, authority.client("stranger").credentials(), token=issuer.token("iris"))
+    with stubs.channel:
+        session_id = opened(stubs)
+
+        def batch(steps: int) -> object:
+            rows = [tensor(np.ones((1, steps, 1)))]
+            return stubs.inference.StepBatch(StepBatchRequest(session_ids=[session_id], inputs=rows))
+
+        batch(50)  # a second's worth at once
+        batch(1000)  # so there is no debt yet
+        assert bound_of(failure(lambda: batch(1))) == "identity_steps_per_second"
 
 
 def test_a_stream_is_slowed_down_not_refused(bob: Stubs, attack: Attack) -> None:

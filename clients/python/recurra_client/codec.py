@@ -93,6 +93,14 @@ class Codec:
         (tensor,) = tensors
         return to_array(tensor)
 
+    def zeros(self, lead: Sequence[int]) -> list[tensor_pb2.Tensor]:
+        """An answer of zeros, each of shape [*lead, dims]."""
+        specs = {spec.name: spec for spec in self.model.outputs}
+        return [
+            to_tensor(np.zeros((*lead, *specs[name].dims), numpy_dtype(specs[name].dtype)), name)
+            for name in self._answered
+        ]
+
     def named(self, x: object) -> bool:
         """Whether inputs like `x` are given by name, so that outputs are too.
 

@@ -365,7 +365,9 @@ class StepBatchResponse(_message.Message):
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
-        """The outputs of all rows, each of shape [B, dims] or [B, T, dims]; where a row failed, zeros."""
+        """The outputs of all rows, each of shape [B, dims] or [B, T, dims]; where a row failed, zeros. Empty where no row has a
+        session, so that it is not known of which model they would be.
+        """
 
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowError]:

@@ -113,8 +113,13 @@ class Account:
             self._spending.add(self)
         return self.debt(now)
 
-    def spend(self, steps: int, now: float) -> None:
+    def spend(self, steps: int, now: float, *, paid: int = 0) -> None:
         """As `charge`, for who cannot be made to pause.
+
+        Args:
+            steps: Time steps of the whole call.
+            now: The time in seconds.
+            paid: How many of them were spent before, when it was not known yet how many there would be.
 
         Raises:
             CapacityError: It has to pause first, or it is too much for one call; nothing was noted.
@@ -123,13 +128,13 @@ class Account:
         if rate is None:
             return
         bound = "identity_steps_per_second"
-        if debt := self.debt(now):
+        if not paid and (debt := self.debt(now)):
             what = f"you may run {rate:g} steps a second, and are ahead of that"
             raise CapacityError(what, retry_after=debt, bound=bound, limit=rate)
         if steps > rate * _LARGEST_CALL:
             what = f"{steps:,} steps in one call are more than you may run in {_LARGEST_CALL:g} seconds; send fewer"
             raise CapacityError(what, bound=bound, limit=rate)
-        self.charge(steps, now)
+        self.charge(steps - paid, now)
 
     def is_even(self, now: float) -> bool:
         """Whether its steps are paid for, so that a new account would be no better."""

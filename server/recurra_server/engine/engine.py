@@ -116,11 +116,12 @@ class Engine:
 
         Raises:
             SessionNotFoundError: The one before has ended.
-            InputNameError, CapacityError: It cannot be on this model, or its owner may not have what more it remembers;
-                the one before is open as it was.
+            ModelNotFoundError, InputNameError, CapacityError: It cannot be on this model, or its owner may not have
+                what more it remembers; the one before is open as it was.
         """
         if before.closed:
             raise not_found(before.id)
+        self.shelf.check(model)  # it may have gone while the one before came to rest
         more = model.signature.state_bytes - before.model.signature.state_bytes
         if more > 0:
             before.owner.check_memory(more)

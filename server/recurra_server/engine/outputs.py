@@ -50,7 +50,7 @@ def choose(signature: Signature, names: Sequence[str]) -> Choice:
         InvalidRequestError: The model has no such output, or a name stands twice.
     """
     every = {spec.name: spec for spec in signature.outputs}
-    for name in names[: len(every) + 1]:
+    for name in names:
         if name not in every:
             raise InvalidRequestError(
                 f"the model has no output {shown(name)}; it has {', '.join(every)}", field="outputs"

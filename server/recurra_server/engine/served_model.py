@@ -5,6 +5,7 @@ A step's way: `turns.submit` -> (ready) -> `next_batch` -> *somebody runs it* ->
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any, Final
 
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ class ServedModel:
         Raises:
             InvalidRequestError: It has no such output, or a name stands twice.
         """
-        wanted = tuple(names)
+        wanted = tuple(islice(names, len(self.signature.outputs) + 1))  # of more, one is unknown or stands twice
         return self._choose(wanted) if wanted else None
 
     # --- the way of a step -------------------------------------------------------------

@@ -6,14 +6,16 @@ its rows are run step by step.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from recurra.v1 import inference_pb2
+from recurra.v1 import error_pb2, inference_pb2
 
 from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account
 from recurra_server.engine.block import Block
-from recurra_server.engine.errors import EngineError, InvalidRequestError
-from recurra_server.engine.outputs import check_size
+from recurra_server.engine.errors import EngineError, InputNameError, InvalidRequestError
+from recurra_server.engine.outputs import Choice, check_size
+from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.specs import TensorSpec
 from recurra_server.engine.steps import Step
@@ -27,42 +29,144 @@ _Response = inference_pb2.StepBatchResponse
 _FOUND_AT_ONCE = 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What is asked of each row.
+
+    Attributes:
+        inputs: For each input of the signature, all rows `[B, count, *dims]` as little-endian bytes.
+        count, is_chunk: Steps of each row, and whether they came as a chunk.
+        numbers: Each row's step number; empty: none has one.
+        choice, specs: The outputs that are asked for by name, and those that are answered.
+        arrived, deadline: Times in seconds.
+    """
+
+    inputs: tuple[bytes, ...]
+    count: int
+    is_chunk: bool
+    numbers: list[int]
+    choice: Choice | None
+    specs: Sequence[TensorSpec]
+    arrived: float
+    deadline: float
+
+    @property
+    def chunk_axis(self) -> list[int]:
+        """The axis of the outputs behind that of the rows, where there is one."""
+        return [self.count] if self.is_chunk else []
+
+
 async def step_batch(driver: Driver, request: _Request, deadline: float, caller: Account | None) -> _Response:
     """Apply one step or chunk to each of many sessions.
 
     Raises:
         EngineError: The message as a whole cannot be used; no row was applied.
     """
-    session_ids, numbers = list(request.session_ids), list(request.steps)
-    rows = len(session_ids)
-    if not rows or len(numbers) not in (0, rows):
+    engine, now = driver.engine, driver.clock()
+    rows = _count_rows(request, engine.limits.max_batch_rows)
+    owner = caller or engine.accounts.nobody
+    owner.spend(rows, now)  # before they are looked for: that costs, too, and most where there are none
+    found, places, failed = await _find(driver, list(request.session_ids), caller)
+    if not found:
+        return _respond_errors(rows, failed)
+    model = found[0].model
+    choice = model.choose(request.outputs)
+    inputs, count, is_chunk = decode_table(request.inputs, model.signature, rows, engine.limits.max_chunk_steps)
+    specs = model.signature.default_outputs if choice is None else choice.specs
+    check_size(specs, rows * count, engine.limits.max_answer_mb)
+    owner.spend(rows * count, now, paid=rows)
+    table = _Table(inputs, count, is_chunk, list(request.steps), choice, specs, now, deadline)
+    if not failed and model.fits_block(count) and model.blocks.takes(found, table.numbers):
+        return await _run_blocks(driver, model, found, table)
+    return await _run_steps(driver, rows, dict(zip(places, found, strict=True)), failed, table)
+
+
+def _count_rows(request: _Request, limit: int) -> int:
+    """The number of rows of a message that may be used, as far as can be told by its lengths: nothing is copied yet.
+
+    Raises:
+        InvalidRequestError, InputNameError: It cannot be used.
+    """
+    rows, numbers = len(request.session_ids), len(request.steps)
+    if not rows or numbers not in (0, rows):
         raise InvalidRequestError(
-            f"there are {rows} session_ids and {len(numbers)} steps; send at least one row, "
-            "and as many steps as rows or none",
+            f"there are {rows} session_ids and {numbers} steps; send at least one row, and as many steps as rows or "
+            "none",
             field="steps",
         )
-    limit = driver.engine.limits.max_batch_rows
     if rows > limit:
         raise InvalidRequestError(f"a StepBatch has at most {limit} rows, not {rows}", field="session_ids")
+    if not request.inputs:
+        raise InputNameError("there are no inputs; send each input of the model, with all rows in it")
+    return rows
+
+
+async def _find(
+    driver: Driver, session_ids: Sequence[str], caller: Account | None
+) -> tuple[list[Session], Sequence[int], dict[int, error_pb2.Error]]:
+    """The sessions that there are, all of one model; their rows; and why there is none for the other rows.
+
+    After a server's death all may have to be taken over from the store: several at a time, lest a message waits for as
+    many round trips as it has sessions, and not all at once, lest others wait behind them.
+
+    Raises:
+        InvalidRequestError: They are of several models.
+    """
     now = driver.clock()
-    sessions = driver.engine.find(session_ids, now, caller)
-    if sessions is None:
-        return await _step_by_step(driver, request, now, deadline, caller)
-    model = sessions[0].model
-    choice = model.choose(request.outputs)
-    table, count, is_chunk = decode_table(request.inputs, model.signature, rows, driver.engine.limits.max_chunk_steps)
-    specs = model.signature.default_outputs if choice is None else choice.specs
-    check_size(specs, rows * count, driver.engine.limits.max_answer_mb)
-    if not (model.fits_block(count) and model.blocks.takes(sessions, numbers)):
-        return await _step_by_step(driver, request, now, deadline, caller)
-    sessions[0].owner.spend(rows * count, now)
+    if (all_here := driver.engine.find(session_ids, now, caller)) is not None:
+        return all_here, range(len(all_here)), {}
+    found: dict[str, Session] = {}
+    failed: dict[str, error_pb2.Error] = {}
+    absent: list[str] = []
+    for session_id in dict.fromkeys(session_ids):  # once, however many rows it has
+        here = driver.engine.find([session_id], now, caller)
+        if here is None:
+            absent.append(session_id)
+        else:
+            found[session_id] = here[0]
+    left = iter(absent)
+
+    async def find_absent() -> None:
+        for session_id in left:  # whichever is next: all that run this share them
+            try:
+                found[session_id] = await driver.find(session_id, caller)
+            except EngineError as error:
+                failed[session_id] = to_message(error)
+            await asyncio.sleep(0)  # without a store nothing else lets others have their turn
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in absent[:_FOUND_AT_ONCE]:
+            tasks.create_task(find_absent())
+    models = {session.model for session in found.values()}
+    if len(models) > 1:
+        raise InvalidRequestError(
+            "the sessions of one StepBatch must be of one model and version, not "
+            + ", ".join(sorted(f"{model.name}/{model.version}" for model in models)),
+            field="session_ids",
+        )
+    places = [row for row, session_id in enumerate(session_ids) if session_id in found]
+    why = {row: failed[session_id] for row, session_id in enumerate(session_ids) if session_id in failed}
+    return [found[session_ids[row]] for row in places], places, why
+
+
+async def _run_blocks(driver: Driver, model: ServedModel, sessions: list[Session], table: _Table) -> _Response:
+    """Run all rows together, as many in a call as the model takes."""
+    rows = len(sessions)
     waiter = _Gather()
     blocks = []
     for begin in range(0, rows, model.max_batch_size):
         some = slice(begin, begin + model.max_batch_size)
-        inputs = tuple(_rows(data, some, rows) for data in table)
         blocks.append(
-            Block(sessions[some], inputs, count, waiter, now, numbered=bool(numbers), deadline=deadline, choice=choice)
+            Block(
+                sessions[some],
+                tuple(_rows(data, some, rows) for data in table.inputs),
+                table.count,
+                waiter,
+                table.arrived,
+                numbered=bool(table.numbers),
+                deadline=table.deadline,
+                choice=table.choice,
+            )
         )
 
     def submit() -> None:
@@ -70,34 +174,27 @@ async def step_batch(driver: Driver, request: _Request, deadline: float, caller:
             driver.submit_block(model, block)
 
     await waiter.wait(len(blocks), submit)
-    return _respond_blocks(specs, blocks, [count] if is_chunk else [])
+    return _respond_blocks(table, blocks)
 
 
-async def _step_by_step(
-    driver: Driver, request: _Request, now: float, deadline: float, caller: Account | None
+async def _run_steps(
+    driver: Driver, rows: int, sessions: dict[int, Session], failed: dict[int, error_pb2.Error], table: _Table
 ) -> _Response:
-    sessions, failed = await _find(driver, request.session_ids, caller)
-    rows = len(request.session_ids)
-    models = {session.model for session in sessions.values()}
-    if len(models) > 1:
-        raise InvalidRequestError(
-            "the sessions of one StepBatch must be of one model and version, not "
-            + ", ".join(sorted(f"{model.name}/{model.version}" for model in models)),
-            field="session_ids",
-        )
-    if not models:
-        return _respond_steps((), rows, {}, failed, chunk_steps=None)
-    model = models.pop()
-    signature, choice = model.signature, model.choose(request.outputs)
-    table, count, is_chunk = decode_table(request.inputs, signature, rows, driver.engine.limits.max_chunk_steps)
-    specs = signature.default_outputs if choice is None else choice.specs
-    check_size(specs, rows * count, driver.engine.limits.max_answer_mb)
-    next(iter(sessions.values())).owner.spend(rows * count, now)
-    data = list(zip(*(split_rows(data, rows) for data in table), strict=True))
-    numbers = request.steps or [0] * rows
+    """Run the rows that have a session one by one; `failed` says why the others have none."""
+    data = list(zip(*(split_rows(data, rows) for data in table.inputs), strict=True))
+    numbers = table.numbers or [0] * rows
     waiter = _Gather()
     steps = {
-        row: Step(session, data[row], count, waiter, now, number=numbers[row], deadline=deadline, choice=choice)
+        row: Step(
+            session,
+            data[row],
+            table.count,
+            waiter,
+            table.arrived,
+            number=numbers[row],
+            deadline=table.deadline,
+            choice=table.choice,
+        )
         for row, session in sessions.items()
     }
 
@@ -110,40 +207,8 @@ async def _step_by_step(
                 waiter.answered(step)
 
     await waiter.wait(len(steps), submit)
-    failed.update({row: step.error for row, step in steps.items() if step.error is not None})
-    return _respond_steps(specs, rows, steps, failed, chunk_steps=count if is_chunk else None)
-
-
-async def _find(
-    driver: Driver, session_ids: Sequence[str], caller: Account | None
-) -> tuple[dict[int, Session], dict[int, EngineError]]:
-    """The sessions by their rows, in this order; and why there is none for the other rows.
-
-    After a server's death all may have to be taken over from the store: several at a time, lest a message waits for as
-    many round trips as it has rows, and not all at once, lest others wait behind them.
-    """
-    found: dict[int, Session] = {}
-    failed: dict[int, EngineError] = {}
-    absent: list[int] = []
-    now = driver.clock()
-    for row, session_id in enumerate(session_ids):
-        try:
-            found[row] = driver.engine.session(session_id, now, caller)
-        except EngineError:
-            absent.append(row)
-    left = iter(absent)
-
-    async def find_absent() -> None:
-        for row in left:  # whichever is next: all that run this share them
-            try:
-                found[row] = await driver.find(session_ids[row], caller)
-            except EngineError as error:
-                failed[row] = error
-
-    async with asyncio.TaskGroup() as tasks:
-        for _ in absent[:_FOUND_AT_ONCE]:
-            tasks.create_task(find_absent())
-    return {row: found[row] for row in sorted(found)}, failed
+    failed.update({row: to_message(step.error) for row, step in steps.items() if step.error is not None})
+    return _respond_steps(table, rows, steps, failed)
 
 
 class _Gather:
@@ -181,13 +246,13 @@ def _rows(data: bytes, some: slice, rows: int) -> bytes | memoryview:
     return memoryview(data)[some.start * width : some.stop * width]
 
 
-def _respond_blocks(specs: Sequence[TensorSpec], blocks: Sequence[Block], lead: list[int]) -> _Response:
+def _respond_blocks(table: _Table, blocks: Sequence[Block]) -> _Response:
     rows = sum(len(block) for block in blocks)
     response = _Response(
         outputs=encode(
-            specs,
+            table.specs,
             [b"".join(parts) for parts in zip(*(block.outputs for block in blocks), strict=True)],
-            [rows, *lead],
+            [rows, *table.chunk_axis],
         )
     )
     begin = 0
@@ -208,19 +273,12 @@ def _respond_blocks(specs: Sequence[TensorSpec], blocks: Sequence[Block], lead: 
     return response
 
 
-def _respond_steps(
-    specs: Sequence[TensorSpec],
-    rows: int,
-    steps: dict[int, Step],
-    failed: dict[int, EngineError],
-    *,
-    chunk_steps: int | None,
-) -> inference_pb2.StepBatchResponse:
-    response = inference_pb2.StepBatchResponse(
-        steps=[steps[row].last_number if row in steps and row not in failed else 0 for row in range(rows)],
-        errors=[inference_pb2.RowError(row=row, error=to_message(error)) for row, error in sorted(failed.items())],
-        replayed_rows=[row for row, step in steps.items() if step.replayed],
-    )
+def _respond_steps(table: _Table, rows: int, steps: dict[int, Step], failed: dict[int, error_pb2.Error]) -> _Response:
+    response = _respond_errors(rows, failed)
+    for row, step in steps.items():
+        if row not in failed:
+            response.steps[row] = step.last_number
+    response.replayed_rows.extend(row for row, step in steps.items() if step.replayed)
     durable = [durable_step(steps[row].session) if row in steps else 0 for row in range(rows)]
     if any(durable):
         response.durable_steps.extend(durable)
@@ -229,10 +287,17 @@ def _respond_steps(
         response.timing.queue_us = micros(max(step.started - step.arrived for step in applied))
         response.timing.compute_us = micros(max(step.compute for step in applied))
         response.timing.batch_size = max(step.batch_size for step in applied)
-    lead = [rows] if chunk_steps is None else [rows, chunk_steps]
     blobs = []
-    for index, spec in enumerate(specs):
-        nothing = bytes(spec.step_bytes * (chunk_steps or 1))
+    for index, spec in enumerate(table.specs):
+        nothing = bytes(spec.step_bytes * table.count)
         blobs.append(b"".join(nothing if row in failed else steps[row].outputs[index] for row in range(rows)))
-    response.outputs.extend(encode(specs, blobs, lead))
+    response.outputs.extend(encode(table.specs, blobs, [rows, *table.chunk_axis]))
+    return response
+
+
+def _respond_errors(rows: int, failed: dict[int, error_pb2.Error]) -> _Response:
+    """The answer to rows of which some have failed, and the others have no step yet."""
+    response = _Response(steps=[0] * rows)
+    for row, error in sorted(failed.items()):
+        response.errors.add(row=row, error=error)
     return response

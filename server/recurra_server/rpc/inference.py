@@ -62,7 +62,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             context,
             self._stream_window,
             caller_account(),
-            most_sessions=self._bounds.max_sessions_per_stream,
+            max_sessions=self._bounds.max_sessions_per_stream,
         )
         await self._streams.serve(stream, context)
 

@@ -10,7 +10,7 @@ from recurra.v1 import inference_pb2, sessions_pb2
 
 from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account
-from recurra_server.engine.errors import CapacityError, InvalidRequestError, SessionExpiredError, SessionNotFoundError
+from recurra_server.engine.errors import InvalidRequestError, SessionExpiredError, SessionNotFoundError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session, not_found
 from recurra_server.engine.steps import Step
@@ -38,17 +38,16 @@ class StepStream(Stream):
         window: int,
         caller: Account | None,
         *,
-        most_sessions: int = 10_000,
+        max_sessions: int = 10_000,
     ) -> None:
-        super().__init__(context, window=window, max_steps=driver.engine.limits.max_chunk_steps)
+        super().__init__(
+            context, window=window, max_steps=driver.engine.limits.max_chunk_steps, max_sessions=max_sessions
+        )
         self._driver = driver
         self._edge = edge
         self._templates = templates
         self._caller = caller
         self._session: Session | None = None  # of the message before
-        self._opened: list[Session] = []  # here, and perhaps not closed yet
-        self._most_sessions = most_sessions
-        self._look_again_at = min(64, most_sessions)
 
     def announce(self, grace: float) -> None:
         """Tell the caller that the server shuts down."""
@@ -88,30 +87,13 @@ class StepStream(Stream):
                 raise InvalidRequestError(
                     "session_id must be unset where a session is opened; name it in open.session_id", field="session_id"
                 )
-            self._check_room()
+            self.opened.check_room()
             self._session = session = await open_session(self._driver, request.open, self._caller)
-            self._opened.append(session)
+            self.opened.add(session)
         except Exception as error:
             self._refuse(error, session_id)
         else:
             self._do(request, session, describe(session, self._driver.clock()))
-
-    def _check_room(self) -> None:
-        """Whether one more session may be opened here.
-
-        Raises:
-            CapacityError: It may not.
-        """
-        if len(self._opened) >= self._look_again_at:
-            self._opened = [session for session in self._opened if not session.closed]
-            self._look_again_at = min(max(64, 2 * len(self._opened)), self._most_sessions)
-        if len(self._opened) >= self._most_sessions:
-            raise CapacityError(
-                f"all {self._most_sessions} sessions that one stream may open are in use; close some, or use another",
-                retry_after=1.0,
-                bound="max_sessions_per_stream",
-                limit=self._most_sessions,
-            )
 
     async def _accept_absent(self, request: inference_pb2.StreamStepsRequest, session_id: str) -> None:
         try:

@@ -19,6 +19,7 @@ from recurra_server.engine.errors import (
     UnauthenticatedError,
 )
 from recurra_server.rpc.answers import Answers
+from recurra_server.rpc.opened import Opened
 from recurra_server.rpc.status import abort
 from recurra_server.rpc.turnstile import Turnstile
 from recurra_server.rpc.writer import EagerWriter
@@ -37,16 +38,19 @@ class Stream(ABC):
         window: Messages that may be read and not yet answered.
         max_steps: Time steps in these, beyond a message: what is answered to a few long chunks is as much as to
             many steps.
+        max_sessions: Sessions that were opened on it and are not closed.
 
     Attributes:
         gone: Whether the call is over.
+        opened: The sessions that were opened on it.
         trace: What the call is part of; None where nothing is traced.
         identity: Whose call it is; None where callers are not told apart.
         turnstile: What keeps callers from crowding one another out; None likewise.
     """
 
-    def __init__(self, context: _Context, *, window: int, max_steps: int) -> None:
+    def __init__(self, context: _Context, *, window: int, max_steps: int, max_sessions: int) -> None:
         self.gone = False
+        self.opened = Opened(max_sessions)
         self.trace = TRACE.get()
         self.identity = CALLER.get()
         self.turnstile: Turnstile | None = None
@@ -130,6 +134,7 @@ class Stream(ABC):
                 self._unanswered += 1
                 if (rest := self._accept(request)) is not None:
                     await rest
+                del request  # which takes many times what came over the wire, and the next one may be long in coming
                 if self.turnstile is not None and self.identity is not None:
                     wait = self.turnstile.enter(self.identity.account)
                     if wait is not None:

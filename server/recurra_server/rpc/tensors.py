@@ -65,8 +65,8 @@ def decode_steps(
         tensor, spec = tensors[0], specs[0]
         data = tensor.data
         if len(data) == spec.step_bytes and not tensor.name and not tensor.dtype:
-            shape = tensor.shape
-            if not shape or shape == spec.dims_list:
+            shape, dims = tensor.shape, spec.dims_list
+            if not shape or (len(shape) == len(dims) and shape == dims):  # to compare them copies them
                 return (data,), 1, False  # nearly every message: one step
         if tensor.name and tensor.name != spec.name:
             by_name(tensors, [spec.name], "input")
@@ -139,7 +139,7 @@ def decode_states(tensors: Sequence[tensor_pb2.Tensor], states: Sequence[Kept]) 
         if tensor is None:
             continue
         _check_dtype(tensor, state.name, state.dtype)
-        shape = tuple(tensor.shape) or state.dims
+        shape = tuple(tensor.shape[: len(state.dims) + 1]) or state.dims
         if shape != state.dims or len(tensor.data) != state.row_bytes:
             raise _shape_error(tensor, state.name, f"{list(state.dims)} with {state.row_bytes} bytes")
         array = from_bytes(tensor.data, state.np_dtype).reshape(state.dims)

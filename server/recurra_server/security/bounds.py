@@ -23,7 +23,7 @@ class Bounds:
     max_streams_per_connection: _Positive = 4096
     """Calls and streams at once on one connection; more wait in the client."""
     max_sessions_per_stream: _Positive = 10_000
-    """Sessions that were opened on one stream and are not closed."""
+    """Sessions that were opened on one stream, or sequences that began on it, and are not closed."""
     handshake_timeout: _MoreThanZero = 10.0
     """A new connection must have come to its first call's headers by then, a call without a token to its message."""
     keepalive: _MoreThanZero = 60.0

@@ -1,6 +1,8 @@
 """What was answered costs a server nothing afterwards, in whichever way it was asked for."""
 
+import queue
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from recurra.v1 import inference_pb2, sessions_pb2
@@ -76,3 +78,29 @@ def test_answers_that_were_given_take_no_memory(wide: ServerProcess, way: Callab
         for _ in range(_ANSWERS):
             ask()
         assert resident_bytes([wide.pid]) - before < _ALL / 4
+
+
+@pytest.mark.parametrize(
+    ("method", "empty_input"),
+    [
+        ("recurra.v1.InferenceService/StreamSteps", b"\x1a\x00"),
+        ("inference.GRPCInferenceService/ModelStreamInfer", b"\x2a\x00"),
+    ],
+)
+def test_a_stream_that_waits_for_its_next_message_keeps_nothing_of_the_last(
+    wide: ServerProcess, method: str, empty_input: bytes
+) -> None:
+    """Of a MiB, as what it says takes 40 times that."""
+    stubs, message = Stubs(wide.target), empty_input * (1 << 19)
+    with stubs.channel:
+        before = resident_bytes([wide.pid])
+        streams: list[tuple[queue.SimpleQueue[bytes | None], Any]] = []
+        for _ in range(10):
+            requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+            stream: Any = stubs.channel.stream_stream(f"/{method}")
+            streams.append((requests, stream(iter(requests.get, None))))
+            requests.put(message)
+            assert next(streams[-1][1]), "it is refused, and the stream goes on"
+        assert resident_bytes([wide.pid]) - before < 150 << 20
+        for requests, _ in streams:
+            requests.put(None)

@@ -1,6 +1,7 @@
 """Sequences whose requests come without waiting: each id is served in the order of its requests."""
 
 import asyncio
+import gc
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import EngineError
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
+from recurra_server.engine.sessions import Session
+from recurra_server.rpc.opened import Opened
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -46,6 +49,7 @@ class Recorder:
         self.trace: Trace | None = None
         self.account: Account | None = None
         self.leases: set[ExitStack] = set()
+        self.opened: Opened | None = None
         self.answers: list[tuple[int | str | None, Answer]] = []
 
     def answered(self, step: Inference) -> None:
@@ -240,6 +244,43 @@ async def test_a_start_that_its_caller_may_not_make_leaves_the_sequence_as_it_wa
     await server.settle()
     goes_on = [(1, 2.0), (1, "CAPACITY"), (1, "SESSION_NOT_FOUND")] if in_flight else [(1, "CAPACITY"), (1, 2.0)]
     assert server.caller.answers == [(1, 1.0), *goes_on]
+
+
+async def test_a_start_whose_model_is_gone_when_its_turn_comes_is_refused_once(
+    runtimes: dict[str, OnnxRuntime],
+) -> None:
+    server = Server(runtimes["counter"])
+    server.send(Ask(1, start=True, end=False, value=1))
+    await server.settle()
+    newer = ServedModel("counter", "2", "", server.model.signature, runtimes["counter"], server.driver.engine.limits)
+    server.driver.serve(newer)
+    server.driver.on_forget.append(server.sequences.forget)
+    server.send(Ask(1, start=False, end=False, value=1))
+    server.send(Ask(1, start=True, end=False, value=5))  # on the newer version, behind the step before
+    server.driver.engine.shelf.remove(newer)
+    server.driver._forget_retired()
+    server.send(Ask(1, start=False, end=False, value=1))  # which would go on there
+    await server.settle()
+    assert server.caller.answers == [(1, 1.0), (1, "MODEL_NOT_FOUND"), (1, 2.0), (1, "MODEL_NOT_FOUND")]
+    assert newer not in server.sequences._codecs, "nothing of it is kept"
+    assert server.model.slots.in_use == newer.slots.in_use == 0
+
+
+async def test_a_stream_that_begins_a_sequence_again_and_again_keeps_nothing_of_those_before(
+    runtimes: dict[str, OnnxRuntime],
+) -> None:
+    def closed() -> int:
+        return sum(isinstance(thing, Session) and thing.closed for thing in gc.get_objects())
+
+    server, before = Server(runtimes["counter"]), closed()
+    server.caller.opened = Opened(2)
+    for _ in range(1000):
+        server.send(Ask(1, start=True, end=False, value=1))
+        await server.settle()
+    assert closed() - before < 200
+    server.send(Ask(2, start=True, end=False, value=1))
+    server.send(Ask(3, start=True, end=False, value=1))
+    assert server.caller.answers[-1] == (3, "CAPACITY")
 
 
 @pytest.mark.parametrize("runs", [False, True])

@@ -100,7 +100,7 @@ class Codec:
         if len(wanted) == len(self._default) == 1 and wanted[0].name == self._default[0].name:
             choice = None  # which many clients name always
         else:
-            choice = self.model.choose([output.name for output in wanted])
+            choice = self.model.choose(output.name for output in wanted)
         for output in wanted:
             if output.parameters:
                 _refuse_forms(output.parameters, f"output {output.name!r}")

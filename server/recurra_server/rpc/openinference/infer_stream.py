@@ -35,8 +35,12 @@ class InferStream(Stream):
         context: _Context,
         window: int,
         account: Account | None,
+        *,
+        max_sessions: int = 10_000,
     ) -> None:
-        super().__init__(context, window=window, max_steps=driver.engine.limits.max_chunk_steps)
+        super().__init__(
+            context, window=window, max_steps=driver.engine.limits.max_chunk_steps, max_sessions=max_sessions
+        )
         self.account = account
         self.leases: set[ExitStack] = set()
         self._clock = driver.clock

@@ -17,6 +17,7 @@ from recurra_server.engine.errors import (
     shown,
 )
 from recurra_server.engine.steps import Step
+from recurra_server.rpc.opened import Opened
 from recurra_server.rpc.openinference.codec import Codec, Lead
 from recurra_server.tracecontext import Trace
 
@@ -36,6 +37,11 @@ class Caller(Protocol):
     """Whose sequences it sees; None where callers are not told apart."""
     leases: set[ExitStack]
     """Sessions whose first step is not answered: to be closed should nobody wait for it any more."""
+
+    @property
+    def opened(self) -> Opened | None:
+        """The sequences that it has begun; None for a call, which begins one at most."""
+        ...
 
     def answered(self, step: Any) -> None:
         """Take an inference: `outputs` or `error` is set. Must not raise, and call its `finish` if it has one."""

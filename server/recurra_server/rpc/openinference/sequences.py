@@ -90,6 +90,7 @@ class Sequences:
     def _read(self, inference: Inference, request: pb.ModelInferRequest, model: ServedModel) -> None:
         codec = self._codecs.get(model)
         if codec is None:
+            self._engine.shelf.check(model)  # what is forgotten must not come back: nobody would forget it again
             codec = self._codecs[model] = Codec(model, self._engine.limits.max_chunk_steps)
         inference.codec = codec
         inference.inputs, inference.count, inference.lead = codec.read(request)
@@ -120,10 +121,15 @@ class Sequences:
             if before is not None:
                 self._end(before)
             return
-        if before is None:
-            session = self._engine.open(model, now, session_id=name, caller=account)
-        else:
+        opened = inference.waiter.opened
+        if before is not None:
             session = self._engine.begin_anew(before, model, now)
+        else:
+            if opened is not None:
+                opened.check_room()
+            session = self._engine.open(model, now, session_id=name, caller=account)
+        if opened is not None:
+            opened.add(session)
         lease = ExitStack()
         lease.callback(self._end, session)
         self._submit_first(inference, session, lease)

@@ -14,12 +14,14 @@ from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import EngineError, ModelNotFoundError, UnsupportedError
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.rpc.models import Catalog
+from recurra_server.rpc.opened import Opened
 from recurra_server.rpc.openinference import describe
 from recurra_server.rpc.openinference.infer_stream import InferStream
 from recurra_server.rpc.openinference.requests import Inference, read_request
 from recurra_server.rpc.openinference.sequences import Sequences
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.stream_base import OpenStreams
+from recurra_server.security.bounds import Bounds
 from recurra_server.security.identity import caller_account
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 from recurra_server.tracecontext import TRACE
@@ -40,6 +42,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         catalog: Catalog,
         *,
         stream_window: int,
+        bounds: Bounds,
     ) -> None:
         self.edge = edge
         self._driver = driver
@@ -48,6 +51,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self._metrics = metrics
         self._catalog = catalog
         self._stream_window = stream_window
+        self._bounds = bounds
         self._sequences = Sequences(driver)
 
     def forget(self, model: ServedModel) -> None:
@@ -130,7 +134,15 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         """Apply steps as they come."""
-        stream = InferStream(self._driver, self._sequences, self.edge, context, self._stream_window, caller_account())
+        stream = InferStream(
+            self._driver,
+            self._sequences,
+            self.edge,
+            context,
+            self._stream_window,
+            caller_account(),
+            max_sessions=self._bounds.max_sessions_per_stream,
+        )
         await self._streams.serve(stream, context)
 
     # --- the model repository --------------------------------------------------------------
@@ -182,6 +194,7 @@ class _Call:
         self.gone = False
         self.trace = TRACE.get()
         self.leases: set[ExitStack] = set()
+        self.opened: Opened | None = None
 
     def answered(self, step: Inference) -> None:
         """Called by the engine: wake it, unless it has been cancelled and has not come to know yet."""
