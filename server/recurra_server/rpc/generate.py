@@ -60,7 +60,7 @@ async def _run(
     if not 1 <= request.max_steps <= bound:
         raise InvalidRequestError(f"max_steps must be 1 to {bound}, not {request.max_steps}", field="max_steps")
     draw = _Draw(request, signature.inputs[0], sampled=feedback.sampled)
-    wanted = list(request.outputs)
+    wanted = list(request.outputs[: len(signature.outputs) + 1])  # of more, one is unknown or stands twice
     asked = [*wanted, feedback.output] if wanted and feedback.output not in wanted else wanted
     choice = session.model.choose(asked)
     specs = signature.default_outputs if choice is None else choice.specs

@@ -231,6 +231,8 @@ def test_a_step_batch_of_more_rows_than_run_in_one_call(stubs: Stubs) -> None:
     again = stubs.inference.StepBatch(request)
     assert list(again.replayed_rows) == list(range(299))
     assert again.outputs == response.outputs
+    for session_id in ids:  # so many that were opened at once would keep those of the next tests waiting
+        stubs.sessions.CloseSession(sessions_pb2.CloseSessionRequest(session_id=session_id))
 
 
 def test_step_batch_takes_chunks(stubs: Stubs) -> None:
