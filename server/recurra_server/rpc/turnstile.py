@@ -2,7 +2,8 @@
 
 All messages are read on one thread. Where one caller floods it, a turn of the loop would be as long as there are
 streams of theirs, and everybody else's next message waits for its end. So while several callers are there, a turn
-takes only so many messages of each.
+takes only so many messages of each. The next turn begins when one of those let in has come: between them the loop
+sleeps, and the threads that bring messages get its processor.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ EACH: Final = 1
 """Messages of one caller in a turn. With 8, one who floods beside a quiet caller gets twice as many steps in, and the
 quiet one's p99 is three times what it is alone instead of less than twice."""
 _LATELY: Final = 1.0  # seconds for which somebody counts as being there
+_LONGEST: Final = 0.001  # seconds of a turn: those who were let in may have nothing to send
 
 
 class Turnstile:
@@ -26,7 +28,8 @@ class Turnstile:
         self._clock = clock
         self._passed: dict[Account, int] = {}  # in this turn
         self._waiting: dict[Account, deque[asyncio.Future[None]]] = {}
-        self._turning = False
+        self._ending = False  # with this turn of the loop
+        self._timer: asyncio.TimerHandle | None = None
         self._here: set[Account] = set()  # since `_since`, and in the second before
         self._before: set[Account] = set()
         self._since = 0.0
@@ -50,8 +53,8 @@ class Turnstile:
     def enter(self, account: Account) -> "asyncio.Future[None] | None":
         """A message of a caller was taken in: before the next one of the same stream, wait for what this returns."""
         self._here.add(account)
-        if not self._turning:
-            self._turning = True
+        if not self._ending:
+            self._ending = True
             asyncio.get_running_loop().call_soon(self._turn)
         passed = self._passed.get(account, 0)
         self._passed[account] = passed + 1
@@ -66,6 +69,10 @@ class Turnstile:
 
     def _turn(self) -> None:
         """A turn is over: let those in who wait for the next."""
+        self._ending = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._passed.clear()
         now = self._clock()
         if now - self._since > _LATELY:
@@ -80,6 +87,5 @@ class Turnstile:
             self._passed[account] = admitted
             if not waiting:
                 del self._waiting[account]
-        self._turning = bool(self._waiting)
-        if self._turning:
-            asyncio.get_running_loop().call_soon(self._turn)
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(_LONGEST, self._turn)
