@@ -193,6 +193,15 @@ def test_who_ran_steps_is_not_forgotten_before_they_are_paid_for(attack: Attack)
     attack("gRPC port", "running steps and coming back as if new", "still to be paid for")
 
 
+async def test_the_turnstile_lets_the_next_in_where_who_was_let_in_sends_nothing() -> None:
+    turnstile, noisy, quiet = Turnstile(asyncio.get_running_loop().time), Account("noisy"), Account("quiet")
+    assert turnstile.enter(quiet) is None
+    waits = [wait for wait in [turnstile.enter(noisy) for _ in range(5 * EACH)] if wait is not None]
+    assert len(waits) == 4 * EACH
+    async with asyncio.timeout(0.5):  # before the quiet one counts as gone
+        await asyncio.gather(*waits)
+
+
 async def test_the_turnstile_lets_a_few_in_each_turn_where_there_are_several() -> None:
     turnstile, noisy, quiet = Turnstile(asyncio.get_running_loop().time), Account("noisy"), Account("quiet")
     assert all(turnstile.enter(noisy) is None for _ in range(10 * EACH)), "alone, nobody waits"
