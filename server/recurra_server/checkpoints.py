@@ -125,7 +125,7 @@ class Checkpoints:
         durable = session.durable
         if durable is None:
             return
-        await self._told(durable.when_saved)
+        await self._told(durable.when_saved, durable.never_mind)
 
     async def deleted(self, session: Session) -> None:
         """Wait until a session that was closed is gone from the store, so that its id is free, wherever it is opened.
@@ -158,13 +158,14 @@ class Checkpoints:
         """
         deletion = self._engine.ledger.deletions.get(store_key)
         if deletion is not None:
-            await self._told(deletion.told.append)
+            await self._told(deletion.told.append, deletion.never_mind)
 
-    async def _told(self, begin: Callable[[Told], object]) -> None:
+    async def _told(self, begin: Callable[[Told], object], end: Callable[[Told], object]) -> None:
         """Wait to be told how it went with what is written.
 
         Args:
             begin: Given what is to be told.
+            end: Given the same, when nobody waits any more.
 
         Raises:
             StoreUnavailableError: It takes too long.
@@ -182,6 +183,8 @@ class Checkpoints:
                 error = await answer
         except TimeoutError:
             error = away(self._engine.ledger.trouble)
+        finally:  # who is told of a SYNC session waits there for as long as the store is away
+            end(tell)
         if error is not None:
             raise error
 

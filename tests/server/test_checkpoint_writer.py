@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 from recurra.v1.sessions_pb2 import CloseSessionRequest
-from recurra_server import checkpoint_writer
+from recurra_server import checkpoint_writer, checkpoints
 from recurra_server.driver import Driver
 from recurra_server.engine import handover
 from recurra_server.engine.durability import Durability
@@ -287,3 +287,26 @@ async def test_what_somebody_waits_for_does_not_wait_for_all_that_has_changed(
     assert await writer.checkpoints.writer.write()
     assert writer.store.saves == [["0"], ["sync"], *[[str(number)] for number in range(1, 20)]]
     attack("store", "many ASYNC sessions that change all the time", "SYNC steps go between two of their batches")
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["hangs up", "gives up"])
+async def test_nothing_is_left_of_who_waits_no_more(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, gone: bool, attack: Attack
+) -> None:
+    session = await writer.open("a", Durability.SYNC)
+    if not gone:
+        monkeypatch.setattr(checkpoints, "_PATIENCE", 0.0)
+    writer.store.on_save = writer.store.on_identity = fail_with(StoreError("away"))
+    for _ in range(3):
+        writer.owner.engine.reset(session, writer.owner.now)
+        waiting = asyncio.ensure_future(writer.checkpoints.saved(session))
+        await turns()
+        assert not await writer.checkpoints.writer.write()
+        if gone:
+            waiting.cancel()
+        (error,) = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(error, asyncio.CancelledError if gone else StoreUnavailableError)
+    assert session.durable is not None
+    assert session.durable.change is not None
+    assert session.durable.change.told == []
+    attack("store", "resetting a SYNC session again and again while the store is away", "nothing is left of the calls")

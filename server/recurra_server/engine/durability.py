@@ -113,6 +113,12 @@ class Durable:
         else:
             told(None)
 
+    def never_mind(self, told: Told) -> None:
+        """It need not be told any more."""
+        for change in (self.change, None if self.saving is None else self.saving.change):
+            if change is not None and told in change.told:
+                change.told.remove(told)
+
     def check_store(self) -> None:
         """Before a step: it must not be applied where it cannot be answered.
 

@@ -45,6 +45,11 @@ class Deletion:
     epoch: int
     told: list[Told] = field(default_factory=list)
 
+    def never_mind(self, told: Told) -> None:
+        """It need not be told any more."""
+        if told in self.told:
+            self.told.remove(told)
+
 
 class Ledger:
     """What has changed and what was closed since the store was told.
