@@ -23,7 +23,7 @@ from recurra_server.engine.standing import Standing
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 _PATIENCE = 5.0  # seconds that a call waits for what is written
-_MOST_OF_ONE = 8  # calls of one caller on their way to the store
+_MOST_OF_ONE = 8  # calls of one caller on their way to the store, and as many that have a session saved to be sure
 
 
 class Checkpoints:
@@ -46,6 +46,7 @@ class Checkpoints:
         # Names in the store that are being opened or taken over, and who waits for answers of the store.
         self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._asking: WeakKeyDictionary[Account, asyncio.Semaphore] = WeakKeyDictionary()
+        self._unsure: WeakKeyDictionary[Account, asyncio.Semaphore] = WeakKeyDictionary()
 
     async def open(
         self,
@@ -126,6 +127,21 @@ class Checkpoints:
         if durable is None:
             return
         await self._told(durable.when_saved, durable.never_mind)
+
+    async def make_sure(self, session: Session) -> None:
+        """Have a session saved before its caller is told that a step is not applied here; see `Durable.make_sure`.
+
+        Only a few calls of one caller do so at a time: they cost a checkpoint each, though nothing has changed.
+
+        Raises:
+            StoreUnavailableError: The store is away, so it is not known whose the session is.
+            EngineError: The session has ended.
+        """
+        if session.durable is None:
+            return
+        async with self._unsure.setdefault(session.owner, asyncio.Semaphore(_MOST_OF_ONE)):
+            session.durable.make_sure(self._clock())
+            await self.saved(session)
 
     async def deleted(self, session: Session) -> None:
         """Wait until a session that was closed is gone from the store, so that its id is free, wherever it is opened.

@@ -10,8 +10,9 @@ from recurra.v1.sessions_pb2 import CloseSessionRequest
 from recurra_server import checkpoint_writer, checkpoints
 from recurra_server.driver import Driver
 from recurra_server.engine import handover
+from recurra_server.engine.accounts import Quota
 from recurra_server.engine.durability import Durability
-from recurra_server.engine.errors import EngineError, StoreUnavailableError
+from recurra_server.engine.errors import EngineError, StepGapError, StoreUnavailableError
 from recurra_server.engine.ledger import BatchBound
 from recurra_server.engine.ports import Checkpoint, StoreError
 from recurra_server.engine.sessions import Session
@@ -310,3 +311,24 @@ async def test_nothing_is_left_of_who_waits_no_more(
     assert session.durable.change is not None
     assert session.durable.change.told == []
     attack("store", "resetting a SYNC session again and again while the store is away", "nothing is left of the calls")
+
+
+async def test_who_asks_for_steps_that_are_not_there_has_few_sessions_saved_at_a_time(
+    writer: Writer, attack: Attack
+) -> None:
+    alice = writer.owner.engine.accounts.of("alice", Quota())
+    sessions = [await writer.open(str(number), caller=alice) for number in range(20)]
+    driver = driver_of(writer)
+    asking = [asyncio.ensure_future(driver.has_applied(session, 2**60)) for session in sessions for _ in range(2)]
+    most = 0
+    async with asyncio.timeout(20):
+        while not all(call.done() for call in asking):
+            await turns()
+            most = max(most, len(writer.owner.engine.ledger.changed))
+            assert await writer.checkpoints.writer.write()
+    assert 4 <= most <= 8
+    for call in asking:
+        assert isinstance(call.exception(), StepGapError)
+    attack(
+        "store", "asking for steps that were never applied, of many sessions", "eight at a time are saved to be sure"
+    )
