@@ -172,8 +172,9 @@ class App:
         await self._server.stop(grace=1.0)
         await self._chores.end()
         if self.driver.checkpoints is not None and self._store is not None:
-            if not await self.driver.checkpoints.write():
-                _log.error("checkpoints_lost", sessions=len(self.engine.ledger.changed))
+            await self.driver.checkpoints.writer.write()
+            if lost := len(self.engine.ledger.changed):
+                _log.error("checkpoints_lost", sessions=lost)
             await self._store.stop()
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
@@ -185,8 +186,9 @@ class App:
         driver, access = self.driver, self._access
         self._chores.begin(driver.expire_forever, driver.watch_load)
         if driver.checkpoints is not None:
-            driver.checkpoints.on_store.append(lambda up: self._health.tell(_STORE, up))
-            self._chores.begin(driver.checkpoints.write_forever, driver.checkpoints.watch_forever)
+            writer = driver.checkpoints.writer
+            writer.on_store.append(lambda up: self._health.tell(_STORE, up))
+            self._chores.begin(writer.write_forever, writer.retry_forever, writer.watch_forever)
         if self.settings.bounds.slow_reader_timeout > 0:
             self._chores.begin(lambda: self._streams.watch_readers(driver.clock))
         if access is not None:

@@ -1,12 +1,7 @@
-"""Puts durable sessions into the store, and takes sessions over from it.
-
-What the engine says has changed is written batch by batch, one on its way at a time: all of it once in every
-interval, and at once what somebody waits for; what changes meanwhile gathers for the next batch.
-"""
+"""Opens durable sessions in the store, takes sessions over from it, and waits for what is written there."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,145 +10,43 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import structlog
 
+from recurra_server.checkpoint_writer import REMEMBERED, CheckpointWriter
 from recurra_server.engine import handover
 from recurra_server.engine.accounts import Account
-from recurra_server.engine.durability import BatchBound, Durability, Save, away
+from recurra_server.engine.durability import Durability, Told, away
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import DrainingError, EngineError, SessionExistsError
+from recurra_server.engine.errors import DrainingError, EngineError, SessionExistsError, StoreUnavailableError
 from recurra_server.engine.ports import SessionStore, StoreError
 from recurra_server.engine.sessions import Session, is_id
 from recurra_server.engine.standing import Standing
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
-_BATCH = BatchBound(sessions=256, bytes=8 << 20)  # in one round trip
-_PATIENCE = 5.0  # seconds that a call waits for a checkpoint
-_LOOK_SECONDS = 1.0  # between two looks at the store
-_PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure in a row
-_REMEMBERED = 300.0  # seconds for which whoever had a session that was closed cannot bring it back
-_MOST_OF_ONE = 8  # calls of one caller on their way to the store
+_PATIENCE = 5.0  # seconds that a call waits for what is written
+_MOST_OF_ONE = 8  # calls of one caller on their way to the store, and as many that have a session saved to be sure
 
 
 class Checkpoints:
     """The sessions of one server in a store. All methods belong to the loop's thread.
 
     Attributes:
-        written: Checkpoints so far: "saved", "stale" (another server owned the session) or "failed".
+        writer: Writes them; it has to run for whoever waits here.
         taken_over: Sessions taken over so far.
-        on_store: Called when the store goes away (False) and when it is back (True).
 
     Args:
         interval: Seconds in which what has changed is written once.
     """
 
     def __init__(self, engine: Engine, store: SessionStore, *, interval: float, clock: Callable[[], float]) -> None:
-        self.written: Counter[str] = Counter()
+        self.writer = CheckpointWriter(engine, store, interval=interval, clock=clock)
         self.taken_over = 0
-        self.on_store: list[Callable[[bool], object]] = []
         self._engine = engine
         self._store = store
-        self._interval = interval
         self._clock = clock
-        self._hurried = asyncio.Event()
-        self._writing = asyncio.Lock()
-        self._failures = 0
-        self._identity = ""  # of the store
         # Names in the store that are being opened or taken over, and who waits for answers of the store.
         self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._asking: WeakKeyDictionary[Account, asyncio.Semaphore] = WeakKeyDictionary()
-        engine.ledger.on_hurry = self._hurried.set
-
-    # --- writing -------------------------------------------------------------------------
-
-    async def write_forever(self) -> None:
-        """Write what changes."""
-        everything_at = self._clock() + self._interval
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(everything_at - self._clock()):
-                    await self._hurried.wait()
-            self._hurried.clear()
-            everything = self._clock() >= everything_at
-            if everything:
-                everything_at = self._clock() + self._interval
-            if not await self.write(everything=everything):
-                await asyncio.sleep(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
-                self._hurried.set()  # whoever was put back waits still
-
-    async def watch_forever(self) -> None:
-        """Look after the store: whether it can be used even where nothing is written, and whether it is the same."""
-        while True:
-            await self.look()
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    async def look(self) -> None:
-        """Ask the store who it is. One that may have lost what it kept gets all sessions that are here again."""
-        try:
-            identity = await self._store.identity()
-        except StoreError as error:
-            self._heard(error)
-            return
-        if self._identity not in ("", identity):
-            durables = self._engine.durable_sessions()
-            for durable in durables:
-                durable.changed(self._clock())
-            _log.warning("store_is_another", sessions_saved_again=len(durables))
-        self._identity = identity
-        if not self._engine.ledger.changed:  # else what is written will tell
-            self._heard(None)
-
-    async def write(self, *, everything: bool = True) -> bool:
-        """Write all that has changed by now, or of that only what somebody waits for.
-
-        What changes or is closed meanwhile is for the next time: else there would be no end to it.
-
-        Returns:
-            Whether the store took it.
-        """
-        async with self._writing:
-            until, went_well = self._clock(), True
-            batch = self._next_batch(until, everything=everything)
-            if batch or self._engine.ledger.deletions:
-                went_well = await self._write(batch)
-            while went_well and (batch := self._next_batch(until, everything=everything)):
-                went_well = await self._write(batch)
-            return went_well
-
-    def _next_batch(self, until: float, *, everything: bool) -> list[Save]:
-        return self._engine.ledger.next_batch(handover.encode, _BATCH, until, hurried_only=not everything)
-
-    async def _write(self, batch: list[Save]) -> bool:
-        ledger, owned = self._engine.ledger, None
-        deletions, ledger.deletions = ledger.deletions, {}
-        try:
-            await self._store.delete([(store_key, epoch, _REMEMBERED) for store_key, epoch in deletions.items()])
-            owned = await self._store.save([save.checkpoint for save in batch])
-            self._heard(None)
-        except StoreError as error:
-            self._heard(error)
-        finally:  # whatever happens: what was begun is saved again, unless it is known to be there
-            if owned is None:
-                ledger.deletions = {**deletions, **ledger.deletions}
-            self._settle(batch, owned or [None] * len(batch))
-        return owned is not None
-
-    def _settle(self, batch: list[Save], owned: Sequence[bool | None]) -> None:
-        """Tell the sessions what became of their checkpoints: None where that is not known."""
-        now = self._clock()
-        for save, still_owned in zip(batch, owned, strict=True):
-            session = save.durable.session
-            if still_owned is None:
-                self.written["failed"] += 1
-                save.durable.failed(save, now)
-            elif still_owned:
-                self.written["saved"] += 1
-                save.durable.saved(save, now)
-            else:
-                self.written["stale"] += 1
-                _log.info("session_moved", session=session.id, epoch=save.durable.epoch)
-                self._engine.let_go(session)
-
-    # --- sessions ------------------------------------------------------------------------
+        self._unsure: WeakKeyDictionary[Account, asyncio.Semaphore] = WeakKeyDictionary()
 
     async def open(
         self,
@@ -180,8 +73,7 @@ class Checkpoints:
                 durability=durability,
                 caller=caller,
             )
-            if first.store_key in self._engine.ledger.deletions:
-                await self.write(everything=False)
+            await self._deleted(first.store_key)
 
             async def begin() -> Session:
                 epoch = await self._store.create(first)
@@ -193,7 +85,7 @@ class Checkpoints:
                 try:
                     return handover.own(self._engine, standing, replace(first, epoch=epoch), self._clock(), caller)
                 except EngineError:
-                    await self._store.delete([(first.store_key, epoch, _REMEMBERED)])
+                    await self._store.delete([(first.store_key, epoch, REMEMBERED)])
                     raise
 
             return await self._ask(caller, begin)
@@ -234,20 +126,31 @@ class Checkpoints:
         durable = session.durable
         if durable is None:
             return
-        told: asyncio.Future[EngineError | None] = asyncio.get_running_loop().create_future()
+        await self._told(durable.when_saved, durable.never_mind)
 
-        def tell(error: EngineError | None) -> None:
-            if not told.done():
-                told.set_result(error)
+    async def make_sure(self, session: Session) -> None:
+        """Have a session saved before its caller is told that a step is not applied here; see `Durable.make_sure`.
 
-        durable.when_saved(tell)
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                error = await told
-        except TimeoutError:
-            error = away(self._engine.ledger.trouble)
-        if error is not None:
-            raise error
+        Only a few calls of one caller do so at a time: they cost a checkpoint each, though nothing has changed.
+
+        Raises:
+            StoreUnavailableError: The store is away, so it is not known whose the session is.
+            EngineError: The session has ended.
+        """
+        if session.durable is None:
+            return
+        async with self._unsure.setdefault(session.owner, asyncio.Semaphore(_MOST_OF_ONE)):
+            session.durable.make_sure(self._clock())
+            await self.saved(session)
+
+    async def deleted(self, session: Session) -> None:
+        """Wait until a session that was closed is gone from the store, so that its id is free, wherever it is opened.
+
+        Where the store is away it is deleted later.
+        """
+        if session.durable is not None:
+            with suppress(StoreUnavailableError):
+                await self._deleted(session.durable.store_key)
 
     async def hand_over(self) -> int:
         """Let go of all sessions that are in the store as they stand: whoever is asked next goes on with them.
@@ -255,13 +158,51 @@ class Checkpoints:
         Returns:
             How many.
         """
-        await self.write()
+        await self.writer.write()
         saved = [durable.session for durable in self._engine.durable_sessions() if durable.is_saved]
         for session in saved:
             self._engine.let_go(session, DrainingError("the server shuts down; go on elsewhere", retry_after=0.1))
         return len(saved)
 
     # --- inside --------------------------------------------------------------------------
+
+    async def _deleted(self, store_key: str) -> None:
+        """Wait until nothing that was closed here is in the store under a name.
+
+        Raises:
+            StoreUnavailableError: The store is away.
+        """
+        deletion = self._engine.ledger.deletions.get(store_key)
+        if deletion is not None:
+            await self._told(deletion.told.append, deletion.never_mind)
+
+    async def _told(self, begin: Callable[[Told], object], end: Callable[[Told], object]) -> None:
+        """Wait to be told how it went with what is written.
+
+        Args:
+            begin: Given what is to be told.
+            end: Given the same, when nobody waits any more.
+
+        Raises:
+            StoreUnavailableError: It takes too long.
+            EngineError: What was told.
+        """
+        answer: asyncio.Future[EngineError | None] = asyncio.get_running_loop().create_future()
+
+        def tell(error: EngineError | None) -> None:
+            if not answer.done():
+                answer.set_result(error)
+
+        begin(tell)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                error = await answer
+        except TimeoutError:
+            error = away(self._engine.ledger.trouble)
+        finally:  # who is told of a SYNC session waits there for as long as the store is away
+            end(tell)
+        if error is not None:
+            raise error
 
     def _store_key(self, session_id: str, caller: Account | None) -> str:
         return (caller or self._engine.accounts.nobody).store_key(session_id)
@@ -287,18 +228,6 @@ class Checkpoints:
         try:
             return await asyncio.shield(asked)
         except StoreError as error:
-            self._heard(error)
+            if self._engine.ledger.store_up:  # it may be this call's own fault: it is large, perhaps
+                await self.writer.look()
             raise away(error.plain) from None
-
-    def _heard(self, trouble: StoreError | None) -> None:
-        """The store has answered, or not."""
-        ledger, before = self._engine.ledger, self._engine.ledger.trouble
-        self._failures = 0 if trouble is None else self._failures + 1
-        ledger.trouble = "" if trouble is None else trouble.plain
-        if trouble is not None and ledger.trouble != before:
-            _log.error("store_is_away", why=str(trouble))
-        elif trouble is None and before:
-            _log.info("store_is_back")
-        if bool(before) != bool(trouble):
-            for tell in self.on_store:
-                tell(trouble is None)

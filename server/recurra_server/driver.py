@@ -211,14 +211,13 @@ class Driver:
             StepGapError: It is not applied here: another server applied it, and was gone before it was durable.
             SessionMovedError: It is applied on another server, which has the session now.
             StoreUnavailableError: It is one of the two, and without the store nobody knows which.
-            Exception: As `at_rest` and `Checkpoints.saved`.
+            Exception: As `at_rest` and `Checkpoints.make_sure`.
         """
         try:
             await self.at_rest(session, lambda: session.check_applied(step))
         except StepGapError:
-            if session.durable is not None:
-                session.durable.make_sure(self.clock())
-                await self.saved(session)
+            if self.checkpoints is not None:
+                await self.checkpoints.make_sure(session)
             raise
         if session.closed:  # since then: by what waited behind it, or by its time
             raise not_found(session.id)

@@ -1,9 +1,9 @@
 """Which sessions outlive their server, and what of them has still to be put in the store.
 
-A session that does has a `Durable`. Whoever changes the session tells it; the `Ledger` of all changes is emptied batch
-by batch by somebody who has a store: `take` -> *somebody saves it* -> `saved`, `failed`, or the session is dropped,
-because another server has taken it over. Of a session that has ended nothing is saved any more: what stands in its
-slot is another's.
+A session that does has a `Durable`. Whoever changes the session tells it; the `Ledger` of all changes (`ledger.py`) is
+emptied batch by batch by somebody who has a store: `take` -> *somebody saves it* -> `saved`, `failed`, or the session
+is dropped, because another server has taken it over. Of a session that has ended nothing is saved any more: what stands
+in its slot is another's.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from recurra_server.engine.errors import EngineError, SessionMovedError, StoreUnavailableError
 from recurra_server.engine.ports import Checkpoint
 
 if TYPE_CHECKING:
+    from recurra_server.engine.ledger import Ledger
     from recurra_server.engine.sessions import Session
+
+_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds after the first, second ... failure: the first was not alone
 
 # Is told once that a session is saved as it stood when this was asked for, or why it is not.
 Told = Callable[[EngineError | None], None]
@@ -111,6 +113,12 @@ class Durable:
         else:
             told(None)
 
+    def never_mind(self, told: Told) -> None:
+        """It need not be told any more."""
+        for change in (self.change, None if self.saving is None else self.saving.change):
+            if change is not None and told in change.told:
+                change.told.remove(told)
+
     def check_store(self) -> None:
         """Before a step: it must not be applied where it cannot be answered.
 
@@ -181,14 +189,23 @@ class Durable:
         for told in save.change.told:
             told(None)
 
-    def failed(self, save: Save, now: float) -> None:
-        """What was begun has perhaps not reached the store: it has to be saved again."""
+    def failed(self, save: Save, now: float, *, at_fault: bool = False) -> None:
+        """What was begun has perhaps not reached the store: it has to be saved again.
+
+        Args:
+            save: What was begun.
+            now: The time in seconds.
+            at_fault: Whether it may be its own fault, as the store is there: then it is put off.
+        """
         self.saving, self.heard_at = None, now
         if self._ended is not None:
             return
         change, newer = save.change, self.change
+        if at_fault:
+            change.put_off(now)
+        again_at_once = at_fault and change.not_before <= now
         waiting: list[Told] = []
-        if not self.is_sync:  # whoever waits for a SYNC session does so for as long as it takes
+        if not self.is_sync and not again_at_once:  # who waits for a SYNC session does so for as long as it takes
             waiting, change.told = change.told, []
         if newer is not None:
             self._ledger.forget(newer)
@@ -208,11 +225,20 @@ class Change:
         durable: Whose it is.
         at: When it began.
         told: Who waits until it is in the store.
+        failures: How often it could not be saved though the store was there: then it is tried again apart from others.
+        not_before: When.
     """
 
     durable: Durable
     at: float
     told: list[Told] = field(default_factory=list)
+    failures: int = 0
+    not_before: float = 0.0
+
+    def put_off(self, now: float) -> None:
+        """It could not be saved, alone or with others: it waits apart from them, for longer each time."""
+        self.not_before = now + _PAUSES[min(self.failures, len(_PAUSES) - 1)]
+        self.failures += 1
 
 
 @dataclass(slots=True, eq=False)
@@ -233,79 +259,6 @@ class Save:
     def durable(self) -> Durable:
         """Whose it is."""
         return self.change.durable
-
-
-@dataclass(frozen=True, slots=True)
-class BatchBound:
-    """How much goes to the store in one round trip.
-
-    Attributes:
-        sessions: At most so many.
-        bytes: As many of them as first make up so many bytes, and one at least.
-    """
-
-    sessions: int
-    bytes: int
-
-
-class Ledger:
-    """All that is not in the store yet, and the sessions that are to be deleted there.
-
-    Attributes:
-        changed: The changes, the oldest first: each until it is saved, also while that is under way.
-        deletions: The epoch of each session that was closed, by its name in the store.
-        trouble: How it is with the store, "the store ..."; empty while it takes what is sent.
-        on_hurry: Called when somebody begins to wait for a checkpoint, or a session was closed.
-    """
-
-    def __init__(self) -> None:
-        self.changed: dict[Change, None] = {}
-        self.deletions: dict[str, int] = {}
-        self.trouble = ""
-        self.on_hurry: Callable[[], object] = lambda: None
-        self._hurried: dict[Change, None] = {}
-
-    @property
-    def store_up(self) -> bool:
-        """Whether the store took what was sent last."""
-        return not self.trouble
-
-    def hurry(self, change: Change) -> None:
-        """Somebody waits for this one."""
-        self._hurried[change] = None
-        self.on_hurry()
-
-    def forget(self, change: Change) -> None:
-        """It is saved, or is part of another one now, or its session has ended."""
-        self.changed.pop(change, None)
-        self._hurried.pop(change, None)
-
-    def delete(self, durable: Durable) -> None:
-        """Have a session deleted in the store."""
-        self.deletions[durable.store_key] = durable.epoch
-        self.on_hurry()
-
-    def lag(self, now: float) -> float:
-        """Seconds since the oldest change that is not in the store."""
-        oldest = next(iter(self.changed), None)
-        return 0.0 if oldest is None else max(0.0, now - oldest.at)
-
-    def next_batch(
-        self, encode: Callable[[Session], bytes], most: BatchBound, until: float, *, hurried_only: bool
-    ) -> list[Save]:
-        """Begin to save what has changed `until` then, as many as are one batch: first what somebody waits for."""
-        source = chain(self._hurried, () if hurried_only else self.changed)
-        due = (change for change in source if change.durable.saving is None and change.at <= until)
-        encoded: dict[Change, bytes] = {}
-        left = most.bytes
-        for change in dict.fromkeys(islice(due, most.sessions)):
-            encoded[change] = encode(change.durable.session)
-            left -= len(encoded[change])
-            if left <= 0:
-                break
-        for change in encoded:  # only now, when nothing can fail any more
-            self._hurried.pop(change, None)
-        return [change.durable.take(data) for change, data in encoded.items()]
 
 
 def away(trouble: str) -> StoreUnavailableError:

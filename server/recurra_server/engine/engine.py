@@ -8,12 +8,13 @@ from itertools import islice
 from typing import cast
 
 from recurra_server.engine.accounts import Account, Accounts
-from recurra_server.engine.durability import Durable, Ledger, moved
+from recurra_server.engine.durability import Durable, moved
 from recurra_server.engine.errors import (
     DrainingError,
     EngineError,
     SessionExistsError,
 )
+from recurra_server.engine.ledger import Ledger
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.room import Room
 from recurra_server.engine.served_model import Array, ServedModel

@@ -5,7 +5,7 @@ is data: every field is checked when it is read, and what does not fit is refuse
 
 The layout, little-endian: `RCS1`; model name and digest, each a length of one byte and UTF-8; SHA-256 of the
 layout of the states; u64 steps applied; u32 length of the states, and the states one after the other; u8 1 where
-the last reply is kept, then u64 its number, u32 its steps, u8 number of outputs, each with a u32 length, and u8
+the last reply is kept, then u64 its number, u32 its steps, u32 number of outputs, each with a u32 length, and u32
 number of those asked for by name, each a u32 length and UTF-8; CRC-32 of all before it.
 """
 
@@ -109,10 +109,10 @@ class Snapshot:
         if reply is None:
             parts.append(b"\0")
         else:
-            parts.append(struct.pack("<BQIB", 1, reply.number, reply.steps, len(reply.outputs)))
+            parts.append(struct.pack("<BQII", 1, reply.number, reply.steps, len(reply.outputs)))
             for data in reply.outputs:
                 parts += [struct.pack("<I", len(data)), data]
-            parts.append(struct.pack("<B", len(reply.names)))
+            parts.append(struct.pack("<I", len(reply.names)))
             for name in reply.names:
                 raw = name.encode()
                 parts += [struct.pack("<I", len(raw)), raw]
@@ -178,9 +178,9 @@ def _read(reader: _Reader) -> Snapshot:
     (has_kept,) = reader.unpack("<B")
     kept = None
     if has_kept:
-        number, count, outputs = reader.unpack("<QIB")
+        number, count, outputs = reader.unpack("<QII")
         answered = tuple(reader.take(reader.unpack("<I")[0]) for _ in range(outputs))
-        names = tuple(reader.take(reader.unpack("<I")[0]).decode() for _ in range(*reader.unpack("<B")))
+        names = tuple(reader.take(reader.unpack("<I")[0]).decode() for _ in range(*reader.unpack("<I")))
         kept = KeptReply(number, count, answered, names)
     reader.end()
     return Snapshot(model, digest, stamp, applied, values, kept)

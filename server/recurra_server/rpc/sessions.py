@@ -189,7 +189,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         before = describe(session, self._driver.clock())
         self._engine.close(session)
         if self._driver.checkpoints is not None:  # so that its id is free, wherever it is opened next
-            await self._driver.checkpoints.write(everything=False)
+            await self._driver.checkpoints.deleted(session)
         return sessions_pb2.CloseSessionResponse(session=before)
 
     @guarded

@@ -141,7 +141,7 @@ class ServerMetrics(Collector):
     def _store(self) -> Iterator[Metric]:
         ledger, written = self._engine.ledger, Counter(saved=0, stale=0, failed=0)
         if self.checkpoints is not None:
-            written.update(self.checkpoints.written)
+            written.update(self.checkpoints.writer.written)
         yield GaugeMetricFamily(
             "recurra_store_up", "0 while the store of checkpoints cannot be reached.", value=float(ledger.store_up)
         )

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from recurra_server.engine import handover, snapshots
-from recurra_server.engine.durability import BatchBound, Durability, Save
+from recurra_server.engine.accounts import Quota
+from recurra_server.engine.durability import Durability, Save
 from recurra_server.engine.errors import (
     EngineError,
     SessionMovedError,
@@ -17,6 +18,7 @@ from recurra_server.engine.errors import (
     StepNotHeldError,
     StoreUnavailableError,
 )
+from recurra_server.engine.ledger import BatchBound
 from recurra_server.engine.ports import Checkpoint
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.snapshots import Snapshot
@@ -36,11 +38,11 @@ class Owner(Harness):
     def begin(self, durability: Durability = Durability.ASYNC, session_id: str = "a", **options: Any) -> Session:
         """Open one."""
         standing = Standing.beginning(self.engine.model("counter"), {})
-        options = {"idle_timeout": None, **options}
+        options = {"idle_timeout": None, "caller": None, **options}
         checkpoint = handover.first_checkpoint(
             self.engine, standing, self.now, session_id=session_id, durability=durability, **options
         )
-        return handover.own(self.engine, standing, replace(checkpoint, epoch=7), self.now)
+        return handover.own(self.engine, standing, replace(checkpoint, epoch=7), self.now, options["caller"])
 
     def take(self, *, hurried_only: bool = False, most: int = 100, size: int = 1 << 20) -> list[Save]:
         """What would be sent to the store."""
@@ -177,18 +179,44 @@ def test_a_batch_has_a_bound_in_bytes_and_takes_one_at_least(owner: Owner) -> No
     assert len(owner.take()) == 2
 
 
-def test_what_cannot_be_encoded_leaves_the_others_as_they_were(owner: Owner) -> None:
-    for session_id in ("a", "b"):
-        owner.ask(owner.begin(session_id=session_id), ONE)
+def test_what_cannot_be_encoded_leaves_the_others_as_they_were_and_waits_apart(owner: Owner) -> None:
+    sessions = [owner.begin(session_id=session_id) for session_id in ("a", "b", "c")]
+    for session in sessions:
+        owner.ask(session, ONE)
+    told = heard(sessions[1])
 
-    def encode(session: Session) -> bytes:
-        if session.id == "b":
-            raise MemoryError
-        return handover.encode(session)
+    def encode(session: Session) -> bytes | None:
+        return None if session.id == "b" else handover.encode(session)
 
-    with pytest.raises(MemoryError):
-        owner.engine.ledger.next_batch(encode, BatchBound(100, 1 << 20), owner.now, hurried_only=False)
-    assert [checkpoint.store_key for checkpoint in owner.save()] == ["a", "b"]
+    bound = BatchBound(100, 1 << 20)
+    batch = owner.engine.ledger.next_batch(encode, bound, owner.now)
+    assert [save.checkpoint.store_key for save in batch] == ["a", "c"]
+    assert told == [], "it is tried again at once"
+    assert owner.take() == []
+    assert owner.engine.ledger.next_batch(encode, bound, owner.now, apart=True) == []
+    assert [type(error) for error in told] == [StoreUnavailableError]
+    owner.now += 0.99
+    assert owner.engine.ledger.next_batch(encode, bound, owner.now, apart=True) == [], "it is not its time yet"
+    owner.now += 0.01
+    assert owner.take() == []
+    (save,) = owner.engine.ledger.next_batch(handover.encode, bound, owner.now, apart=True)
+    save.durable.saved(save, owner.now)
+    assert step_of(sessions[1]) == 1
+    owner.ask(sessions[1], ONE)
+    assert [save.checkpoint.store_key for save in owner.take()] == ["b"], "among the others again"
+
+
+@pytest.mark.parametrize("bound", [{"most": 2}, {"size": 1}], ids=["sessions", "bytes"])
+def test_callers_for_whom_something_is_hurried_take_turns(owner: Owner, bound: dict[str, int]) -> None:
+    noisy, quiet = (owner.engine.accounts.of(name, Quota()) for name in ("noisy", "quiet"))
+    for number in range(20):
+        owner.submit(owner.begin(Durability.SYNC, str(number), caller=noisy), ONE)
+    owner.run()
+    owner.submit(owner.begin(Durability.SYNC, caller=quiet), ONE)
+    owner.run()
+    first = [save.checkpoint.store_key for _ in range(2) for save in owner.take(hurried_only=True, **bound)]
+    assert first[:2] == ["noisy/0", "quiet/a"]
+    assert first[2:] in ([], ["noisy/1", "noisy/2"])
 
 
 def test_what_fails_keeps_its_place(owner: Owner) -> None:
@@ -346,7 +374,7 @@ def test_of_a_session_that_has_ended_nothing_is_saved(owner: Owner, attack: Atta
 
 def test_what_is_closed_is_deleted_and_what_expires_is_left_to_the_store(owner: Owner) -> None:
     owner.engine.close(owner.begin(idle_timeout=5.0))
-    assert owner.engine.ledger.deletions == {"a": 7}
+    assert [(name, deletion.epoch) for name, deletion in owner.engine.ledger.deletions.items()] == [("a", 7)]
     owner.begin(session_id="b", idle_timeout=5.0)
     owner.now = 6.0
     assert owner.engine.expire(owner.now) == 1

@@ -16,7 +16,7 @@ from recurra_server.engine.errors import (
     SnapshotInvalidError,
     SnapshotMismatchError,
 )
-from recurra_server.engine.sessions import Session
+from recurra_server.engine.sessions import KeptReply, Session
 from recurra_server.engine.snapshots import Snapshot
 from recurra_server.runtimes.onnx import OnnxRuntime
 
@@ -60,6 +60,14 @@ def test_a_sequence_goes_on_in_another_server(
         np.testing.assert_array_equal(outputs_of(again), answers[-1])
     answers.append(there.ask(moved, x[before:]))
     np.testing.assert_allclose(np.concatenate(answers), whole(runtimes[model], x), atol=TOLERANCE, rtol=0)
+
+
+def test_a_reply_of_many_outputs_is_kept() -> None:
+    """As many as a model can have."""
+    names = tuple(f"y{number}" for number in range(1000))
+    kept = KeptReply(7, 1, tuple(name.encode() for name in names), names)
+    snapshot = Snapshot("m", "sha256:m", bytes(32), 7, b"", kept)
+    assert Snapshot.decode(snapshot.encode()) == snapshot
 
 
 def test_it_is_small(runtimes: Runtimes) -> None:

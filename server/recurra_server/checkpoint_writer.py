@@ -1,0 +1,265 @@
+"""Writes what has changed of durable sessions into the store, and deletes there what was closed.
+
+Only the writer does: whoever waits for a checkpoint or a deletion hurries it, and is told (`engine/ledger.py`). So
+nobody who stops waiting takes with him what others wait for. All that has changed is written once in every interval, in
+batches, one after the other; what somebody waits for is written at once, and between two of those batches.
+
+When a batch fails though the store is there, one of its sessions is at fault. So each is tried again alone, beside the
+batches, which go on with all others. Who fails alone is put off for longer each time.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+
+import structlog
+
+from recurra_server.engine import handover
+from recurra_server.engine.durability import Change, Save
+from recurra_server.engine.engine import Engine
+from recurra_server.engine.ledger import BatchBound
+from recurra_server.engine.ports import SessionStore, StoreError
+from recurra_server.engine.sessions import Session
+
+REMEMBERED = 300.0
+"""Seconds for which whoever had a session that was closed cannot bring it back."""
+
+_log = structlog.get_logger(__name__)
+_BATCH = BatchBound(sessions=256, bytes=8 << 20)  # in one round trip
+_ALONE = BatchBound(sessions=1, bytes=1)
+_DELETIONS = 256  # in one round trip
+_LOOK_SECONDS = 1.0  # between two looks at the store, or at what was put off
+_PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure of the store in a row
+
+
+class CheckpointWriter:
+    """The way of one server's checkpoints into the store. All methods belong to the loop's thread.
+
+    Attributes:
+        written: Checkpoints so far: "saved", "stale" (another server owned the session) or "failed".
+        on_store: Called when the store goes away (False) and when it is back (True).
+
+    Args:
+        interval: Seconds in which what has changed is written once.
+    """
+
+    def __init__(self, engine: Engine, store: SessionStore, *, interval: float, clock: Callable[[], float]) -> None:
+        self.written: Counter[str] = Counter()
+        self.on_store: list[Callable[[bool], object]] = []
+        self._engine = engine
+        self._ledger = engine.ledger
+        self._store = store
+        self._interval = interval
+        self._clock = clock
+        self._hurried = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._apart = asyncio.Event()  # something was put off
+        self._retrying = asyncio.Lock()
+        self._failures = 0
+        self._identity = ""  # of the store
+        engine.ledger.on_hurry = self._hurried.set
+
+    async def write_forever(self) -> None:
+        """Write what changes."""
+        everything_at = self._clock() + self._interval
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(everything_at - self._clock()):
+                    await self._hurried.wait()
+            self._hurried.clear()
+            everything = self._clock() >= everything_at
+            if everything:
+                everything_at = self._clock() + self._interval
+            if not await self._write(everything=everything):
+                await asyncio.sleep(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
+                self._hurried.set()  # whoever was put back waits still
+
+    async def retry_forever(self) -> None:
+        """Try again what was put off."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._apart.wait()
+            self._apart.clear()
+            await self._retry()
+
+    async def watch_forever(self) -> None:
+        """Look after the store: whether it can be used even where nothing is written, and whether it is the same."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> bool:
+        """Ask the store who it is. One that may have lost what it kept gets all sessions that are here again.
+
+        Returns:
+            Whether it is there, and takes what is sent.
+        """
+        try:
+            identity = await self._store.identity()
+        except StoreError as error:
+            self._heard(error)
+            return False
+        if self._identity not in ("", identity):
+            durables = self._engine.durable_sessions()
+            for durable in durables:
+                durable.changed(self._clock())
+            _log.warning("store_is_another", sessions_saved_again=len(durables))
+        self._identity = identity
+        self._heard(None)
+        return True
+
+    async def write(self) -> bool:
+        """Write all that has changed, delete what was closed, and try again what was put off until now.
+
+        It is done to its end even where the caller stops waiting: it is what others wait for.
+
+        Returns:
+            Whether the store is there. What could not be saved though it is stays in the ledger.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._write_all()))
+
+    async def _write_all(self) -> bool:
+        return await self._write(everything=True) and await self._retry()
+
+    async def _write(self, *, everything: bool) -> bool:
+        """Write all that has changed by now, or only what somebody waits for, and delete what was closed by now.
+
+        What changes or is closed meanwhile is for the next time: else there would be no end to it.
+
+        Returns:
+            Whether the store is there.
+        """
+        async with self._writing:
+            until, closed = self._clock(), len(self._ledger.deletions)
+            for part in count(1):
+                if not await self._delete():
+                    return False
+                batch = self._next_batch(until, hurried_only=not everything)
+                if not await self._save(batch):
+                    return False
+                if not batch and part * _DELETIONS >= closed:
+                    break
+                if not await self._save(self._next_batch(self._clock(), hurried_only=True)):
+                    return False
+        return True
+
+    async def _retry(self) -> bool:
+        """Try again, one after the other, what was put off until now.
+
+        Returns:
+            Whether the store is there.
+        """
+        async with self._retrying:
+            while alone := self._next_batch(self._clock(), apart=True):
+                if not await self._save(alone):
+                    return False
+        return True
+
+    # --- one part of it ------------------------------------------------------------------
+
+    async def _delete(self) -> bool:
+        """Delete some of what was closed.
+
+        Returns:
+            Whether the store is there.
+        """
+        deletions, deleted = self._ledger.next_deletions(_DELETIONS), False
+        if not deletions:
+            return True
+        try:
+            await self._store.delete([(deletion.store_key, deletion.epoch, REMEMBERED) for deletion in deletions])
+            deleted = True
+            self._heard(None)
+        except StoreError:
+            return await self.look()
+        finally:
+            if deleted:
+                self._ledger.deleted(deletions)
+            else:
+                self._ledger.not_deleted(deletions)
+        return True
+
+    def _next_batch(self, until: float, *, hurried_only: bool = False, apart: bool = False) -> list[Save]:
+        bound = _ALONE if apart else _BATCH
+        return self._ledger.next_batch(self._encode, bound, until, hurried_only=hurried_only, apart=apart)
+
+    def _encode(self, session: Session) -> bytes | None:
+        """A session as bytes; None where that cannot be done."""
+        try:
+            return handover.encode(session)
+        except Exception as error:  # whatever it is: it is of this one session
+            self.written["failed"] += 1
+            self._apart.set()
+            if session.durable is not None and session.durable.change is not None:
+                _cannot_be_saved(session.durable.change, error)
+            return None
+
+    async def _save(self, batch: list[Save]) -> bool:
+        """Save a batch. One that the store does not take though it is there is put off.
+
+        Returns:
+            Whether the store is there.
+        """
+        if not batch:
+            return True
+        owned: list[bool] = []
+        there = False
+        try:
+            owned = await self._store.save([save.checkpoint for save in batch])
+            there = True
+            self._heard(None)
+        except Exception as error:
+            there = await self.look()
+            if there and len(batch) == 1:
+                _cannot_be_saved(batch[0].change, error)
+        finally:  # whatever happens: what was begun is saved again, unless it is known to be there
+            if owned:
+                self._saved(batch, owned)
+            else:
+                self._failed(batch, at_fault=there)
+        return there
+
+    def _saved(self, batch: list[Save], owned: list[bool]) -> None:
+        """Tell the sessions that the store has answered: whether they are still this server's."""
+        now = self._clock()
+        for save, still_owned in zip(batch, owned, strict=True):
+            if still_owned:
+                self.written["saved"] += 1
+                save.durable.saved(save, now)
+            else:
+                self.written["stale"] += 1
+                session = save.durable.session
+                _log.info("session_moved", session=session.id, epoch=save.durable.epoch)
+                self._engine.let_go(session)
+
+    def _failed(self, batch: list[Save], *, at_fault: bool) -> None:
+        """Tell the sessions that it is not known whether the store has their checkpoints."""
+        now = self._clock()
+        for save in batch:
+            self.written["failed"] += 1
+            save.durable.failed(save, now, at_fault=at_fault)
+        if at_fault:
+            self._apart.set()
+
+    def _heard(self, trouble: StoreError | None) -> None:
+        """The store has answered, or not."""
+        ledger, before = self._ledger, self._ledger.trouble
+        self._failures = 0 if trouble is None else self._failures + 1
+        ledger.trouble = "" if trouble is None else trouble.plain
+        if trouble is not None and ledger.trouble != before:
+            _log.error("store_is_away", why=str(trouble))
+        elif trouble is None and before:
+            _log.info("store_is_back")
+        if bool(before) != bool(trouble):
+            for tell in self.on_store:
+                tell(trouble is None)
+
+
+def _cannot_be_saved(change: Change, error: Exception) -> None:
+    """Say so in the log: once until it is saved, when it has failed alone too."""
+    if change.failures == 1:
+        session = change.durable.session
+        _log.error("session_not_saved", session=session.id, why=f"{type(error).__name__}: {error}")

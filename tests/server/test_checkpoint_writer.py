@@ -1,0 +1,334 @@
+"""What one session or caller does to the checkpoints of others, and to what it waits for."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, cast
+
+import pytest
+from recurra.v1.sessions_pb2 import CloseSessionRequest
+from recurra_server import checkpoint_writer, checkpoints
+from recurra_server.driver import Driver
+from recurra_server.engine import handover
+from recurra_server.engine.accounts import Quota
+from recurra_server.engine.durability import Durability
+from recurra_server.engine.errors import EngineError, StepGapError, StoreUnavailableError
+from recurra_server.engine.ledger import BatchBound
+from recurra_server.engine.ports import Checkpoint, StoreError
+from recurra_server.engine.sessions import Session
+from recurra_server.rpc.sessions import SessionsServicer
+from recurra_server.runtimes.onnx import OnnxRuntime
+from recurra_server.telemetry.metrics import EdgeCounts
+
+from tests.server.test_checkpoints import Writer, fail_with
+from tests.support.attacks import Attack
+
+
+@pytest.fixture
+def writer(runtimes: dict[str, OnnxRuntime]) -> Writer:
+    return Writer(runtimes)
+
+
+async def turns() -> None:
+    """Let everything go on as far as it goes by itself."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def driver_of(writer: Writer) -> Driver:
+    driver = Driver(writer.owner.engine, clock=lambda: writer.owner.now)
+    driver.checkpoints = writer.checkpoints
+    return driver
+
+
+def step_of(session: Session) -> int:
+    assert session.durable is not None
+    return session.durable.step
+
+
+class Gate:
+    """The store does not answer requests of a kind before it is told to."""
+
+    def __init__(self, writer: Writer, request: str) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self._request = getattr(writer.store, request)
+        setattr(writer.store, request, self._wait)
+
+    async def _wait(self, argument: object) -> object:
+        self.begun.set()
+        await self.go_on.wait()
+        return await self._request(argument)
+
+
+async def _close(writer: Writer) -> None:
+    servicer = SessionsServicer(driver_of(writer), EdgeCounts(), None)
+    await servicer.CloseSession(CloseSessionRequest(session_id="own"), cast("Any", None))
+
+
+async def _drain(writer: Writer) -> None:
+    await writer.checkpoints.hand_over()
+
+
+async def _open_again(writer: Writer) -> None:
+    writer.owner.engine.close(writer.owner.engine.session("own", writer.owner.now))
+    await writer.open("own")
+
+
+@pytest.mark.parametrize("call", [_close, _drain, _open_again])
+async def test_who_hangs_up_takes_nobodys_checkpoint_with_him(
+    writer: Writer, call: Callable[[Writer], Coroutine[Any, Any, None]], attack: Attack
+) -> None:
+    """Even a call that has something written is not the one that writes what others wait for."""
+    others = await writer.open("a")
+    await writer.open("own")
+    gate = Gate(writer, "save")
+    writer.step(others)
+    told: list[EngineError | None] = []
+    assert others.durable is not None
+    others.durable.when_saved(told.append)
+    calling = asyncio.ensure_future(call(writer))
+    await turns()
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+    gate.go_on.set()
+    assert await writer.checkpoints.writer.write()
+    assert told == [None]
+    assert writer.checkpoints.writer.written["failed"] == 0
+    attack("store", "closing sessions, opening them again, draining, and cancelling the calls", "others are saved")
+
+
+@pytest.mark.parametrize("why", ["timed out", "cannot be sent", "cannot be encoded"])
+async def test_a_session_that_cannot_be_saved_keeps_no_other_from_it(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, why: str, attack: Attack
+) -> None:
+    """One that takes more than two seconds to send, for one."""
+    sessions = [await writer.open(str(number)) for number in range(40)]
+    bad, sync = sessions[7], await writer.open("sync", Durability.SYNC)
+    save, encode = writer.store.save, handover.encode
+    is_bad, tries = True, 0
+
+    async def refuse(checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        nonlocal tries
+        if is_bad and any(checkpoint.store_key == "7" for checkpoint in checkpoints):
+            tries += 1
+            raise StoreError(why) if why == "timed out" else MemoryError(why)
+        return await save(checkpoints)
+
+    def cannot(session: Session) -> bytes:
+        nonlocal tries
+        if is_bad and session is bad:
+            tries += 1
+            raise MemoryError
+        return encode(session)
+
+    if why == "cannot be encoded":
+        monkeypatch.setattr(handover, "encode", cannot)
+    else:
+        writer.store.save = refuse  # type: ignore[method-assign]
+    for session in [*sessions, sync]:
+        writer.step(session)
+    told: dict[str, EngineError | None] = {}
+    for session in (bad, sessions[8]):
+        assert session.durable is not None
+        session.durable.when_saved(partial(told.__setitem__, session.id or ""))
+    assert await writer.checkpoints.writer.write(), "the store is there"
+    assert told.pop("8") is None
+    assert isinstance(told.pop("7"), StoreUnavailableError)
+    assert writer.owner.engine.ledger.store_up
+    assert [step_of(session) for session in sessions] == [int(session is not bad) for session in sessions]
+    assert step_of(sync) == 1
+    assert tries == 2, "with the others, and alone"
+
+    for number in range(2, 12):
+        for session in [*sessions, sync]:
+            writer.step(session)
+        writer.store.saves.clear()
+        assert await writer.checkpoints.writer.write()
+        assert step_of(sync) == step_of(sessions[0]) == number
+        assert len(writer.store.saves) == 1, "the others go in one batch still"
+        writer.owner.now += 1.0
+    assert step_of(bad) == 0
+    assert tries <= 2 + 4, "less and less often"
+
+    is_bad = False
+    writer.owner.now += 30.0
+    assert await writer.checkpoints.writer.write()
+    assert step_of(bad) == bad.applied == 11
+    attack(
+        "store", "a session that cannot be saved", "it is put off; other sessions are saved, and SYNC steps answered"
+    )
+
+
+async def test_nobody_waits_while_one_is_tried_again(writer: Writer) -> None:
+    sync, bad = await writer.open("sync", Durability.SYNC), await writer.open("bad")
+    begun, save = asyncio.Event(), writer.store.save
+
+    async def refuse(checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        if all(checkpoint.store_key != "bad" for checkpoint in checkpoints):
+            return await save(checkpoints)
+        if len(checkpoints) == 1:
+            begun.set()
+            await asyncio.Event().wait()
+        raise StoreError("timed out")
+
+    writer.store.save = refuse  # type: ignore[method-assign]
+    for session in (sync, bad):
+        writer.step(session)
+    assert bad.durable is not None
+    bad.durable.when_saved(lambda _: None)
+    forever = (writer.checkpoints.writer.write_forever, writer.checkpoints.writer.retry_forever)
+    running = [asyncio.create_task(each()) for each in forever]
+    async with asyncio.timeout(20):
+        await begun.wait()
+        assert step_of(sync) == 1
+        for number in (2, 3):
+            writer.step(sync)
+            await writer.checkpoints.saved(sync)
+            assert step_of(sync) == number
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert step_of(bad) == 0
+    assert not bad.durable.is_saved
+
+
+async def test_what_is_too_much_at_once_for_a_slow_store_goes_one_by_one(writer: Writer) -> None:
+    sessions = [await writer.open(str(number)) for number in range(100)]
+    save = writer.store.save
+
+    async def slowly(checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        if len(checkpoints) > 10:
+            raise StoreError("timed out")
+        return await save(checkpoints)
+
+    writer.store.save = slowly  # type: ignore[method-assign]
+    for session in sessions:
+        writer.step(session)
+    assert await writer.checkpoints.writer.write()
+    assert [step_of(session) for session in sessions] == [1] * 100
+
+
+async def test_an_opening_that_fails_is_no_trouble_of_the_store(writer: Writer) -> None:
+    """It may be that session's own size."""
+    sync = await writer.open("sync", Durability.SYNC)
+    writer.store.on_create = fail_with(StoreError("timed out"))
+    with pytest.raises(StoreUnavailableError):
+        await writer.open("large")
+    writer.step(sync)
+    assert sync.applied == 1, "it is not refused"
+
+
+async def test_what_was_closed_does_not_come_back_while_the_store_is_told(writer: Writer) -> None:
+    writer.owner.engine.close(await writer.open("a"))
+    gate = Gate(writer, "delete")
+    writing = asyncio.create_task(writer.checkpoints.writer.write())
+    await gate.begun.wait()
+    finding = asyncio.create_task(writer.checkpoints.take_over("a"))
+    await turns()
+    gate.go_on.set()
+    assert await finding is None
+    assert await writing
+    assert await writer.store.take_over("a") is None
+
+
+async def test_the_id_of_what_was_closed_is_free_once_the_store_is_told(writer: Writer) -> None:
+    writer.owner.engine.close(await writer.open("a"))
+    gate = Gate(writer, "delete")
+    writing = asyncio.create_task(writer.checkpoints.writer.write())
+    await gate.begun.wait()
+    opening = asyncio.create_task(writer.open("a"))
+    await turns()
+    assert not opening.done()
+    gate.go_on.set()
+    assert not (await opening).closed
+    assert await writing
+
+
+async def test_an_id_is_not_free_while_the_store_cannot_be_told(writer: Writer) -> None:
+    writer.owner.engine.close(await writer.open("a"))
+    writer.store.on_delete = writer.store.on_identity = fail_with(StoreError("away"))
+    opening = asyncio.create_task(writer.open("a"))
+    await turns()
+    assert not await writer.checkpoints.writer.write()
+    with pytest.raises(StoreUnavailableError):
+        await opening
+
+
+async def test_what_was_closed_is_deleted_in_parts_with_what_somebody_waits_for_between_them(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_writer, "_DELETIONS", 2)
+    sync = await writer.open("sync", Durability.SYNC)
+    for number in range(5):
+        writer.owner.engine.close(await writer.open(str(number)))
+    order: list[str] = []
+    delete = writer.store.delete
+
+    async def note(sessions: Sequence[tuple[str, int, float]]) -> None:
+        order.append(" ".join(store_key for store_key, _, _ in sessions))
+        await delete(sessions)
+        if len(order) == 1:
+            writer.step(sync)
+
+    writer.store.delete = note  # type: ignore[method-assign]
+    writer.store.on_save = lambda: order.append("save")
+    assert await writer.checkpoints.writer.write()
+    assert order == ["0 1", "save", "2 3", "4"]
+
+
+async def test_what_somebody_waits_for_does_not_wait_for_all_that_has_changed(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, attack: Attack
+) -> None:
+    monkeypatch.setattr(checkpoint_writer, "_BATCH", BatchBound(sessions=1, bytes=1 << 20))
+    many = [await writer.open(str(number)) for number in range(20)]
+    sync = await writer.open("sync", Durability.SYNC)
+    for session in many:
+        writer.step(session)
+    writer.store.on_save = lambda: None if writer.store.saves else writer.step(sync)  # while the first is written
+    assert await writer.checkpoints.writer.write()
+    assert writer.store.saves == [["0"], ["sync"], *[[str(number)] for number in range(1, 20)]]
+    attack("store", "many ASYNC sessions that change all the time", "SYNC steps go between two of their batches")
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["hangs up", "gives up"])
+async def test_nothing_is_left_of_who_waits_no_more(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, gone: bool, attack: Attack
+) -> None:
+    session = await writer.open("a", Durability.SYNC)
+    if not gone:
+        monkeypatch.setattr(checkpoints, "_PATIENCE", 0.0)
+    writer.store.on_save = writer.store.on_identity = fail_with(StoreError("away"))
+    for _ in range(3):
+        writer.owner.engine.reset(session, writer.owner.now)
+        waiting = asyncio.ensure_future(writer.checkpoints.saved(session))
+        await turns()
+        assert not await writer.checkpoints.writer.write()
+        if gone:
+            waiting.cancel()
+        (error,) = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(error, asyncio.CancelledError if gone else StoreUnavailableError)
+    assert session.durable is not None
+    assert session.durable.change is not None
+    assert session.durable.change.told == []
+    attack("store", "resetting a SYNC session again and again while the store is away", "nothing is left of the calls")
+
+
+async def test_who_asks_for_steps_that_are_not_there_has_few_sessions_saved_at_a_time(
+    writer: Writer, attack: Attack
+) -> None:
+    alice = writer.owner.engine.accounts.of("alice", Quota())
+    sessions = [await writer.open(str(number), caller=alice) for number in range(20)]
+    driver = driver_of(writer)
+    asking = [asyncio.ensure_future(driver.has_applied(session, 2**60)) for session in sessions for _ in range(2)]
+    most = 0
+    async with asyncio.timeout(20):
+        while not all(call.done() for call in asking):
+            await turns()
+            most = max(most, len(writer.owner.engine.ledger.changed))
+            assert await writer.checkpoints.writer.write()
+    assert 4 <= most <= 8
+    for call in asking:
+        assert isinstance(call.exception(), StepGapError)
+    attack(
+        "store", "asking for steps that were never applied, of many sessions", "eight at a time are saved to be sure"
+    )
