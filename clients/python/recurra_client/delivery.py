@@ -9,11 +9,12 @@ from typing import Final, NamedTuple, cast
 
 import grpc
 from grpc import aio
-from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
+from recurra.v1 import inference_pb2, tensor_pb2
 
 from recurra_client.connection import Connection, route_by
 from recurra_client.errors import (
     CapacityError,
+    DeadlineExceededError,
     RecurraError,
     StepGapError,
     StepNotHeldError,
@@ -21,6 +22,7 @@ from recurra_client.errors import (
     from_message,
     from_rpc,
 )
+from recurra_client.opening import get_session
 from recurra_client.replay import Replay
 
 MAX_UNANSWERED: Final = 1024
@@ -44,7 +46,7 @@ class _Step:
 
     def __init__(self, request: inference_pb2.StreamStepsRequest) -> None:
         self.request = request
-        self.asked = False  # its number was asked for or guessed, not counted
+        self.asked = False  # its number was asked for, not counted
         self.outcome: inference_pb2.StepResult | RecurraError | None = None
 
 
@@ -53,6 +55,10 @@ class Delivery:
 
     At most one message is under way at a time, as the server keeps only its last reply for a session: were there
     more, a broken connection could lose an output for good. A step that nobody waits for any more stays in line.
+
+    What a message on the stream says of a step is so. Where the stream ends instead, with whatever status, nobody knows
+    whether the step was applied: it is sent again, and if that does not tell either, the server is asked how far the
+    session is before the next one gets a number.
 
     Of a durable session, what is answered is kept until it is durable: a server that takes the session over says by a
     gap which step it expects, and gets the steps from there on again.
@@ -72,8 +78,8 @@ class Delivery:
         self._outputs = outputs
         self._route = route
         self._connection = connection
-        self._applied: int | None = applied  # None: it must be asked for
-        self._sure = True  # that there are no more
+        self._applied = applied  # for certain
+        self._sure = True  # that there are no more; else it must be asked
         self._line: deque[_Step] = deque()
         self._turn = asyncio.Lock()
         self._stream: _Stream | None = None
@@ -81,8 +87,8 @@ class Delivery:
 
     @property
     def applied(self) -> int:
-        """How many steps are known to be applied; 0 where another call is changing that."""
-        return self._applied or 0
+        """How many steps are known to be applied."""
+        return self._applied
 
     async def deliver(self, inputs: list[tensor_pb2.Tensor]) -> Delivered:
         """Apply one step or chunk, after all that stand in line before it.
@@ -90,6 +96,7 @@ class Delivery:
         Raises:
             UnavailableError, DeadlineExceededError: No answer; it stays in line.
             CapacityError: Too many stand in line.
+            StepNotHeldError: It was applied, perhaps in an attempt before, and its output is lost.
             RecurraError: The server refused it; it was not applied.
         """
         began = time.perf_counter()
@@ -113,7 +120,7 @@ class Delivery:
 
         Args:
             after_all: Have what stands in line applied before.
-            changes: The call may change the session, durably when it is answered; `changed` then tells how.
+            changes: The call may apply steps; `changed` tells how many, durably. Where it is not called, it is asked.
 
         Yields:
             `applied`, for the call to say. A server that lacks steps says so by a gap: see `bring`.
@@ -121,10 +128,9 @@ class Delivery:
         async with self._turn:
             if after_all:
                 await self._connection.in_time(self._answer_all())
-            applied = self.applied
             if changes:
-                self._applied = None
-            yield applied
+                self._sure = False
+            yield self.applied
 
     def changed(self, applied: int, *, surely: bool = True) -> None:
         """Another call has left the session with so many steps applied, or with a few more."""
@@ -174,26 +180,41 @@ class Delivery:
 
     async def _answer_first(self) -> None:
         step = self._line[0]
-        if not step.request.step:
-            # Numbered only now: had one before it failed, it would have left a gap.
-            step.asked = self._applied is None or not self._sure
-            step.request.step = await self._next_number()
         try:
-            step.outcome = await self._connection.persist(lambda: self._apply(step.request))
-            self._applied, self._sure = step.outcome.step, True
-            if self._replay is not None:
-                self._replay.add(step.request, step.request.ByteSize(), step.outcome.durable_step)
-        except UnavailableError:
+            step.outcome = await self._have_applied(step)
+        except (UnavailableError, DeadlineExceededError):
             raise  # it stays the first in line, and keeps its number
-        except StepNotHeldError as error:
-            if step.asked:
-                # A generation that was left early had a step under way still: ask (again).
-                self._applied, step.request.step = None, 0
-                return
-            step.outcome = error
         except RecurraError as error:
             step.outcome = error
         self._line.popleft()
+
+    async def _have_applied(self, step: _Step) -> inference_pb2.StepResult:
+        is_second = False
+        while True:
+            if not step.request.step:
+                # Numbered only now: had one before it failed, it would have left a gap.
+                step.asked = not self._sure
+                step.request.step = await self._next_number()
+            try:
+                result = await self._connection.persist(lambda: self._apply(step.request))
+            except StepNotHeldError:
+                # At its first attempt it was another's: a generation that was left early had a step under way still.
+                is_anothers = step.asked and self._sure
+                self._sure = False  # more is applied than was known
+                if not is_anothers:
+                    raise
+                step.request.step = 0
+            except (UnavailableError, DeadlineExceededError):
+                raise
+            except RecurraError:
+                if self._sure or is_second:  # a status that comes twice is that of a message that nobody takes
+                    raise
+                is_second = True
+            else:
+                self._applied, self._sure = result.step, True
+                if self._replay is not None:
+                    self._replay.add(step.request, step.request.ByteSize(), result.durable_step)
+                return result
 
     def _leave(self) -> None:
         """Send the next message on a new stream."""
@@ -202,10 +223,15 @@ class Delivery:
             stream.cancel()
 
     async def _next_number(self) -> int:
-        if self._applied is None:
-            request = sessions_pb2.GetSessionRequest(session_id=self.session_id)
-            method = self._connection.sessions.GetSession
-            self._applied = (await self._connection.call(method, request, route=self._route)).session.steps
+        while not self._sure:
+            # With what is known, as a server that has just taken the session over may not be that far.
+            known, route = self._applied, self._route
+            try:
+                session = await get_session(self._connection, self.session_id, after_step=known, route=route)
+            except StepGapError as gap:
+                await self.bring(gap)
+            else:
+                self._applied, self._sure = session.steps, True
         return self._applied + 1
 
     async def _apply(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
@@ -231,6 +257,7 @@ class Delivery:
         """Send one message on the session's stream, and wait for its answer."""
         stream = self._stream or self._new_stream()
         self._stream = None  # put back once it has answered: a read that was cancelled ends it
+        sure, self._sure = self._sure, False  # likewise: until then, nobody knows whether it is applied
         moving = False
         try:
             await stream.write(request)
@@ -238,6 +265,7 @@ class Delivery:
                 if reply.HasField("moving"):  # this step is still answered; the next one goes to another server
                     moving = True
                     continue
+                self._sure = sure
                 error = from_message(reply.error) if reply.HasField("error") else None
                 # A server that cannot do it is left, lest the next attempt meets it again.
                 if not moving and not isinstance(error, UnavailableError):

@@ -68,7 +68,7 @@ class StepGapError(RecurraError):
 
 
 class StepNotHeldError(RecurraError):
-    """The step was applied before, by somebody else, and its reply is not kept any more."""
+    """The step was applied and its reply is not kept: it was somebody else's, or its answer was lost. Send the next."""
 
 
 class InputError(RecurraError, ValueError):

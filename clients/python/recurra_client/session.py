@@ -28,7 +28,8 @@ class Session:
 
     A step that was called stays in the sequence even if the caller stops waiting for it (by cancelling it, or by
     `UnavailableError` or `DeadlineExceededError`): it is applied before the next one, and its output is dropped. So
-    go on with the next reading; do not send the same one again. A step that fails otherwise was not applied.
+    go on with the next reading; do not send the same one again. A step that fails otherwise was not applied, but for
+    `StepNotHeldError`: then it was, and its output is lost.
     """
 
     def __init__(
