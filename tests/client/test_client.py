@@ -341,6 +341,23 @@ async def test_a_step_that_times_out_stays_in_the_sequence(server: ServerProcess
             assert await total(fork) == 111
 
 
+async def test_a_reset_that_nobody_waits_for_stays_in_the_sequence(server: ServerProcess) -> None:
+    async with (
+        tcp_proxy(server.target) as proxy,
+        Client(proxy.target) as client,
+        client.session("counter") as session,
+    ):
+        assert await total(session, 1) == 1
+        await proxy.stop()
+        reset = asyncio.create_task(session.reset())
+        await asyncio.sleep(0)  # it is called
+        reset.cancel()
+        await asyncio.wait([reset])
+        await proxy.start()
+        assert await total(session, 100) == 100
+        assert session.last.step == 1
+
+
 async def test_steps_that_wait_are_bounded(server: ServerProcess) -> None:
     async with (
         tcp_proxy(server.target) as proxy,

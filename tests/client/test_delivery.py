@@ -25,6 +25,7 @@ class Server:
         durable: How many of them are in the store.
         keeps: Whether it keeps replies.
         breaks: What the stream ends with instead of the next answers.
+        resets_unanswered: How many resets will be done and not answered.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class Server:
         self.durable = 0
         self.keeps = True
         self.breaks: list[Any] = []
+        self.resets_unanswered = 0
         self._kept = 0
 
     def is_taken_over(self) -> None:
@@ -55,6 +57,15 @@ class Server:
         self.steps.append(float(np.frombuffer(request.inputs[0].data, np.float32)[0]))
         self._kept = expected if self.keeps else 0
         return self._result(expected, replayed=False)
+
+    async def reset_session(self, _: sessions_pb2.ResetSessionRequest, **__: Any) -> sessions_pb2.ResetSessionResponse:
+        """Begin anew, which is durable then."""
+        self.steps.clear()
+        self.durable = self._kept = 0
+        if self.resets_unanswered:
+            self.resets_unanswered -= 1
+            raise unavailable()
+        return sessions_pb2.ResetSessionResponse()
 
     async def get_session(self, request: sessions_pb2.GetSessionRequest, **_: Any) -> sessions_pb2.GetSessionResponse:
         """How far it is."""
@@ -97,10 +108,10 @@ def _refused(reason: str, expected: int) -> _Response:
     return _Response(error=error_pb2.Error(code=code, reason=reason, metadata={"expected_step": str(expected)}))
 
 
-def delivery_to(server: Server, *, durable: bool = False) -> Delivery:
-    connection: Any = Connection("nowhere:1", timeout=5.0, reconnect=1.0, keepalive=None, credentials=None)
+def delivery_to(server: Server, *, durable: bool = False, reconnect: float = 1.0) -> Delivery:
+    connection: Any = Connection("nowhere:1", timeout=5.0, reconnect=reconnect, keepalive=None, credentials=None)
     connection.inference = SimpleNamespace(StreamSteps=lambda **_: Stream(server))
-    connection.sessions = SimpleNamespace(GetSession=server.get_session)
+    connection.sessions = SimpleNamespace(GetSession=server.get_session, ResetSession=server.reset_session)
     return Delivery(connection, "a", 0, route="a", durable=durable)
 
 
@@ -179,3 +190,24 @@ async def test_a_step_whose_number_was_asked_for_is_not_taken_for_anothers_once_
         await send(delivery, 1)
     await send(delivery, 2)
     assert server.steps == [1, 2]
+
+
+async def test_what_was_sent_before_a_reset_is_not_sent_again_after_it() -> None:
+    """Though nobody knows whether it was done: so it is done again before the next step."""
+    server = Server()
+    delivery = delivery_to(server, durable=True, reconnect=0)
+    for value in (1, 2, 3):
+        await send(delivery, value)
+    server.durable = 3
+    for value in (4, 5):
+        await send(delivery, value)
+    server.resets_unanswered = 1
+    with pytest.raises(UnavailableError):
+        await delivery.reset()
+    assert delivery.applied == 0
+    for value in (11, 12, 13, 14):
+        await send(delivery, value)
+    server.durable = 3
+    server.is_taken_over()
+    await send(delivery, 15)
+    assert server.steps == [11, 12, 13, 14, 15]
