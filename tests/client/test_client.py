@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from recurra_client import (
     Client,
+    ClientClosedError,
     DeadlineExceededError,
     InputError,
     ModelNotFoundError,
@@ -381,6 +382,20 @@ async def test_a_session_must_be_open(client: Client) -> None:
     session = client.session("counter")
     with pytest.raises(RuntimeError, match="not open"):
         await session.step([1])
+
+
+async def test_a_client_that_is_closed_says_so(server: ServerProcess, client: Client) -> None:
+    closed = Client(server.target)
+    idle, stepped = await closed.session("letters").open(), await closed.session("letters").open()
+    await stepped.step(1)
+    await closed.close()
+    calls: list[Awaitable[Any]] = [closed.models(), idle.step(1), stepped.step(1)]
+    calls.append(anext(closed.generate(idle, [1], max_steps=1)))
+    for call in calls:
+        with pytest.raises(ClientClosedError, match="the client is closed"):
+            await call
+    for session in (idle, stepped):
+        await client.sessions.close(session.id)
 
 
 def test_a_client_can_be_made_outside_of_the_event_loop(server: ServerProcess) -> None:

@@ -31,7 +31,7 @@ class StepStream:
         Raises:
             RecurraError: There is none, as the call ended, with whatever status. So nobody knows what became of it.
         """
-        call = self._call or self._connection.inference.StreamSteps(metadata=route_by(self._route))
+        call = self._call or self._begin()
         self._call = None  # put back once it has answered: a read that was cancelled ends it
         moving = False
         try:
@@ -72,3 +72,9 @@ class StepStream:
             pass
         finally:
             call.cancel()
+
+    def _begin(self) -> _Call:
+        try:
+            return self._connection.inference.StreamSteps(metadata=route_by(self._route))
+        except aio.UsageError as error:
+            raise from_rpc(error) from None
