@@ -1,6 +1,8 @@
 """The blocking client and a real server."""
 
 import inspect
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -111,3 +113,34 @@ async def test_it_works_beside_an_event_loop(server: ServerProcess, client: Bloc
             for n in range(1, 30):
                 assert ours.step([1]).tolist() == [n]
                 assert (await theirs.step([2])).tolist() == [2 * n]
+
+
+LEFT_EARLY = """
+import gc
+from recurra_client.loop_thread import iterate, run
+
+async def items():
+    yield 1
+    yield 2
+
+left = iterate(items())
+next(left)
+"""
+COLLECTED = """
+gc.disable()
+circle = [left]
+circle.append(circle)
+del left, circle
+
+async def collect():
+    gc.collect()
+
+run(collect())
+"""
+
+
+@pytest.mark.parametrize("closed", ["", COLLECTED], ids=["at the program's end", "on the loop's own thread"])
+def test_an_iterator_that_is_left_early_holds_nothing_up(closed: str) -> None:
+    code = LEFT_EARLY + closed
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    assert ended.returncode == 0, ended.stderr

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from recurra_client import (
     Client,
+    ClientClosedError,
     DeadlineExceededError,
     InputError,
     ModelNotFoundError,
@@ -341,6 +342,23 @@ async def test_a_step_that_times_out_stays_in_the_sequence(server: ServerProcess
             assert await total(fork) == 111
 
 
+async def test_a_reset_that_nobody_waits_for_stays_in_the_sequence(server: ServerProcess) -> None:
+    async with (
+        tcp_proxy(server.target) as proxy,
+        Client(proxy.target) as client,
+        client.session("counter") as session,
+    ):
+        assert await total(session, 1) == 1
+        await proxy.stop()
+        reset = asyncio.create_task(session.reset())
+        await asyncio.sleep(0)  # it is called
+        reset.cancel()
+        await asyncio.wait([reset])
+        await proxy.start()
+        assert await total(session, 100) == 100
+        assert session.last.step == 1
+
+
 async def test_steps_that_wait_are_bounded(server: ServerProcess) -> None:
     async with (
         tcp_proxy(server.target) as proxy,
@@ -364,6 +382,20 @@ async def test_a_session_must_be_open(client: Client) -> None:
     session = client.session("counter")
     with pytest.raises(RuntimeError, match="not open"):
         await session.step([1])
+
+
+async def test_a_client_that_is_closed_says_so(server: ServerProcess, client: Client) -> None:
+    closed = Client(server.target)
+    idle, stepped = await closed.session("letters").open(), await closed.session("letters").open()
+    await stepped.step(1)
+    await closed.close()
+    calls: list[Awaitable[Any]] = [closed.models(), idle.step(1), stepped.step(1)]
+    calls.append(anext(closed.generate(idle, [1], max_steps=1)))
+    for call in calls:
+        with pytest.raises(ClientClosedError, match="the client is closed"):
+            await call
+    for session in (idle, stepped):
+        await client.sessions.close(session.id)
 
 
 def test_a_client_can_be_made_outside_of_the_event_loop(server: ServerProcess) -> None:

@@ -99,6 +99,26 @@ async def test_an_error_of_the_source_comes_after_the_outputs_before_it() -> Non
         await anext(answers)
 
 
+async def test_a_source_that_is_cancelled_ends_the_sequence() -> None:
+    """As one does that waits for a task, or for a client that was closed."""
+    session = Sum()
+
+    async def breaks() -> AsyncIterator[np.ndarray[Any, Any]]:
+        yield np.ones(1)
+        raise asyncio.CancelledError
+
+    async def read() -> None:
+        async for answered, _ in run_feed(session.step, session.steps, breaks(), 8):
+            outputs.extend(answered)
+
+    outputs: list[Any] = []
+    async with asyncio.timeout(20):
+        (end,) = await asyncio.gather(asyncio.create_task(read()), return_exceptions=True)
+    assert isinstance(end, asyncio.CancelledError)
+    assert session.messages == [1]
+    assert len(outputs) == 1
+
+
 def test_split_undoes_stack() -> None:
     steps = [np.full((2, 3), t) for t in range(4)]
     assert all((a == b).all() for a, b in zip(split(stack(steps), 4), steps, strict=True))

@@ -3,17 +3,20 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from recurra.v1.inference_pb2 import StepRequest
-from recurra.v1.sessions_pb2 import OpenSessionRequest
+from recurra.v1.sessions_pb2 import CloseSessionRequest, OpenSessionRequest
 
 from tests.client.conftest import SENSORS
 from tests.support import models
-from tests.support.raw_stubs import CODE, DOCUMENT, EXAMPLE, Refused
+from tests.support.raw_stubs import CODE, DOCUMENT, EXAMPLE, Refused, SteppedOnce
 from tests.support.server import ServerProcess
 from tests.support.wire import Stubs, array_of, tensor
 
@@ -23,6 +26,43 @@ def test_the_example_runs(server: ServerProcess) -> None:
     run = subprocess.run([sys.executable, "-c", CODE + code], capture_output=True, text=True, check=False, timeout=60)
     assert (run.returncode, run.stderr) == (0, "")
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["1", "2", "3"]
+
+
+class BreaksOnce(SteppedOnce):  # type: ignore[misc]
+    """Its first answer is lost, and a proxy says so as proxies do."""
+
+    broken = False
+
+    def send(self, request: StepRequest) -> Any:
+        result = super().send(request)
+        if not self.broken:
+            self.broken = True
+            raise Refused(grpc.StatusCode.UNKNOWN, message="Stream removed")
+        return result
+
+
+@contextmanager
+def session_of(server: ServerProcess, way: Any) -> Iterator[Any]:
+    """A session of the counter, closed at the end."""
+    with grpc.insecure_channel(server.target) as channel:
+        session = way(channel, "counter")
+        yield session
+        session.sessions.CloseSession(CloseSessionRequest(session_id=session.id))
+
+
+def test_a_status_without_a_reason_is_no_answer(server: ServerProcess) -> None:
+    with session_of(server, BreaksOnce) as session:
+        assert session.step([tensor([1])]).replayed
+        assert array_of(session.step([tensor([10])]).outputs[0]).item() == 11
+
+
+def test_a_session_goes_on_after_a_reply_that_is_not_held(server: ServerProcess) -> None:
+    with session_of(server, SteppedOnce) as session:
+        for number in (1, 2):
+            told(Stubs(server.target), number, session.id)
+        with pytest.raises(Refused, match="STEP_NOT_HELD"):
+            session.step([tensor([1])])
+        assert session.step([tensor([10])]).step == 3
 
 
 @pytest.mark.e2e
@@ -48,9 +88,9 @@ def test_the_sequence_of_calls_is_what_two_servers_answer(tmp_path: Path) -> Non
             process.stop()
 
 
-def told(stubs: Stubs, number: int) -> str:
+def told(stubs: Stubs, number: int, session_id: str = "s") -> str:
     """What becomes of a step, as the page says it."""
-    request = StepRequest(session_id="s", step=number, inputs=[tensor([number])])
+    request = StepRequest(session_id=session_id, step=number, inputs=[tensor([number])])
     try:
         result = stubs.inference.Step(request, timeout=30).result
     except grpc.RpcError as error:

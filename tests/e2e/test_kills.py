@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from recurra_client import Client, SessionLostError
+from recurra_client import Client, InputError, SessionLostError
 
 from tests.support import models
 from tests.support.server import ServerProcess
@@ -33,11 +33,13 @@ class Replicas:
 
     repository: Path
     store: Path
+    interval: float
     servers: list[ServerProcess] = field(default_factory=list)
 
     async def start(self, port: int = 0) -> ServerProcess:
         """Start one."""
-        options = ("--store", f"embedded:{self.store}", "--checkpoint-interval", "0.05", "--drain-seconds", "1")
+        store = ("--store", f"embedded:{self.store}", "--checkpoint-interval", str(self.interval))
+        options = (*store, "--drain-seconds", "1")
         return await asyncio.to_thread(ServerProcess, self.repository, *options, port=port)
 
     async def replace(self, place: int, *, kill: bool) -> None:
@@ -52,8 +54,8 @@ class Replicas:
 
 
 @asynccontextmanager
-async def replicas(repository: Path, store: Path, count: int) -> AsyncIterator[Replicas]:
-    them = Replicas(repository, store)
+async def replicas(repository: Path, store: Path, count: int, interval: float = 0.05) -> AsyncIterator[Replicas]:
+    them = Replicas(repository, store, interval)
     them.servers = list(await asyncio.gather(*(them.start() for _ in range(count))))
     try:
         yield them
@@ -136,17 +138,20 @@ async def test_a_session_whose_steps_are_nowhere_any_more_is_told_by_one_clear_e
 
 @pytest.mark.e2e
 async def test_a_session_that_was_stepped_and_then_generated_from_goes_on(repository: Path, tmp_path: Path) -> None:
-    """The steps of a generation have no numbers."""
+    """The steps of a generation have no numbers; and one that fails leaves open how many there are."""
     async with (
-        replicas(repository, tmp_path, 1) as them,
+        replicas(repository, tmp_path, 1, interval=60) as them,
         Client(them.target(0)) as client,
         client.session("counter", session_id="a") as session,
     ):
         await session.step([1])
         assert [one.output.item() async for one in client.generate(session, [[2]], max_steps=2)] == [3, 6]
         copy = await client.sessions.import_(await client.sessions.export("a"))
+        assert await session.step([4]) == 10
+        with pytest.raises(InputError):
+            await anext(client.generate(session, [[1, 2]], max_steps=1))
         await them.replace(0, kill=True)
-        assert await session.step([10]) == 16
-        assert session.last.step == 4
+        assert await session.step([10]) == 20
+        assert session.last.step == 5
         async with client.resume(copy.session_id) as again:
             assert await again.step([20]) == 26

@@ -13,6 +13,7 @@ from recurra_client.client import Client
 from recurra_client.credentials import tls
 from recurra_client.errors import (
     CapacityError,
+    ClientClosedError,
     DeadlineExceededError,
     DrainingError,
     ForbiddenError,
@@ -45,6 +46,7 @@ __all__ = [
     "BlockingSession",
     "CapacityError",
     "Client",
+    "ClientClosedError",
     "DeadlineExceededError",
     "DrainingError",
     "ForbiddenError",

@@ -69,7 +69,10 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection. Sessions that are still open stay so on the server, until they expire."""
+        """Close the connection. Sessions that are still open stay so on the server, until they expire.
+
+        Calls after that raise ClientClosedError.
+        """
         await self._connection.close()
 
     def session(

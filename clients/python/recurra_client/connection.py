@@ -110,7 +110,7 @@ class Connection:
         return self._channel.unary_unary("/grpc.health.v1.Health/Check")
 
     async def close(self) -> None:
-        """Close the channel; calls in progress are cancelled."""
+        """Close the channel; calls in progress are cancelled, and later ones raise ClientClosedError."""
         await self._channel.close()
 
     async def call(
@@ -138,7 +138,7 @@ class Connection:
         async def attempt() -> Response:
             try:
                 return await method(request, timeout=self.timeout, metadata=metadata)
-            except aio.AioRpcError as error:
+            except (aio.AioRpcError, aio.UsageError) as error:
                 raise from_rpc(error) from None
 
         return await self.in_time(self.persist(attempt, UnavailableError if repeatable else DrainingError))

@@ -8,25 +8,26 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple, cast
 
 import grpc
-from grpc import aio
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 
-from recurra_client.connection import Connection, route_by
+from recurra_client.connection import Connection
 from recurra_client.errors import (
     CapacityError,
+    DeadlineExceededError,
+    ForbiddenError,
     RecurraError,
+    SessionNotFoundError,
     StepGapError,
     StepNotHeldError,
     UnavailableError,
     from_message,
-    from_rpc,
 )
+from recurra_client.opening import get_session
 from recurra_client.replay import Replay
+from recurra_client.step_stream import StepStream
 
 MAX_UNANSWERED: Final = 1024
 """Steps kept to be sent again, when the server cannot be reached and the caller goes on."""
-
-_Stream = aio.StreamStreamCall[inference_pb2.StreamStepsRequest, inference_pb2.StreamStepsResponse]
 
 
 class Delivered(NamedTuple):
@@ -38,13 +39,13 @@ class Delivered(NamedTuple):
 
 
 class _Step:
-    """A step on its way: its message, and then what became of it."""
+    """A step on its way: its message, and then what became of it. Without a message: a reset, to step 0."""
 
     __slots__ = ("asked", "outcome", "request")
 
-    def __init__(self, request: inference_pb2.StreamStepsRequest) -> None:
+    def __init__(self, request: inference_pb2.StreamStepsRequest | None) -> None:
         self.request = request
-        self.asked = False  # its number was asked for or guessed, not counted
+        self.asked = False  # its number was asked for, not counted
         self.outcome: inference_pb2.StepResult | RecurraError | None = None
 
 
@@ -52,7 +53,12 @@ class Delivery:
     """The steps of one session on their way.
 
     At most one message is under way at a time, as the server keeps only its last reply for a session: were there
-    more, a broken connection could lose an output for good. A step that nobody waits for any more stays in line.
+    more, a broken connection could lose an output for good. A step that nobody waits for any more stays in line, and so
+    does a reset: it is made again until it is known to be done, as the steps after it are numbered from 1.
+
+    What a message on the stream says of a step is so. Where the stream ends instead, with whatever status, nobody knows
+    whether the step was applied: it is sent again, and if that does not tell either, the server is asked how far the
+    session is before the next one gets a number.
 
     Of a durable session, what is answered is kept until it is durable: a server that takes the session over says by a
     gap which step it expects, and gets the steps from there on again.
@@ -72,17 +78,17 @@ class Delivery:
         self._outputs = outputs
         self._route = route
         self._connection = connection
-        self._applied: int | None = applied  # None: it must be asked for
-        self._sure = True  # that there are no more
+        self._applied = applied  # for certain
+        self._sure = True  # that there are no more; else it must be asked
         self._line: deque[_Step] = deque()
         self._turn = asyncio.Lock()
-        self._stream: _Stream | None = None
+        self._stream = StepStream(connection, route)
         self._replay = Replay() if durable else None
 
     @property
     def applied(self) -> int:
-        """How many steps are known to be applied; 0 where another call is changing that."""
-        return self._applied or 0
+        """How many steps are known to be applied; 0 where the session is being reset."""
+        return 0 if self._line and self._line[0].request is None else self._applied
 
     async def deliver(self, inputs: list[tensor_pb2.Tensor]) -> Delivered:
         """Apply one step or chunk, after all that stand in line before it.
@@ -90,9 +96,23 @@ class Delivery:
         Raises:
             UnavailableError, DeadlineExceededError: No answer; it stays in line.
             CapacityError: Too many stand in line.
+            StepNotHeldError: It was applied, perhaps in an attempt before, and its output is lost.
             RecurraError: The server refused it; it was not applied.
         """
         began = time.perf_counter()
+        request = inference_pb2.StreamStepsRequest(session_id=self.session_id, inputs=inputs, outputs=self._outputs)
+        return Delivered(await self._in_turn(_Step(request)), time.perf_counter() - began)
+
+    async def reset(self) -> None:
+        """Put the session back to its beginning, after all that stand in line before.
+
+        Raises:
+            SessionNotFoundError, ForbiddenError: It cannot be done.
+            RecurraError: It may not be done yet; it stays in line.
+        """
+        await self._in_turn(_Step(None))
+
+    async def _in_turn(self, step: _Step) -> inference_pb2.StepResult:
         if len(self._line) >= MAX_UNANSWERED:
             raise CapacityError(
                 f"{MAX_UNANSWERED} steps of session {self.session_id} wait for an answer already",
@@ -100,12 +120,11 @@ class Delivery:
                 code=grpc.StatusCode.RESOURCE_EXHAUSTED,
                 metadata={"bound": "unanswered_steps", "limit": str(MAX_UNANSWERED)},
             )
-        step = _Step(inference_pb2.StreamStepsRequest(session_id=self.session_id, inputs=inputs, outputs=self._outputs))
         self._line.append(step)
         await self._connection.in_time(self._answer(step))
         if isinstance(step.outcome, RecurraError):
             raise step.outcome
-        return Delivered(cast("inference_pb2.StepResult", step.outcome), time.perf_counter() - began)
+        return cast("inference_pb2.StepResult", step.outcome)
 
     @contextlib.asynccontextmanager
     async def standstill(self, *, after_all: bool = True, changes: bool = False) -> AsyncIterator[int]:
@@ -113,7 +132,7 @@ class Delivery:
 
         Args:
             after_all: Have what stands in line applied before.
-            changes: The call may change the session, durably when it is answered; `changed` then tells how.
+            changes: The call may apply steps; `changed` tells how many, durably. Where it is not called, it is asked.
 
         Yields:
             `applied`, for the call to say. A server that lacks steps says so by a gap: see `bring`.
@@ -121,10 +140,9 @@ class Delivery:
         async with self._turn:
             if after_all:
                 await self._connection.in_time(self._answer_all())
-            applied = self.applied
             if changes:
-                self._applied = None
-            yield applied
+                self._sure = False
+            yield self.applied
 
     def changed(self, applied: int, *, surely: bool = True) -> None:
         """Another call has left the session with so many steps applied, or with a few more."""
@@ -144,24 +162,13 @@ class Delivery:
         if self._replay is None:
             raise gap
         lacking = self._replay.since(gap)
-        self._leave()  # a new one goes where the call went
+        self._stream.leave()  # a new one goes where the call went
         with contextlib.suppress(StepNotHeldError):
             await self._connection.in_time(self._connection.persist(lambda: self._apply(lacking[-1])))
 
     async def end(self) -> None:
         """End the stream; the session stays open on the server."""
-        stream, self._stream = self._stream, None
-        if stream is None:
-            return
-        try:
-            async with asyncio.timeout(1):
-                await stream.done_writing()
-                while await stream.read() is not aio.EOF:
-                    pass
-        except (TimeoutError, aio.AioRpcError, asyncio.InvalidStateError):
-            pass
-        finally:
-            stream.cancel()
+        await self._stream.end()
 
     async def _answer(self, step: _Step) -> None:
         async with self._turn:
@@ -174,38 +181,63 @@ class Delivery:
 
     async def _answer_first(self) -> None:
         step = self._line[0]
-        if not step.request.step:
-            # Numbered only now: had one before it failed, it would have left a gap.
-            step.asked = self._applied is None or not self._sure
-            step.request.step = await self._next_number()
         try:
-            step.outcome = await self._connection.persist(lambda: self._apply(step.request))
-            self._applied, self._sure = step.outcome.step, True
-            if self._replay is not None:
-                self._replay.add(step.request, step.request.ByteSize(), step.outcome.durable_step)
-        except UnavailableError:
+            if step.request is None:
+                step.outcome = await self._have_reset()
+            else:
+                step.outcome = await self._have_applied(step, step.request)
+        except (UnavailableError, DeadlineExceededError):
             raise  # it stays the first in line, and keeps its number
-        except StepNotHeldError as error:
-            if step.asked:
-                # A generation that was left early had a step under way still: ask (again).
-                self._applied, step.request.step = None, 0
-                return
-            step.outcome = error
         except RecurraError as error:
+            if step.request is None and not isinstance(error, (SessionNotFoundError, ForbiddenError)):
+                raise  # an attempt before may have done it
             step.outcome = error
         self._line.popleft()
 
-    def _leave(self) -> None:
-        """Send the next message on a new stream."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.cancel()
+    async def _have_reset(self) -> inference_pb2.StepResult:
+        request = sessions_pb2.ResetSessionRequest(session_id=self.session_id)
+        await self._connection.call(self._connection.sessions.ResetSession, request, route=self._route)
+        self.changed(0)
+        return inference_pb2.StepResult()
+
+    async def _have_applied(self, step: _Step, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
+        is_second = False
+        while True:
+            if not request.step:
+                # Numbered only now: had one before it failed, it would have left a gap.
+                step.asked = not self._sure
+                request.step = await self._next_number()
+            try:
+                result = await self._connection.persist(lambda: self._apply(request))
+            except StepNotHeldError:
+                # At its first attempt it was another's: a generation that was left early had a step under way still.
+                is_anothers = step.asked and self._sure
+                self._sure = False  # more is applied than was known
+                if not is_anothers:
+                    raise
+                request.step = 0
+            except (UnavailableError, DeadlineExceededError):
+                raise
+            except RecurraError:
+                if self._sure or is_second:  # a status that comes twice is that of a message that nobody takes
+                    raise
+                is_second = True
+            else:
+                self._applied, self._sure = result.step, True
+                if self._replay is not None:
+                    self._replay.add(request, request.ByteSize(), result.durable_step)
+                return result
 
     async def _next_number(self) -> int:
-        if self._applied is None:
-            request = sessions_pb2.GetSessionRequest(session_id=self.session_id)
-            method = self._connection.sessions.GetSession
-            self._applied = (await self._connection.call(method, request, route=self._route)).session.steps
+        while not self._sure:
+            # With what is known, as a server that has just taken the session over may not be that far.
+            known, route = self._applied, self._route
+            try:
+                session = await get_session(self._connection, self.session_id, after_step=known, route=route)
+            except StepGapError as gap:
+                await self.bring(gap)
+            else:
+                self._applied, self._sure = session.steps, True
         return self._applied + 1
 
     async def _apply(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
@@ -228,33 +260,12 @@ class Delivery:
                 return result
 
     async def _exchange(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
-        """Send one message on the session's stream, and wait for its answer."""
-        stream = self._stream or self._new_stream()
-        self._stream = None  # put back once it has answered: a read that was cancelled ends it
-        moving = False
-        try:
-            await stream.write(request)
-            while isinstance(reply := await stream.read(), inference_pb2.StreamStepsResponse):
-                if reply.HasField("moving"):  # this step is still answered; the next one goes to another server
-                    moving = True
-                    continue
-                error = from_message(reply.error) if reply.HasField("error") else None
-                # A server that cannot do it is left, lest the next attempt meets it again.
-                if not moving and not isinstance(error, UnavailableError):
-                    self._stream = stream
-                if error is not None:
-                    raise error
-                return reply.result
-        except aio.AioRpcError as error:
-            raise from_rpc(error) from None
-        except asyncio.InvalidStateError:  # it ended since the step before
-            pass
-        finally:
-            if self._stream is None:
-                stream.cancel()
-        raise UnavailableError("the server ended the stream", reason="UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE)
-
-    def _new_stream(self) -> _Stream:
-        # A stream for each session, not one for all: no session waits for another's message, and
-        # a proxy can send each one to the server that owns it.
-        return self._connection.inference.StreamSteps(metadata=route_by(self._route))
+        sure, self._sure = self._sure, False  # until it is answered, nobody knows whether it is applied
+        reply = await self._stream.exchange(request)
+        self._sure = sure
+        if not reply.HasField("error"):
+            return reply.result
+        error = from_message(reply.error)
+        if isinstance(error, UnavailableError):
+            self._stream.leave()  # lest the next attempt meets a server again that cannot do it
+        raise error

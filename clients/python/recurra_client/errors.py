@@ -68,7 +68,7 @@ class StepGapError(RecurraError):
 
 
 class StepNotHeldError(RecurraError):
-    """The step was applied before, by somebody else, and its reply is not kept any more."""
+    """The step was applied and its reply is not kept: it was somebody else's, or its answer was lost. Send the next."""
 
 
 class InputError(RecurraError, ValueError):
@@ -113,6 +113,10 @@ class DrainingError(UnavailableError):
 
 class DeadlineExceededError(RecurraError, TimeoutError):
     """No answer came in time."""
+
+
+class ClientClosedError(RecurraError):
+    """The client was closed before the call: make another."""
 
 
 class InternalError(RecurraError):
@@ -181,8 +185,11 @@ def from_message(error: error_pb2.Error) -> RecurraError:
     return _make(error.message, error.reason, code, error.metadata, retry_after)
 
 
-def from_rpc(error: grpc.aio.AioRpcError) -> RecurraError:
-    """The exception for a call that failed as a whole, from its status and google.rpc details."""
+def from_rpc(error: grpc.aio.AioRpcError | grpc.aio.UsageError) -> RecurraError:
+    """The exception for a call that failed as a whole, from its status and google.rpc details; or was not begun."""
+    if isinstance(error, grpc.aio.UsageError):
+        code = grpc.StatusCode.FAILED_PRECONDITION
+        return ClientClosedError("the client is closed: make another", reason="CLIENT_CLOSED", code=code)
     reason, metadata, retry_after = "", dict[str, str](), None
     try:
         status = rpc_status.from_call(error)

@@ -72,30 +72,31 @@ def split(chunk: Any, count: int) -> list[Any]:
 
 
 async def _gather(xs: AsyncIterable[Any], window: int) -> AsyncIterator[list[Any]]:
-    """Yield what has come since the last time: at least one step, at most what the queue holds; reads on meanwhile."""
-    arrived: asyncio.Queue[tuple[Any] | Exception | None] = asyncio.Queue(window)
+    """Yield what has come since the last time: at least one step, at most `window`; reads on meanwhile."""
+    arrived: asyncio.Queue[tuple[Any] | None] = asyncio.Queue()
+    room = asyncio.Semaphore(window)
 
     async def read() -> None:
-        end = None
         try:
             async for x in xs:
-                await arrived.put((x,))
-        except Exception as error:
-            end = error
-        await arrived.put(end)
+                await room.acquire()
+                arrived.put_nowait((x,))
+        finally:  # also where the source was cancelled: the end needs no room, so it always comes
+            arrived.put_nowait(None)
 
     reader = asyncio.create_task(read())
     try:
         item = await arrived.get()
-        while isinstance(item, tuple):
+        while item is not None:
             gathered = list(item)
-            while not arrived.empty() and isinstance(item := arrived.get_nowait(), tuple):
+            while not arrived.empty() and (item := arrived.get_nowait()) is not None:
                 gathered += item
+            for _ in gathered:
+                room.release()
             yield gathered
-            if isinstance(item, tuple):
+            if item is not None:
                 item = await arrived.get()
-        if item is not None:
-            raise item
+        await reader  # raises what the source raised
     finally:
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)

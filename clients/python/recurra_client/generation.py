@@ -49,7 +49,10 @@ async def generate_in_session(
 async def _answers(
     connection: Connection, request: inference_pb2.GenerateRequest, *, named: bool, route: str = ""
 ) -> AsyncGenerator[Generated]:
-    call = connection.inference.Generate(request, timeout=connection.timeout, metadata=route_by(route))
+    try:
+        call = connection.inference.Generate(request, timeout=connection.timeout, metadata=route_by(route))
+    except aio.UsageError as error:
+        raise from_rpc(error) from None
     try:
         async for answer in call:
             outputs = {tensor.name: to_array(tensor) for tensor in answer.result.outputs}

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import sys
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def iterate(items: AsyncGenerator[T]) -> Iterator[T]:
-    """Run an async generator there, and yield what it yields; it is closed with this one."""
+    """Run an async generator there, and yield what it yields; it is closed with this one, before what is run later."""
 
     async def advance() -> tuple[T] | None:
         try:
@@ -43,4 +44,7 @@ def iterate(items: AsyncGenerator[T]) -> Iterator[T]:
         while (item := run(advance())) is not None:
             yield item[0]
     finally:
-        run(finish())
+        # Not waited for: the garbage collector may close this one on the loop's own thread, or at the program's end,
+        # when that thread runs no more.
+        if not sys.is_finalizing():
+            asyncio.run_coroutine_threadsafe(finish(), _loop())

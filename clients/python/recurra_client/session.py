@@ -28,7 +28,8 @@ class Session:
 
     A step that was called stays in the sequence even if the caller stops waiting for it (by cancelling it, or by
     `UnavailableError` or `DeadlineExceededError`): it is applied before the next one, and its output is dropped. So
-    go on with the next reading; do not send the same one again. A step that fails otherwise was not applied.
+    go on with the next reading; do not send the same one again. A step that fails otherwise was not applied, but for
+    `StepNotHeldError`: then it was, and its output is lost.
     """
 
     def __init__(
@@ -212,16 +213,18 @@ class Session:
             try:
                 return await get_session(self._connection, self.id, after_step=step, route=self.route)
             except StepGapError as gap:
-                async with delivery.standstill(after_all=False):
-                    await delivery.bring(gap)
+                async with delivery.standstill(after_all=False) as applied:
+                    if applied == step:  # else it was reset meanwhile, or is further: ask again
+                        await delivery.bring(gap)
 
     async def reset(self) -> None:
-        """Put the session back to its initial states and step number 0."""
-        request = sessions_pb2.ResetSessionRequest(session_id=self.id)
-        delivery = self._opened()[1]
-        async with delivery.standstill(changes=True):
-            await self._connection.call(self._connection.sessions.ResetSession, request, route=self.route)
-            delivery.changed(0)
+        """Put the session back to its initial states and step number 0, after all steps that were called.
+
+        Raises:
+            SessionNotFoundError, SessionExpiredError, ForbiddenError: It cannot be done.
+            RecurraError: No answer, such as UnavailableError, or not now; it stays in the sequence, as a step does.
+        """
+        await self._opened()[1].reset()
 
     async def fork(self, session_id: str = "", *, keep: bool = False) -> "Session":
         """Open a new session that begins where this one stands; this one is left as it is.

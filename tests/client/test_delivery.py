@@ -1,0 +1,213 @@
+"""Steps on their way to a server that breaks off and is taken over: none is lost without a word or counted twice."""
+
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc import aio
+from recurra.v1 import error_pb2, inference_pb2, sessions_pb2
+from recurra_client import DeadlineExceededError, RecurraError, StepGapError, StepNotHeldError, UnavailableError
+from recurra_client.connection import Connection
+from recurra_client.delivery import Delivered, Delivery
+from recurra_client.tensors import to_tensor
+
+_Response = inference_pb2.StreamStepsResponse
+
+
+class Server:
+    """Numbers the steps of one session as a server does.
+
+    Attributes:
+        steps: What it has applied.
+        durable: How many of them are in the store.
+        keeps: Whether it keeps replies.
+        breaks: What the stream ends with instead of the next answers.
+        resets_unanswered: How many resets will be done and not answered.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.durable = 0
+        self.keeps = True
+        self.breaks: list[Any] = []
+        self.resets_unanswered = 0
+        self._kept = 0
+
+    def is_taken_over(self) -> None:
+        """Another goes on from the store."""
+        del self.steps[self.durable :]
+        self._kept = 0
+
+    def answer(self, request: inference_pb2.StreamStepsRequest) -> Any:
+        """What is read from the stream next."""
+        answer = self._answer(request)
+        return self.breaks.pop() if self.breaks else answer
+
+    def _answer(self, request: inference_pb2.StreamStepsRequest) -> _Response:
+        expected = len(self.steps) + 1
+        if request.step > expected:
+            return _refused("STEP_GAP", expected)
+        if request.step < expected:
+            if request.step != self._kept:
+                return _refused("STEP_NOT_HELD", expected)
+            return self._result(request.step, replayed=True)
+        self.steps.append(float(np.frombuffer(request.inputs[0].data, np.float32)[0]))
+        self._kept = expected if self.keeps else 0
+        return self._result(expected, replayed=False)
+
+    async def reset_session(self, _: sessions_pb2.ResetSessionRequest, **__: Any) -> sessions_pb2.ResetSessionResponse:
+        """Begin anew, which is durable then."""
+        self.steps.clear()
+        self.durable = self._kept = 0
+        if self.resets_unanswered:
+            self.resets_unanswered -= 1
+            raise unavailable()
+        return sessions_pb2.ResetSessionResponse()
+
+    async def get_session(self, request: sessions_pb2.GetSessionRequest, **_: Any) -> sessions_pb2.GetSessionResponse:
+        """How far it is."""
+        if request.after_step > len(self.steps):
+            raise StepGapError(
+                "",
+                reason="STEP_GAP",
+                code=grpc.StatusCode.FAILED_PRECONDITION,
+                metadata={"expected_step": str(len(self.steps) + 1)},
+            )
+        return sessions_pb2.GetSessionResponse(session=sessions_pb2.Session(steps=len(self.steps)))
+
+    def _result(self, step: int, *, replayed: bool) -> _Response:
+        result = inference_pb2.StepResult(step=step, replayed=replayed, durable_step=self.durable)
+        return _Response(result=result)
+
+
+class Stream:
+    """A StreamSteps call to it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._answer: Any = aio.EOF
+
+    async def write(self, request: inference_pb2.StreamStepsRequest) -> None:
+        self._answer = self._server.answer(request)
+
+    async def read(self) -> Any:
+        answer, self._answer = self._answer, aio.EOF
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def cancel(self) -> None:
+        pass
+
+
+def _refused(reason: str, expected: int) -> _Response:
+    code = grpc.StatusCode.FAILED_PRECONDITION.value[0]
+    return _Response(error=error_pb2.Error(code=code, reason=reason, metadata={"expected_step": str(expected)}))
+
+
+def delivery_to(server: Server, *, durable: bool = False, reconnect: float = 1.0) -> Delivery:
+    connection: Any = Connection("nowhere:1", timeout=5.0, reconnect=reconnect, keepalive=None, credentials=None)
+    connection.inference = SimpleNamespace(StreamSteps=lambda **_: Stream(server))
+    connection.sessions = SimpleNamespace(GetSession=server.get_session, ResetSession=server.reset_session)
+    return Delivery(connection, "a", 0, route="a", durable=durable)
+
+
+async def send(delivery: Delivery, value: float) -> Delivered:
+    return await delivery.deliver([to_tensor(np.array([value], np.float32))])
+
+
+def status(code: grpc.StatusCode) -> aio.AioRpcError:
+    return aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details="by a proxy")
+
+
+def unavailable() -> UnavailableError:
+    return UnavailableError("away", reason="UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_a_generation_that_meets_a_dead_server_loses_no_steps_that_were_answered() -> None:
+    """How far the session is must be asked then, and who has it now may not be as far as it was."""
+    server = Server()
+    delivery = delivery_to(server, durable=True)
+    for value in (1, 2, 3):
+        await send(delivery, value)
+    server.durable = 1
+    with suppress(UnavailableError):
+        async with delivery.standstill(changes=True):  # as `Client.generate` does; nothing was generated
+            raise unavailable()
+    server.is_taken_over()
+    async with delivery.standstill() as applied:
+        assert applied == 3, "what a fork or an export must have in it"
+    assert (await send(delivery, 4)).result.step == 4
+    assert server.steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNKNOWN, grpc.StatusCode.RESOURCE_EXHAUSTED])
+async def test_the_status_of_a_stream_is_no_answer_to_a_step(code: grpc.StatusCode) -> None:
+    server = Server()
+    delivery = delivery_to(server)
+    server.breaks = [status(code)]
+    assert (await send(delivery, 1)).result.replayed
+    server.breaks = [status(code), status(code)]
+    with pytest.raises(RecurraError, match="by a proxy"):
+        await send(delivery, 2)
+    assert not (await send(delivery, 3)).result.replayed, "that was the reply to another"
+    assert server.steps == [1, 2, 3]
+
+
+async def test_a_step_whose_time_ran_out_on_its_way_stays_in_the_sequence() -> None:
+    server = Server()
+    delivery = delivery_to(server)
+    server.breaks = [status(grpc.StatusCode.DEADLINE_EXCEEDED)]
+    with pytest.raises(DeadlineExceededError):
+        await send(delivery, 1)
+    assert not (await send(delivery, 2)).result.replayed
+    assert server.steps == [1, 2]
+
+
+async def test_a_session_goes_on_after_a_step_whose_reply_is_not_held() -> None:
+    """Its output is lost, which is told once; those after it are not refused for that."""
+    server = Server()
+    server.keeps = False  # its caller has no room for it
+    delivery = delivery_to(server)
+    server.breaks = [aio.EOF]
+    with pytest.raises(StepNotHeldError):
+        await send(delivery, 1)
+    assert (await send(delivery, 2)).result.step == 2
+    assert server.steps == [1, 2]
+
+
+async def test_a_step_whose_number_was_asked_for_is_not_taken_for_anothers_once_it_was_sent() -> None:
+    server = Server()
+    server.keeps = False
+    delivery = delivery_to(server)
+    async with delivery.standstill(changes=True):
+        pass
+    server.breaks = [aio.EOF]
+    with pytest.raises(StepNotHeldError):
+        await send(delivery, 1)
+    await send(delivery, 2)
+    assert server.steps == [1, 2]
+
+
+async def test_what_was_sent_before_a_reset_is_not_sent_again_after_it() -> None:
+    """Though nobody knows whether it was done: so it is done again before the next step."""
+    server = Server()
+    delivery = delivery_to(server, durable=True, reconnect=0)
+    for value in (1, 2, 3):
+        await send(delivery, value)
+    server.durable = 3
+    for value in (4, 5):
+        await send(delivery, value)
+    server.resets_unanswered = 1
+    with pytest.raises(UnavailableError):
+        await delivery.reset()
+    assert delivery.applied == 0
+    for value in (11, 12, 13, 14):
+        await send(delivery, value)
+    server.durable = 3
+    server.is_taken_over()
+    await send(delivery, 15)
+    assert server.steps == [11, 12, 13, 14, 15]
