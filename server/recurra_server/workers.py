@@ -1,4 +1,4 @@
-"""Several server processes on one port, and the one that keeps them: it starts them anew should they die.
+"""Several server processes on one port, and the one that keeps them: it starts them anew should they die or get stuck.
 
 The kernel gives each new connection to one of them (SO_REUSEPORT). Each has its own sessions and bounds; they share the
 store, if there is one. They serve the same models: what a call changes in one is changed in all (`shared_catalog`).
@@ -19,6 +19,7 @@ from recurra_server.app import export
 from recurra_server.chores import Chores
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import one_line, shown
+from recurra_server.liveness import watch
 from recurra_server.peer import LONGEST_LINE, Peer
 from recurra_server.runtimes.repository import find_models
 from recurra_server.screening import log_if_refused, refuse_if, screen
@@ -33,6 +34,7 @@ _log = structlog.get_logger(__name__)
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _LIVED_WELL = 60.0  # seconds after which a death is no longer one of a row
+_STUCK = 60.0  # seconds
 
 
 @dataclass(slots=True)
@@ -48,15 +50,25 @@ class _Worker:
         with suppress(ProcessLookupError):
             self.process.terminate()
 
+    def kill(self) -> None:
+        """End it whatever it does."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+
 
 class Workers:
     """Keeps `settings.workers` servers running until SIGTERM or SIGINT; a second signal hurries them.
+
+    Args:
+        settings: How to serve.
+        stuck: Seconds after which one that does not answer, while others do, gives its place to another. None: a
+            minute, or as many as a model may take to be loaded.
 
     Raises:
         StartError: The port is taken or not allowed.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, stuck: float | None = None) -> None:
         self._reserved = _reserve(settings.host, settings.port)
         self._settings = settings
         port: int = self._reserved.getsockname()[1]
@@ -66,6 +78,7 @@ class Workers:
         self._merged = MergedMetrics()
         self._changes = Changes()
         self._chores = Chores()
+        self._patience = max(_STUCK, settings.load_seconds) if stuck is None else stuck
 
     async def run(self, ready: Callable[[Ready], None]) -> None:
         """Serve; `ready` is called once all workers do.
@@ -82,6 +95,7 @@ class Workers:
             await self._trying
             async with self._changes.one_at_a_time, asyncio.TaskGroup() as group:
                 firsts = [group.create_task(self._start(place)) for place in range(self._settings.workers)]
+            self._chores.begin(lambda: watch(self._changes.members, self._patience, self._kill))
             if self._settings.metrics:
                 exporter = self._export()
             first = firsts[0].result().ready
@@ -127,6 +141,11 @@ class Workers:
         self._trying.cancel()
         for worker in self._running.values():
             worker.end()
+
+    def _kill(self, place: int) -> None:
+        """A worker is stuck: end it, so that another takes its place."""
+        _log.error("worker_stuck", worker=place, seconds=self._patience)
+        self._running[place].kill()
 
     async def _keep(self, place: int, worker: _Worker) -> None:
         """Start a worker anew whenever it dies, after longer pauses the oftener it does."""

@@ -74,6 +74,24 @@ def test_a_worker_that_dies_is_started_anew_and_its_counts_are_kept(workers: Ser
     assert all(begin(Stubs(workers.target)).end() == [] for _ in range(8)), "all of them serve"
 
 
+def test_a_worker_that_is_stuck_beside_one_that_is_well_is_started_anew(repository: Path) -> None:
+    with running_server(repository, "--workers", "2", "--drain-seconds", "0", recurra=impatient(seconds=2)) as server:
+        streams = [begin(Stubs(server.target)) for _ in range(16)]
+        stuck, well = children(server.pid)
+        os.kill(stuck, signal.SIGSTOP)
+        until_told("worker_stuck", server)
+        until_told("worker_died", server)
+        until(lambda: server.metrics().get("recurra_workers") == 2, server)
+        members = children(server.pid)
+        assert well in members
+        assert stuck not in members
+        went_on = 0
+        for stream in streams:
+            with contextlib.suppress(grpc.RpcError):  # its worker was killed
+                went_on += stream.ask(inputs=[tensor([1])]).result.step == 2
+        assert 0 < went_on < len(streams), "the others have lost nothing"
+
+
 def test_all_workers_drain_and_end(repository: Path) -> None:
     with running_server(repository, "--workers", "2") as server:
         streams = [begin(Stubs(server.target)) for _ in range(8)]
@@ -92,6 +110,13 @@ def test_workers_do_not_outlive_the_one_that_keeps_them(repository: Path) -> Non
         members = children(server.pid)
         server.kill()
         until(lambda: not [pid for pid in members if alive(pid)], server)
+
+
+def impatient(*, seconds: float) -> list[str]:
+    """The command line, whose workers are stuck when they have not answered for so long."""
+    changed = f"cli.Workers = functools.partial(cli.Workers, stuck={seconds})"
+    program = ["import functools", "from recurra_client.cli import main", "from recurra_server import cli", changed]
+    return [sys.executable, "-c", "\n".join([*program, "main()"])]
 
 
 @contextlib.contextmanager
