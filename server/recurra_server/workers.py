@@ -183,7 +183,7 @@ class Workers:
         assert from_it is not None  # noqa: S101
         begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.verdicts.items()))
         to_it.write(BEGIN.dump_json(begin) + b"\n")
-        worker.ready = await _hear(process, from_it)
+        worker.ready = await _hear(worker, from_it, self._longest_start())
         if worker.ready.error:
             await process.wait()
             self._forget(place)
@@ -196,6 +196,15 @@ class Workers:
         # One that is not understood takes part in no more changes: it is to end, so that another takes its place.
         worker.listening.add_done_callback(lambda _: to_it.close())
         return worker
+
+    def _longest_start(self) -> float:
+        """Seconds in which a worker serves, however large its models: one that is not stuck never takes as long.
+
+        Each is tried, loaded, loaded with more threads, and timed; perhaps by all workers at once.
+        """
+        settings = self._settings
+        versions = len(find_models(settings.models))
+        return self._patience + 4 * settings.load_seconds * versions * settings.workers
 
     def _forget(self, place: int) -> None:
         self._running.pop(place, None)
@@ -223,16 +232,19 @@ async def _spawn() -> asyncio.subprocess.Process:
         raise StartError(f"a worker cannot be started: {one_line(error)}") from None
 
 
-async def _hear(process: asyncio.subprocess.Process, lines: asyncio.StreamReader) -> Ready:
-    """What a worker says first; one that says something else is killed."""
+async def _hear(worker: _Worker, lines: asyncio.StreamReader, patience: float) -> Ready:
+    """What a worker says first; one that says something else, or nothing for so many seconds, is killed."""
     line = b""
     try:
-        line = await lines.readline()
+        async with asyncio.timeout(patience):
+            line = await lines.readline()
         return READY.validate_json(line) if line else Ready(error="a worker ended before it served")
+    except TimeoutError:
+        why = f"a worker has not said within {patience:g} s whether it serves"
     except ValueError:  # it is none of these, or does not end
-        with suppress(ProcessLookupError):
-            process.kill()
-        return Ready(error=f"a worker said {shown(line.decode(errors='replace').strip())}, and not whether it serves")
+        why = f"a worker said {shown(line.decode(errors='replace').strip())}, and not whether it serves"
+    worker.kill()
+    return Ready(error=why)
 
 
 def _reserve(host: str, port: int) -> socket.socket:

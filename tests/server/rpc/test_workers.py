@@ -212,7 +212,11 @@ def test_a_call_cannot_drain_one_of_many(workers: ServerProcess) -> None:
         Stubs(workers.target).sessions.DrainSessions(sessions_pb2.DrainSessionsRequest())
 
 
-@pytest.mark.parametrize("what", ["port", "models", "said"])
+INSTEAD = {"said": 'print("hello", flush=True)', "silent": "time.sleep(1000)"}
+"""What a worker does rather than begin."""
+
+
+@pytest.mark.parametrize("what", ["port", "models", "said", "silent"])
 def test_why_the_workers_cannot_start_is_said_in_one_line(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -220,16 +224,21 @@ def test_why_the_workers_cannot_start_is_said_in_one_line(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1]) if what == "port" else "0"
-        folder = tmp_path if what == "models" else repository
-        if what == "said":
-            printing = 'import sys\nif "recurra_server.worker" in sys.orig_argv:\n    print("hello", flush=True)\n'
-            (tmp_path / "sitecustomize.py").write_text(printing)
+        folder = repository if what in ("port", "said") else tmp_path
+        if what in INSTEAD:
+            begin_so = f'import sys, time\nif "recurra_server.worker" in sys.orig_argv:\n    {INSTEAD[what]}\n'
+            (tmp_path / "sitecustomize.py").write_text(begin_so)
             monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-        recurra = Path(sys.executable).with_name("recurra")
-        command = [str(recurra), "serve", "--models", str(folder), "--port", port, "--metrics-port", "0"]
+        recurra = impatient(seconds=1) if what == "silent" else [str(Path(sys.executable).with_name("recurra"))]
+        command = [*recurra, "serve", "--models", str(folder), "--port", port, "--metrics-port", "0"]
         run = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 1
-    why = {"port": "choose --port", "models": "choose --models", "said": "said 'hello', and not whether it serves"}
+    why = {
+        "port": "choose --port",
+        "models": "choose --models",
+        "said": "said 'hello', and not whether it serves",
+        "silent": "a worker has not said within 1 s whether it serves",
+    }
     assert re.fullmatch(rf"recurra: .*{why[what]}\n", run.stderr), run.stderr
 
 
