@@ -18,7 +18,7 @@ NOW = (
         unit="short",
         means="Server processes, over all servers (`--workers`).",
         act="Fewer than were started: one has died and is started anew (`worker_died` in the log), or does not answer "
-        "(`worker_not_scraped`).",
+        "(`worker_not_scraped`), and is ended after a minute (`worker_stuck`).",
     ),
     number(
         "Shortest uptime",

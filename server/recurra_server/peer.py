@@ -12,6 +12,7 @@ from recurra_server.engine.errors import EngineError, InternalError, ModelNotFou
 
 _log = structlog.get_logger(__name__)
 LONGEST_LINE = 16 << 20
+_THERE = "there"  # is answered by the other's event loop, whatever else it does
 # Errors that keep their kind on the other side.
 _KNOWN = {kind.reason: kind for kind in (ModelNotFoundError, ModelRefusedError)}
 Answer = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -31,6 +32,7 @@ class Peer:
     Attributes:
         answer: Called for each of its questions with what is asked and the facts; returns the answer's facts, or
             raises what the other side is to be told.
+        gone: Whether there is nobody any more.
     """
 
     answer: Answer
@@ -41,7 +43,7 @@ class Peer:
         self._numbers = itertools.count()
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._answering: set[asyncio.Task[None]] = set()
-        self._gone = False
+        self.gone = False
 
     async def ask(self, what: str, **facts: Any) -> dict[str, Any]:
         """Ask, and wait for the answer.
@@ -50,7 +52,7 @@ class Peer:
             PeerGoneError: There is nobody any more.
             EngineError: The answer is an error.
         """
-        if self._gone:
+        if self.gone:
             raise PeerGoneError
         number, told = next(self._numbers), asyncio.get_running_loop().create_future()
         self._asked[number] = told
@@ -60,6 +62,15 @@ class Peer:
             return answer
         finally:
             del self._asked[number]
+
+    async def responds(self, patience: float) -> bool:
+        """Whether its event loop answers within so many seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                await self.ask(_THERE)
+        except (TimeoutError, PeerGoneError):
+            return False
+        return True
 
     async def listen(self) -> None:
         """Take in what the other process says until it ends, or says what is neither a question nor an answer.
@@ -72,7 +83,7 @@ class Peer:
         except Exception:
             _log.exception("peer_not_understood")
         finally:
-            self._gone = True
+            self.gone = True
             for told in self._asked.values():
                 if not told.done():
                     told.set_exception(PeerGoneError())
@@ -92,7 +103,8 @@ class Peer:
     async def _reply(self, question: dict[str, Any]) -> None:
         reply: dict[str, Any] = {"answer": question["ask"]}
         try:
-            reply["facts"] = await self.answer(question["what"], question["facts"])
+            what = question["what"]
+            reply["facts"] = {} if what == _THERE else await self.answer(what, question["facts"])
         except EngineError as error:
             reply["error"] = {"reason": error.reason, "message": error.message, "metadata": error.metadata}
         except PeerGoneError:

@@ -1,4 +1,4 @@
-"""Several server processes on one port, and the one that keeps them: it starts them anew should they die.
+"""Several server processes on one port, and the one that keeps them: it starts them anew should they die or get stuck.
 
 The kernel gives each new connection to one of them (SO_REUSEPORT). Each has its own sessions and bounds; they share the
 store, if there is one. They serve the same models: what a call changes in one is changed in all (`shared_catalog`).
@@ -19,6 +19,7 @@ from recurra_server.app import export
 from recurra_server.chores import Chores
 from recurra_server.engine.accounts import Accounts
 from recurra_server.engine.errors import one_line, shown
+from recurra_server.liveness import watch
 from recurra_server.peer import LONGEST_LINE, Peer
 from recurra_server.runtimes.repository import find_models
 from recurra_server.screening import log_if_refused, refuse_if, screen
@@ -33,6 +34,7 @@ _log = structlog.get_logger(__name__)
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _LIVED_WELL = 60.0  # seconds after which a death is no longer one of a row
+_STUCK = 60.0  # seconds
 
 
 @dataclass(slots=True)
@@ -48,15 +50,25 @@ class _Worker:
         with suppress(ProcessLookupError):
             self.process.terminate()
 
+    def kill(self) -> None:
+        """End it whatever it does."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+
 
 class Workers:
     """Keeps `settings.workers` servers running until SIGTERM or SIGINT; a second signal hurries them.
+
+    Args:
+        settings: How to serve.
+        stuck: Seconds after which one that does not answer, while others do, gives its place to another. None: a
+            minute, or as many as a model may take to be loaded.
 
     Raises:
         StartError: The port is taken or not allowed.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, stuck: float | None = None) -> None:
         self._reserved = _reserve(settings.host, settings.port)
         self._settings = settings
         port: int = self._reserved.getsockname()[1]
@@ -66,6 +78,7 @@ class Workers:
         self._merged = MergedMetrics()
         self._changes = Changes()
         self._chores = Chores()
+        self._patience = max(_STUCK, settings.load_seconds) if stuck is None else stuck
 
     async def run(self, ready: Callable[[Ready], None]) -> None:
         """Serve; `ready` is called once all workers do.
@@ -82,6 +95,7 @@ class Workers:
             await self._trying
             async with self._changes.one_at_a_time, asyncio.TaskGroup() as group:
                 firsts = [group.create_task(self._start(place)) for place in range(self._settings.workers)]
+            self._chores.begin(lambda: watch(self._changes.members, self._patience, self._kill))
             if self._settings.metrics:
                 exporter = self._export()
             first = firsts[0].result().ready
@@ -128,6 +142,11 @@ class Workers:
         for worker in self._running.values():
             worker.end()
 
+    def _kill(self, place: int) -> None:
+        """A worker is stuck: end it, so that another takes its place."""
+        _log.error("worker_stuck", worker=place, seconds=self._patience)
+        self._running[place].kill()
+
     async def _keep(self, place: int, worker: _Worker) -> None:
         """Start a worker anew whenever it dies, after longer pauses the oftener it does."""
         pause = _FIRST_PAUSE
@@ -164,7 +183,7 @@ class Workers:
         assert from_it is not None  # noqa: S101
         begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.verdicts.items()))
         to_it.write(BEGIN.dump_json(begin) + b"\n")
-        worker.ready = await _hear(process, from_it)
+        worker.ready = await _hear(worker, from_it, self._longest_start())
         if worker.ready.error:
             await process.wait()
             self._forget(place)
@@ -177,6 +196,15 @@ class Workers:
         # One that is not understood takes part in no more changes: it is to end, so that another takes its place.
         worker.listening.add_done_callback(lambda _: to_it.close())
         return worker
+
+    def _longest_start(self) -> float:
+        """Seconds in which a worker serves, however large its models: one that is not stuck never takes as long.
+
+        Each is tried, loaded, loaded with more threads, and timed; perhaps by all workers at once.
+        """
+        settings = self._settings
+        versions = len(find_models(settings.models))
+        return self._patience + 4 * settings.load_seconds * versions * settings.workers
 
     def _forget(self, place: int) -> None:
         self._running.pop(place, None)
@@ -204,16 +232,19 @@ async def _spawn() -> asyncio.subprocess.Process:
         raise StartError(f"a worker cannot be started: {one_line(error)}") from None
 
 
-async def _hear(process: asyncio.subprocess.Process, lines: asyncio.StreamReader) -> Ready:
-    """What a worker says first; one that says something else is killed."""
+async def _hear(worker: _Worker, lines: asyncio.StreamReader, patience: float) -> Ready:
+    """What a worker says first; one that says something else, or nothing for so many seconds, is killed."""
     line = b""
     try:
-        line = await lines.readline()
+        async with asyncio.timeout(patience):
+            line = await lines.readline()
         return READY.validate_json(line) if line else Ready(error="a worker ended before it served")
+    except TimeoutError:
+        why = f"a worker has not said within {patience:g} s whether it serves"
     except ValueError:  # it is none of these, or does not end
-        with suppress(ProcessLookupError):
-            process.kill()
-        return Ready(error=f"a worker said {shown(line.decode(errors='replace').strip())}, and not whether it serves")
+        why = f"a worker said {shown(line.decode(errors='replace').strip())}, and not whether it serves"
+    worker.kill()
+    return Ready(error=why)
 
 
 def _reserve(host: str, port: int) -> socket.socket:

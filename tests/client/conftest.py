@@ -19,6 +19,9 @@ from tests.support.server import ServerProcess, running_server
 
 CLASSES = ["curl", "raise", "press"]
 SENSORS = ["ax", "ay", "gx"]
+OBEYED = "[red]A[/red]\x1b[2J\x9bm\u202e:ox:"
+"""What a terminal, or what writes to it, would obey; `SHOWN` is what is to be seen of it."""
+SHOWN = "[red]A[/red][2Jm:ox:"
 RECURRA = Path(sys.executable).with_name("recurra")
 Run = Callable[..., tuple[int, str, str]]
 
@@ -37,7 +40,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     models.publish(root, "counter", models.counter())
     models.publish(root, "lstm", models.lstm(4, 8, 2))
-    models.publish(root, "letters", models.letters(5))
+    models.publish(root, "letters", models.letters(5, description=OBEYED))
     models.publish(root, "watched", models.watched(feedback={"output": "y", "input": "x"}))
     tensor = {"name": "x", "dtype": "float32", "dims": [3], "labels": SENSORS, "units": ["m/s^2"]}
     classes = {"name": "y", "dtype": "float32", "dims": [3], "kind": "logit", "labels": CLASSES}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recurra_client import connect
 
-from tests.client.conftest import CLASSES, SENSORS, Run
+from tests.client.conftest import CLASSES, SENSORS, SHOWN, Run
 from tests.support.server import ServerProcess, running_server
 
 
@@ -26,6 +26,14 @@ def test_models_are_listed_and_described(recurra: Run, server: ServerProcess) ->
     code, _, err = recurra("models", "nope", "--server", server.target)
     assert code == 1
     assert err.startswith("recurra: there is no model 'nope'")
+
+
+def test_what_a_server_says_is_shown_and_not_obeyed(recurra: Run, server: ServerProcess) -> None:
+    for command in (("models",), ("models", "letters")):
+        code, out, _ = recurra(*command, "--server", server.target)
+        assert code == 0
+        assert SHOWN in out
+        assert not {"\x1b", "\x9b", "\u202e"} & set(out)
 
 
 def test_sessions_are_opened_forked_reset_and_closed(recurra: Run, server: ServerProcess) -> None:

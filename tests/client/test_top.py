@@ -189,6 +189,35 @@ def test_a_token_does_not_follow_to_where_a_server_sends_us() -> None:
     assert not any(shown[1:])
 
 
+def test_what_a_server_says_is_shown_and_not_obeyed() -> None:
+    answers = iter((1, 2, None))
+
+    class Hostile(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            count = next(answers)
+            self.send_response(200 if count else 500, "\x1b[31mno")
+            self.end_headers()
+            self.wfile.write(
+                'recurra_build_info{version="\x1b[31m1"} 1\n'
+                'recurra_sessions{model="[red]a[/red]\x1b[2J",version="[3]"} 1\n'
+                f'recurra_errors_total{{reason="[bold]\x1b]0;b\x07"}} {count}\n'.encode()
+            )
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/metrics"
+        shown, failed = top(url, "--every", "0.1"), top(url)
+        server.shutdown()
+    assert shown.returncode == 0, shown.stderr
+    for text in ("[31m1", "[red]a[/red][2J", "[3]", "[bold]]0;b"):
+        assert text in shown.stdout
+    assert failed.stderr.endswith("it answers 500 [31mno\n")
+    assert not {"\x1b", "\x07"} & {*shown.stdout, *failed.stderr}
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [

@@ -2,9 +2,11 @@
 
 import os
 import queue
+import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,21 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from recurra.v1.inference_pb2 import GenerateRequest, ModelVersion
+from hyperframe.frame import DataFrame, SettingsFrame
+from recurra.v1.inference_pb2 import GenerateRequest, ModelVersion, StreamStepsRequest
 from recurra.v1.models_pb2 import ListModelsRequest, LoadModelRequest, UnloadModelRequest
 from recurra.v1.sessions_pb2 import DrainSessionsRequest, ExportSessionRequest, ImportSessionRequest, OpenSessionRequest
 from recurra_server.rpc import access
 
-from tests.security.conftest import Caller, ask, outcome, refused, scraped
+from tests.security.conftest import Caller, ask, outcome, refused, scraped, wait_until
 from tests.support.attacks import Attack
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
-from tests.support.server import ServerProcess, running_server
+from tests.support.http2 import Rude
+from tests.support.server import Samples, ServerProcess, running_server
 from tests.support.wire import Stubs, tensor
 
 SERVICES = (
@@ -258,6 +263,42 @@ def test_calls_that_last_end_when_their_token_is_taken_back(repository: Path, tm
             attack("gRPC port", f"{tried} that outlives its token", "ended with UNAUTHENTICATED within a second")
         questions.put(None)
         stubs.channel.close()
+
+
+def test_calls_that_are_not_read_end_when_their_token_is_taken_back(
+    repository: Path, tmp_path: Path, attack: Attack
+) -> None:
+    issuer, access_file = Issuer(tmp_path / "issuer"), tmp_path / "access.yaml"
+    write_access_file(access_file, issuer)
+    calls: dict[str, Message] = {
+        "StreamSteps": StreamStepsRequest(open=OpenSessionRequest(model="counter"), inputs=[tensor([1.0])]),
+        "Generate": GenerateRequest(model=ModelVersion(name="echo"), inputs=[tensor([1.0])], max_steps=20),
+    }
+    flags = ("--access", str(access_file), "--slow-reader-timeout", "0")
+    with (
+        running_server(repository, *flags) as server,
+        Rude(server.target, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as rude,
+    ):
+
+        def told(name: str, **labels: str) -> float:
+            header = {"Authorization": f"Bearer {TOKENS['max']}"}
+            request = urllib.request.Request(server.metrics_url, headers=header)  # noqa: S310
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+                return Samples(answer.read().decode()).get(name, **labels) or 0.0
+
+        for number, (method, message) in zip((1, 3), calls.items(), strict=True):
+            data = message.SerializeToString()
+            path, last = f"/recurra.v1.InferenceService/{method}", ["END_STREAM"] if method == "Generate" else []
+            rude.send(rude.call(number, path, authorization=f"Bearer {TOKENS['alice']}"))
+            rude.send(DataFrame(number, b"\0" + struct.pack(">I", len(data)) + data, flags=last))
+        for model in ("counter", "echo"):
+            assert wait_until(lambda name=model: told("recurra_timesteps_total", model=name, version="1") > 0)  # type: ignore[misc]
+        assert told("recurra_streams") == 1
+        write_access_file(access_file, issuer, tokens=[{"name": "max", "roles": ["metrics"], "token": TOKENS["max"]}])
+        assert wait_until(lambda: told("recurra_streams") == 0, BUSY_SECOND), "StreamSteps"
+        served_no_more = {"reason": "slow_reader", "fault": "other"}
+        assert wait_until(lambda: told("recurra_errors_total", **served_no_more) == 1, BUSY_SECOND), "Generate"
+    attack("gRPC port", "a call that outlives its token, and is not read", "served no more within a second")
 
 
 def wait_for_words(server: ServerProcess, words: str) -> None:

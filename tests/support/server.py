@@ -6,9 +6,10 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -56,10 +57,18 @@ class ServerProcess:
         options: Flags of `recurra serve`.
         ready: How the last line begins that it prints before it serves.
         port: For gRPC; 0 for a free one.
+        recurra: How the command line is called.
     """
 
-    def __init__(self, models: Path, *options: str, ready: str = "metrics on ", port: int = 0) -> None:
-        command = [str(Path(sys.executable).with_name("recurra")), "serve", "--models", str(models)]
+    def __init__(
+        self,
+        models: Path,
+        *options: str,
+        ready: str = "metrics on ",
+        port: int = 0,
+        recurra: Sequence[str] = (str(Path(sys.executable).with_name("recurra")),),
+    ) -> None:
+        command = [*recurra, "serve", "--models", str(models)]
         self._process = subprocess.Popen(
             [*command, "--port", str(port), "--metrics-port", "0", *options],
             stdout=subprocess.PIPE,
@@ -132,9 +141,9 @@ class ServerProcess:
 
 
 @contextmanager
-def running_server(models: Path, *options: str, ready: str = "metrics on ") -> Iterator[ServerProcess]:
+def running_server(models: Path, *options: str, ready: str = "metrics on ", **more: Any) -> Iterator[ServerProcess]:
     """A server for the length of a `with` block."""
-    server = ServerProcess(models, *options, ready=ready)
+    server = ServerProcess(models, *options, ready=ready, **more)
     try:
         yield server
     finally:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import grpc
 
 from recurra_server.engine.errors import DeadlineError, EngineError, InvalidRequestError
-from recurra_server.rpc.answers import write
+from recurra_server.rpc.answers import until_read, write
 from recurra_server.rpc.status import abort
 from recurra_server.security.bounds import Bounds
 from recurra_server.telemetry.metrics import EdgeCounts
@@ -46,7 +46,8 @@ class OpenCalls:
                 if handler.response_streaming:
                     await method(request, context)
                 else:
-                    await write(context, await method(request, context), self._edge, self._patience)
+                    answer = await method(request, context)
+                    await write(context, answer, self._edge, until_read(self._patience))
             except grpc.aio.InternalError:
                 raise asyncio.CancelledError from None  # the caller has gone
 

@@ -14,6 +14,7 @@ from recurra_server.engine.durability import Durability
 from recurra_server.engine.errors import InvalidRequestError
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.standing import Standing
+from recurra_server.rpc.durations import read_seconds
 from recurra_server.rpc.results import durable_step
 from recurra_server.rpc.status import guarded
 from recurra_server.rpc.tensors import decode_states
@@ -46,7 +47,7 @@ async def open_session(driver: Driver, request: sessions_pb2.OpenSessionRequest,
         Standing.beginning(model, states),
         _durability(driver, request),
         session_id=request.session_id,
-        idle_timeout=_idle_timeout(request),
+        idle_timeout=read_seconds(request, "idle_timeout"),
         caller=caller,
     )
 
@@ -116,11 +117,6 @@ def _durability(
             field="durability",
         )
     return durability
-
-
-def _idle_timeout(request: sessions_pb2.OpenSessionRequest | sessions_pb2.ImportSessionRequest) -> float | None:
-    """Seconds, where the request says."""
-    return request.idle_timeout.ToNanoseconds() / 1e9 if request.HasField("idle_timeout") else None
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
@@ -238,7 +234,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
             snapshots.read(self._engine, request.snapshot),
             _durability(self._driver, request),
             session_id=request.session_id,
-            idle_timeout=_idle_timeout(request),
+            idle_timeout=read_seconds(request, "idle_timeout"),
             caller=caller_account(),
         )
         return sessions_pb2.ImportSessionResponse(session=describe(session, self._driver.clock()))
@@ -256,7 +252,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self, request: sessions_pb2.DrainSessionsRequest, context: _Context
     ) -> sessions_pb2.DrainSessionsResponse:
         """Empty the server before it is ended."""
-        grace = request.grace.ToNanoseconds() / 1e9 if request.HasField("grace") else None
+        grace = read_seconds(request, "grace")
         if grace is not None and not 0 <= grace <= _MAX_GRACE:
             raise InvalidRequestError(f"grace must be 0 to {_MAX_GRACE:g} s, not {grace:g} s", field="grace")
         if self._drain is None:

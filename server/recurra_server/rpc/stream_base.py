@@ -98,9 +98,18 @@ class Stream(ABC):
             await abort(self._context, self._expelled)
 
     def expel(self, error: EngineError) -> None:
-        """Read no more, answer what was read, and end the stream with an error."""
+        """Read no more, answer what was read, and end the stream with an error; told again, end it as it is.
+
+        Else it would last for as long as its caller reads no answers, or a step waits for a store that is away.
+        """
+        again = self._expelled is not None
         self._expelled, self._all_read = error, True
-        self._check_finished()
+        if not again:
+            self._check_finished()
+        elif self._writer.sending is not None:
+            self.cut()
+        elif not self._finished.done():
+            self._finished.set_result(None)
 
     def is_stuck(self, now: float, patience: float) -> bool:
         """Whether the caller has not taken in what is being sent for so many seconds; to be asked now and then."""
@@ -129,8 +138,8 @@ class Stream(ABC):
                     wait = self.turnstile.pay(self.identity.account)
                     if wait is not None:
                         await wait
-                        if self._all_read:  # expelled meanwhile: what was just read does not count
-                            break
+                if self._all_read:  # expelled meanwhile: what was just read does not count
+                    break
                 self._unanswered += 1
                 if (rest := self._accept(request)) is not None:
                     await rest
@@ -240,7 +249,10 @@ class OpenStreams:
                     stream.cut()
 
     def end_where_not(self, still_holds: Callable[[Identity], bool]) -> None:
-        """End the streams and answers of those who would not be let in any more."""
+        """End the streams and answers of those who would not be let in any more: some now, the others when asked again.
+
+        What waits for its caller to read, or for a store, has the time in between.
+        """
         gone = UnauthenticatedError("what you showed has expired, or was taken back, since the call began")
         calls: list[Stream | Answers] = [*self._streams, *self._answers]
         for call in calls:

@@ -22,7 +22,7 @@ from recurra_server.security.tokens import key_id, read_claims, refused, token_o
 
 _log = structlog.get_logger(__name__)
 _MOST_REMEMBERED = 10_000
-_LOOK_SECONDS = 0.8  # what is taken back is worth nothing within a second: this leaves time for the look itself
+_LOOK_SECONDS = 0.4  # what is taken back is worth nothing within a second, in which there have to be two looks
 
 
 class Access:

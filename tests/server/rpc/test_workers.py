@@ -74,6 +74,24 @@ def test_a_worker_that_dies_is_started_anew_and_its_counts_are_kept(workers: Ser
     assert all(begin(Stubs(workers.target)).end() == [] for _ in range(8)), "all of them serve"
 
 
+def test_a_worker_that_is_stuck_beside_one_that_is_well_is_started_anew(repository: Path) -> None:
+    with running_server(repository, "--workers", "2", "--drain-seconds", "0", recurra=impatient(seconds=2)) as server:
+        streams = [begin(Stubs(server.target)) for _ in range(16)]
+        stuck, well = children(server.pid)
+        os.kill(stuck, signal.SIGSTOP)
+        until_told("worker_stuck", server)
+        until_told("worker_died", server)
+        until(lambda: server.metrics().get("recurra_workers") == 2, server)
+        members = children(server.pid)
+        assert well in members
+        assert stuck not in members
+        went_on = 0
+        for stream in streams:
+            with contextlib.suppress(grpc.RpcError):  # its worker was killed
+                went_on += stream.ask(inputs=[tensor([1])]).result.step == 2
+        assert 0 < went_on < len(streams), "the others have lost nothing"
+
+
 def test_all_workers_drain_and_end(repository: Path) -> None:
     with running_server(repository, "--workers", "2") as server:
         streams = [begin(Stubs(server.target)) for _ in range(8)]
@@ -92,6 +110,13 @@ def test_workers_do_not_outlive_the_one_that_keeps_them(repository: Path) -> Non
         members = children(server.pid)
         server.kill()
         until(lambda: not [pid for pid in members if alive(pid)], server)
+
+
+def impatient(*, seconds: float) -> list[str]:
+    """The command line, whose workers are stuck when they have not answered for so long."""
+    changed = f"cli.Workers = functools.partial(cli.Workers, stuck={seconds})"
+    program = ["import functools", "from recurra_client.cli import main", "from recurra_server import cli", changed]
+    return [sys.executable, "-c", "\n".join([*program, "main()"])]
 
 
 @contextlib.contextmanager
@@ -187,7 +212,11 @@ def test_a_call_cannot_drain_one_of_many(workers: ServerProcess) -> None:
         Stubs(workers.target).sessions.DrainSessions(sessions_pb2.DrainSessionsRequest())
 
 
-@pytest.mark.parametrize("what", ["port", "models", "said"])
+INSTEAD = {"said": 'print("hello", flush=True)', "silent": "time.sleep(1000)"}
+"""What a worker does rather than begin."""
+
+
+@pytest.mark.parametrize("what", ["port", "models", "said", "silent"])
 def test_why_the_workers_cannot_start_is_said_in_one_line(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -195,16 +224,21 @@ def test_why_the_workers_cannot_start_is_said_in_one_line(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1]) if what == "port" else "0"
-        folder = tmp_path if what == "models" else repository
-        if what == "said":
-            printing = 'import sys\nif "recurra_server.worker" in sys.orig_argv:\n    print("hello", flush=True)\n'
-            (tmp_path / "sitecustomize.py").write_text(printing)
+        folder = repository if what in ("port", "said") else tmp_path
+        if what in INSTEAD:
+            begin_so = f'import sys, time\nif "recurra_server.worker" in sys.orig_argv:\n    {INSTEAD[what]}\n'
+            (tmp_path / "sitecustomize.py").write_text(begin_so)
             monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-        recurra = Path(sys.executable).with_name("recurra")
-        command = [str(recurra), "serve", "--models", str(folder), "--port", port, "--metrics-port", "0"]
+        recurra = impatient(seconds=1) if what == "silent" else [str(Path(sys.executable).with_name("recurra"))]
+        command = [*recurra, "serve", "--models", str(folder), "--port", port, "--metrics-port", "0"]
         run = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 1
-    why = {"port": "choose --port", "models": "choose --models", "said": "said 'hello', and not whether it serves"}
+    why = {
+        "port": "choose --port",
+        "models": "choose --models",
+        "said": "said 'hello', and not whether it serves",
+        "silent": "a worker has not said within 1 s whether it serves",
+    }
     assert re.fullmatch(rf"recurra: .*{why[what]}\n", run.stderr), run.stderr
 
 

@@ -15,6 +15,7 @@ from cyclopts import App
 from cyclopts.config import Env, Toml
 from cyclopts.exceptions import CycloptsError
 
+from recurra_client.cli.plain import plain
 from recurra_client.cli.usererror import UserError
 
 EXIT_FAILURE: Final = 1
@@ -118,5 +119,5 @@ def _explain(command: str, error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print("recurra: " + " ".join(message.split()), file=sys.stderr)
+    print("recurra: " + plain(" ".join(message.split())), file=sys.stderr)
     return code

@@ -15,6 +15,7 @@ from recurra.v1 import models_pb2
 from rich import box
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from recurra_client.cli.common import DEFAULT_SERVER, AsJson, Durability, Server, console, milliseconds
 from recurra_client.cli.usererror import UserError
@@ -189,7 +190,7 @@ def _table(title: str, rows: list[Row], running: tuple[int, float] | None = None
         table.add_row(
             f"{row.sessions:,}",
             *([_counted(row.refused)] * refused),
-            f"[bold]{row.steps_per_second:,.0f}[/]",
+            Text(f"{row.steps_per_second:,.0f}", "bold"),
             milliseconds(row.p50),
             milliseconds(row.p99),
             milliseconds(row.longest),
@@ -204,9 +205,9 @@ def _table(title: str, rows: list[Row], running: tuple[int, float] | None = None
     return table
 
 
-def _counted(reasons: dict[str, int]) -> str:
+def _counted(reasons: dict[str, int]) -> Text:
     text = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    return f"[bold red]{text}[/]" if text else "0"
+    return Text(text, "bold red") if text else Text("0")
 
 
 def _title(model: models_pb2.Model, api: Api, seconds: float, pace: str, chunk: int) -> str:

@@ -7,7 +7,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # failures are reported by us, 
 import datetime
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -17,8 +17,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from recurra.v1 import tensor_pb2
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
+from recurra_client.cli.plain import plain
 from recurra_client.cli.usererror import UserError
 from recurra_client.client import Client
 from recurra_client.credentials import tls
@@ -101,9 +103,21 @@ class Server:
 DEFAULT_SERVER: Final = Server()
 
 
+class PlainConsole(Console):
+    """Shows what servers say as it is: texts hold neither markup nor emoji codes, and nothing that a terminal obeys."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Make text with styles of something."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
 def console(*, stderr: bool = False) -> Console:
     """The terminal; where there is none (a pipe, a file), lines are not cut."""
-    out = Console(stderr=stderr, highlight=False)
+    out = PlainConsole(stderr=stderr)
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = 160
     return out

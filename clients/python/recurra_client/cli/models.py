@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from recurra.v1 import models_pb2
 from rich.table import Table
+from rich.text import Text
 
 from recurra_client.cli.common import (
     DEFAULT_SERVER,
@@ -66,8 +67,8 @@ def _list(models: list[models_pb2.Model]) -> None:
         table.add_column(column, justify="right" if column in ("STATE", "STEP") else "left", no_wrap=column == "MODEL")
     for model in models:
         table.add_row(
-            f"[bold cyan]{model.name}[/]",
-            model.version + (" [dim](latest)[/]" if model.latest else ""),
+            Text(model.name, "bold cyan"),
+            Text.assemble(model.version, (" (latest)" * model.latest, "dim")),
             _tensors(model.inputs),
             _tensors(spec for spec in model.outputs if not spec.optional),
             size(model.state_bytes) if model.states else "none",
@@ -78,12 +79,13 @@ def _list(models: list[models_pb2.Model]) -> None:
 
 
 def _tensors(specs: Iterable[models_pb2.TensorSpec]) -> str:
-    return ", ".join(f"{spec.name} {shape_text(spec.dtype, spec.dims)}".replace("[", r"\[") for spec in specs)
+    return ", ".join(f"{spec.name} {shape_text(spec.dtype, spec.dims)}" for spec in specs)
 
 
 def _describe(model: models_pb2.Model) -> None:
     out = console()
-    out.print(f"[bold cyan]{model.name}[/] version [bold]{model.version}[/]" + (" (latest)" if model.latest else ""))
+    latest = " (latest)" * model.latest
+    out.print(Text.assemble((model.name, "bold cyan"), " version ", (model.version, "bold"), latest))
     if model.description:
         out.print(model.description)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -92,23 +94,24 @@ def _describe(model: models_pb2.Model) -> None:
     table.add_row("", "")
     for kind, specs in (("input", model.inputs), ("output", model.outputs)):
         for spec in specs:
-            facts = f" [dim]{spec.kind}[/]" if spec.kind else ""
-            facts += f" [dim]behind the last {spec.context}[/]" if spec.context else ""
-            facts += " [dim]only if asked for by name[/]" * spec.optional
-            table.add_row(kind, _tensors([spec]) + facts)
+            facts = f" {spec.kind}" if spec.kind else ""
+            facts += f" behind the last {spec.context}" if spec.context else ""
+            facts += " only if asked for by name" * spec.optional
+            table.add_row(kind, Text.assemble(_tensors([spec]), (facts, "dim")))
             units = list(spec.units) * (len(spec.labels) if len(spec.units) == 1 else 1)
             for index, label in enumerate(spec.labels):
-                unit = f" [dim]{units[index]}[/]" if index < len(units) else ""
-                table.add_row("", f"  [dim]{index}[/] {label}{unit}")
+                unit = f" {units[index]}" if index < len(units) else ""
+                table.add_row("", Text.assemble((f"  {index} ", "dim"), label, (unit, "dim")))
     for state in model.states:
         names = f"{state.input_name} -> {state.output_name}"
-        shape = shape_text(state.dtype, state.dims).replace("[", r"\[")
+        shape = shape_text(state.dtype, state.dims)
         start = "from values of its own" if state.initial_differs else f"from {state.initial:g}"
-        table.add_row("state", f"{names} {shape} [dim]{start}[/]")
+        table.add_row("state", Text.assemble(f"{names} {shape} ", (start, "dim")))
     for constant in model.constants:
-        shape = shape_text(constant.dtype, constant.dims).replace("[", r"\[")
+        shape = shape_text(constant.dtype, constant.dims)
         whose = "the same for all" if not constant.per_session else "each session's own"
-        table.add_row("constant", f"{constant.name} {shape} [dim]{whose}{', required' * constant.required}[/]")
+        whose += ", required" * constant.required
+        table.add_row("constant", Text.assemble(f"{constant.name} {shape} ", (whose, "dim")))
     kept = f"{size(model.state_bytes)} a session" if model.state_bytes else "none: a feed-forward network"
     table.add_row("memory", kept)
     if model.HasField("step_period"):
