@@ -86,16 +86,14 @@ class Singles:
     def fail(self, batch: Batch, error: Exception, now: float) -> None:
         """The model refused a batch: if it was of one step, that one has failed, else it has to be found out which."""
         self._running = None
-        left = []
         for step in batch.steps:
             if step.session.closed:
                 self._give_up_slots(step)
-            else:
-                left.append(step)
-        if len(batch) > 1:
-            self.run_again(left, now)
-        elif left:
-            (step,) = left
+        if len(batch) > 1:  # with those that have ended: whose call it was shows whose fault it can be
+            self.run_again(batch.steps, now)
+            return
+        (step,) = batch.steps
+        if not step.session.closed:
             self._scheduler.set_apart(step.session.owner, now)
             message = f"the model failed on this input{_reason(error)}"
             self._turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
