@@ -61,7 +61,7 @@ class Singles:
         steps, slots, workspace = batch.steps, batch.slots, batch.workspace
         outputs = list(zip(*[tensor.split() for tensor in workspace.outputs], strict=True))
         states = [tensor.rows for tensor in workspace.next]
-        lost = {row for row, step in enumerate(steps) if step.session.closed}
+        lost = {row for row, step in enumerate(steps) if step.session.ended is not None}
         bad = {row for state in workspace.next if not state.all_finite() for row in state.rows_not_finite()}
         if lost or bad or batch.begins_chunks:
             good = [row for row in range(len(steps)) if row not in lost and row not in bad]
@@ -117,7 +117,7 @@ class Singles:
 
     def _is_wanted(self, step: Step, now: float) -> bool:
         """Whether somebody still waits for a ready step; if not, it leaves."""
-        if step.session.closed:  # answered when it was closed
+        if step.session.ended is not None:  # answered then
             return False
         if step.waiter.gone:
             self._slots.touch(step.session.slot, now)
