@@ -22,7 +22,7 @@ from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundError, StepGapError
 from recurra_server.engine.outputs import Choice
 from recurra_server.engine.served_model import ServedModel
-from recurra_server.engine.sessions import Session, not_found
+from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Buffer, Step
 from recurra_server.tracecontext import TRACE
 
@@ -207,7 +207,7 @@ class Driver:
         When this returns the session is still open.
 
         Raises:
-            SessionNotFoundError: The session has ended.
+            EngineError: The session has ended; as `Session.check_open`.
             StepGapError: It is not applied here: another server applied it, and was gone before it was durable.
             SessionMovedError: It is applied on another server, which has the session now.
             StoreUnavailableError: It is one of the two, and without the store nobody knows which.
@@ -219,8 +219,7 @@ class Driver:
             if self.checkpoints is not None:
                 await self.checkpoints.make_sure(session)
             raise
-        if session.closed:  # since then: by what waited behind it, or by its time
-            raise not_found(session.id)
+        session.check_open()  # since then it may have ended: by what waited behind it, or by its time
 
     async def saved(self, session: Session) -> None:
         """Wait until a session is in the store as it stands, if it is durable; see `Checkpoints.saved`."""

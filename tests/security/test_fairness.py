@@ -30,12 +30,14 @@ from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account, Accounts, Quota
 from recurra_server.engine.errors import CapacityError, StepNotHeldError
 from recurra_server.engine.limits import Limits
+from recurra_server.engine.sessions import Session
 from recurra_server.rpc.sessions import open_session
 from recurra_server.rpc.turnstile import EACH, Turnstile
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts, ServerMetrics
 
 from tests.security.conftest import failure, reason_of, refused
+from tests.support import foreign
 from tests.support.attacks import Attack
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.harness import Harness
@@ -58,6 +60,50 @@ def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime], attac
     assert len(harness.answered) == 41
     assert noisy.queued == quiet.queued == 0
     attack("gRPC port", "forty steps at once, before another's one", "in the first batch is the other's, too")
+
+
+def test_who_has_a_constant_for_each_session_slows_down_only_itself(tmp_path: Path, attack: Attack) -> None:
+    """Sessions that differ in what the graph takes once a call cannot share one."""
+    harness = Harness({"constants": OnnxRuntime(foreign.ALL["constants"].publish(tmp_path, "constants"))})
+    noisy, quiet = Account("noisy"), Account("quiet")
+
+    def opened(caller: Account, gain: int) -> Session:
+        given = {"speaker": np.zeros(2, np.float32), "gain": np.array(gain, np.float32)}
+        return harness.open("constants", caller=caller, initial_states=given)
+
+    for gain in range(100):
+        harness.submit(opened(noisy, gain), np.ones((1, 2)))
+    ours = opened(quiet, 1000)
+    for _ in range(10):
+        step = harness.submit(ours, np.ones((1, 2)))
+        assert [harness.run_batch(), harness.run_batch()] == [1, 1]
+        assert step in harness.answered
+    assert noisy.queued == 90
+    harness.run()
+    attack("gRPC port", "a hundred sessions of which no two can share a model call", "one turn among callers")
+
+
+@pytest.mark.parametrize("token", [1, 99], ids=["taken", "refused"])
+def test_who_sends_chunks_of_all_lengths_slows_down_only_itself(
+    runtimes: dict[str, OnnxRuntime], token: int, attack: Attack
+) -> None:
+    """Each length has calls of its own, also of who runs apart."""
+    harness = Harness({"letters": runtimes["letters"]})
+    noisy, quiet = Account("noisy"), Account("quiet")
+    lengths = [1, 2, 4, 8, 16, 32, 64] * 20
+    for length in lengths:
+        harness.submit(harness.open("letters", caller=noisy), np.full(length, token))
+    ours = harness.open("letters", caller=quiet)
+    harness.run_batch()
+    for _ in range(6):
+        step = harness.submit(ours, np.array([1]))
+        harness.run_batch()
+        harness.run_batch()
+        assert step in harness.answered
+    harness.run()
+    assert len(harness.answered) == len(lengths) + 6
+    assert noisy.queued == quiet.queued == 0
+    attack("gRPC port", "chunks of all lengths at once, also such as the model refuses", "one turn among callers")
 
 
 def test_who_sends_what_the_model_refuses_slows_down_only_itself(

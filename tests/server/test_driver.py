@@ -14,16 +14,18 @@ from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_server.driver import Driver
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import InternalError, SessionNotFoundError
+from recurra_server.engine.errors import EngineError, InternalError, SessionMovedError, SessionNotFoundError
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Step
+from recurra_server.rpc.generate import generate
 from recurra_server.rpc.step_stream import StepStream
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts
 
 from tests.support.harness import Asker
+from tests.support.wire import tensor
 
 ONE = np.float32(1).tobytes()
 Serve = Callable[[], tuple[Driver, ServedModel]]
@@ -62,16 +64,32 @@ async def test_steps_that_come_together_run_together(serve: Serve) -> None:
         assert {step.batch_size for step in steps} == {10}
 
 
-async def test_a_session_that_ends_while_its_steps_are_made_sure_of_is_not_there(serve: Serve) -> None:
+@pytest.mark.parametrize(("end", "told"), [(Engine.close, SessionNotFoundError), (Engine.let_go, SessionMovedError)])
+async def test_a_session_that_ends_while_its_steps_are_made_sure_of_is_not_there(
+    serve: Serve, end: Callable[[Engine, Session], None], told: type[EngineError]
+) -> None:
     """Its slot is the next one's: what whoever asked would make of it is about that."""
     driver, model = serve()
     session = open_session(driver, model)
     sure = asyncio.ensure_future(driver.has_applied(session, 1))
-    asyncio.get_running_loop().call_soon(model.turns.at_rest, session, partial(driver.engine.close, session))
+    asyncio.get_running_loop().call_soon(model.turns.at_rest, session, partial(end, driver.engine, session))
     driver.submit(Step(session, (ONE,), 1, Asker([]), driver.clock()))  # both wait behind it
-    with pytest.raises(SessionNotFoundError):
+    with pytest.raises(told):
         await sure
-    assert session.applied == 1, "it was applied, and the session closed behind it"
+    assert session.applied == 1, "it was applied, and the session ended behind it"
+
+
+async def test_a_generation_whose_session_goes_on_elsewhere_is_told_so(runtimes: dict[str, OnnxRuntime]) -> None:
+    driver = Driver(Engine(Limits()))
+    model = ServedModel("letters", "1", "", runtimes["letters"].signature, runtimes["letters"], driver.engine.limits)
+    driver.serve(model)
+    session = open_session(driver, model)
+    request = inference_pb2.GenerateRequest(session_id=session.id or "", inputs=[tensor(1, "int64")], max_steps=3)
+    answers = generate(driver, request, None)
+    assert (await anext(answers)).result.step == 1
+    driver.engine.let_go(session)  # nothing of it is in flight between two steps
+    with pytest.raises(SessionMovedError):
+        await anext(answers)
 
 
 async def test_only_large_batches_leave_the_loops_thread(runtimes: dict[str, OnnxRuntime]) -> None:

@@ -13,7 +13,7 @@ from recurra_server.engine.accounts import Account
 from recurra_server.engine.block import Block, BlockBatch, RowByRow
 from recurra_server.engine.errors import DeadlineError, EngineError, InputNotFiniteError, InternalError
 from recurra_server.engine.limits import Limits
-from recurra_server.engine.sessions import KeptReply, Session, not_found, state_not_finite
+from recurra_server.engine.sessions import KeptReply, Session, state_not_finite
 from recurra_server.engine.slots import SlotTable
 from recurra_server.engine.steps import Step
 from recurra_server.engine.turns import Turns
@@ -170,7 +170,7 @@ class Blocks:
         for row, session in enumerate(block.sessions):
             if session.closed and row not in block.ended:
                 block.ended.add(row)
-                block.errors[row] = not_found(session.id)
+                block.errors[row] = session.ending()
                 self._slots.release(session.slot)
 
     def _drop(self, block: Block, error: EngineError | None, now: float) -> None:

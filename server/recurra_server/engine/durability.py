@@ -49,7 +49,6 @@ class Durable:
     """
 
     __slots__ = (
-        "_ended",
         "_ledger",
         "change",
         "durability",
@@ -70,7 +69,6 @@ class Durable:
         self.change: Change | None = None
         self.saving: Save | None = None
         self.heard_at = 0.0
-        self._ended: EngineError | None = None  # what whoever asks is told then
         self._ledger = ledger
 
     @property
@@ -90,7 +88,7 @@ class Durable:
 
     def changed(self, now: float) -> None:
         """The session is not as in its last checkpoint any more."""
-        if self.change is None and self._ended is None:
+        if self.change is None and not self.session.closed:
             self.change = Change(self, now)
             self._ledger.changed[self.change] = None
 
@@ -103,8 +101,8 @@ class Durable:
 
     def when_saved(self, told: Told) -> None:
         """Have it told when the session is saved as it stands: at once where it is, or has ended."""
-        if self._ended is not None:
-            told(self._ended)
+        if self.session.closed:
+            told(self.session.ending())
         elif self.change is not None:
             self.change.told.append(told)
             self._ledger.hurry(self.change)
@@ -151,9 +149,8 @@ class Durable:
             )
         self.changed(now)
 
-    def end(self, error: EngineError) -> None:
-        """The session has ended: whoever waits, or asks from now on, is told so."""
-        self._ended = error
+    def end(self) -> None:
+        """The session has ended: whoever waits is told so, as is whoever asks from now on."""
         waiting: list[Told] = []
         for change in (None if self.saving is None else self.saving.change, self.change):
             if change is not None:
@@ -161,7 +158,7 @@ class Durable:
                 waiting, change.told = waiting + change.told, []
         self.change = None
         for told in waiting:
-            told(error)
+            told(self.session.ending())
 
     def take(self, data: bytes) -> Save:
         """Begin to save the session, which has changed."""
@@ -184,7 +181,7 @@ class Durable:
         """What was begun is in the store."""
         self.saving, self.heard_at = None, now
         self._ledger.forget(save.change)
-        if self._ended is None:
+        if not self.session.closed:
             self.step = save.step
         for told in save.change.told:
             told(None)
@@ -198,7 +195,7 @@ class Durable:
             at_fault: Whether it may be its own fault, as the store is there: then it is put off.
         """
         self.saving, self.heard_at = None, now
-        if self._ended is not None:
+        if self.session.closed:
             return
         change, newer = save.change, self.change
         if at_fault:

@@ -116,12 +116,11 @@ class Engine:
         There are no more sessions than before: so neither load nor draining refuses it.
 
         Raises:
-            SessionNotFoundError: The one before has ended.
+            EngineError: The one before has ended; as `Session.check_open`.
             ModelNotFoundError, InputNameError, CapacityError: It cannot be on this model, or its owner may not have
                 what more it remembers; the one before is open as it was.
         """
-        if before.closed:
-            raise not_found(before.id)
+        before.check_open()
         self.shelf.check(model)  # it may have gone while the one before came to rest
         more = model.signature.state_bytes - before.model.signature.state_bytes
         if more > 0:
@@ -254,10 +253,9 @@ class Engine:
         """End a session and free its memory; steps that wait fail.
 
         Raises:
-            SessionNotFoundError: It has ended already.
+            EngineError: It has ended already; as `Session.check_open`.
         """
-        if session.closed:
-            raise not_found(session.id)
+        session.check_open()
         if session.durable is not None:
             self.ledger.delete(session.durable)
         self._end(session, "closed")
@@ -275,10 +273,9 @@ class Engine:
         """Put a session at rest back to its beginning.
 
         Raises:
-            SessionNotFoundError: It has ended.
+            EngineError: It has ended; as `Session.check_open`.
         """
-        if session.closed:
-            raise not_found(session.id)
+        session.check_open()
         session.model.slots.reset(session.slot)
         session.model.slots.touch(session.slot, now)
         session.applied = 0
@@ -345,7 +342,7 @@ class Engine:
             self.ended[*session.model.key, reason] += 1
         session.model.close(session, error)
         if session.durable is not None:
-            session.durable.end(error or not_found(session.id))
+            session.durable.end()
 
     def _missing(self, session_id: str, now: float, owner: Account) -> EngineError:
         expired = self._tombstones.error(owner.store_key(session_id), session_id, now)

@@ -9,75 +9,42 @@ from recurra_server.engine.steps import Step
 _APART = 60.0
 """Seconds for which a caller runs apart from others after the model refused something of theirs."""
 
+# What a model call has once: time steps, the bytes of constants, whether optional outputs are computed.
+_Kind = tuple[int, bytes, bool]
+_PLAIN: _Kind = (1, b"", False)
+
 
 class Line:
-    """Ready steps that can share a model call: of one caller in the order they came, and of several by turns.
+    """Ready steps of one caller that can share a model call.
 
-    So who sends much does not keep back who sends little (round robin; Nagle, "On Packet Switches with Infinite
-    Storage", RFC 970, 1985).
+    Attributes:
+        steps: In the order they came.
+        parts: Of calls that failed, the next one last: each is to run in a call of its own, before the steps.
     """
 
-    __slots__ = ("_again", "_by_owner", "_length")
+    __slots__ = ("parts", "steps")
 
     def __init__(self) -> None:
-        self._by_owner: dict[Account, deque[Step]] = {}
-        self._again: deque[list[Step]] = deque()  # before all others, each in a call of its own
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def push(self, step: Step) -> None:
-        """Put a step at the end of its caller's."""
-        owner = step.session.owner
-        steps = self._by_owner.get(owner)
-        if steps is None:
-            steps = self._by_owner[owner] = deque()
-        steps.append(step)
-        self._length += 1
-
-    def put_back(self, parts: Sequence[list[Step]]) -> None:
-        """Put the steps of a failed call in front of all others: each part is to run in a call of its own."""
-        self._again.extendleft(reversed(parts))
-        self._length += sum(map(len, parts))
-
-    def leave(self, owner: Account) -> Sequence[Step]:
-        """Take out all steps of a caller, but those that were put back."""
-        steps = self._by_owner.pop(owner, ())
-        self._length -= len(steps)
-        return steps
-
-    def take(self, limit: int) -> list[Step]:
-        """Take up to so many, or a part that was put back."""
-        by_owner = self._by_owner
-        if self._again:
-            taken = self._again.popleft()
-        elif len(by_owner) == 1:
-            (steps,) = by_owner.values()
-            taken = [steps.popleft() for _ in range(min(limit, len(steps)))]
-        else:
-            taken = []
-            while by_owner and len(taken) < limit:
-                owner = next(iter(by_owner))
-                steps = by_owner.pop(owner)
-                if steps:
-                    taken.append(steps.popleft())
-                    by_owner[owner] = steps  # to the end
-        self._length -= len(taken)
-        return taken
+        self.steps: deque[Step] = deque()
+        self.parts: list[list[Step]] = []
 
 
 class Scheduler:
-    """Ready steps, at most one of a session, grouped by what a model call has once: time steps, constants, outputs.
+    """Ready steps, at most one of a session, in lines: one for each caller and kind of model call.
 
     So who asks for no optional outputs does not wait for them to be computed for others.
 
+    Callers take turns, and the lines of a caller do (round robin; Nagle, "On Packet Switches with Infinite Storage",
+    RFC 970, 1985). A call is one caller's turn, and is filled up with what others have for one of its kind. That is
+    their turn, too, unless they have something of another kind. So what can share a call does, and whose steps need
+    many calls slows down only themselves.
+
     Only pieces of equal length can share a model call. A chunk is therefore run in pieces
-    whose lengths are powers of two: few groups, so batches fill. Groups take turns, so neither
-    long chunks nor single steps starve; within a group, so do callers, and of one caller who came first is first.
+    whose lengths are powers of two: few lines, so batches fill. As lines take turns, neither
+    long chunks nor single steps starve; in a line, who came first is first.
 
     A model may refuse some values, and then the whole call fails. Its steps are run again in halves, so that few calls
-    tell whose fault it was; and for a while that caller's steps have lines of their own, so that what else they send
+    tell whose fault it was; and for a while that caller's steps share no calls with others, so that what else they send
     slows down only themselves. (Not where callers are not told apart: there would be nobody else.)
 
     The idea of batching cells of different requests as they become ready is BatchMaker's
@@ -90,64 +57,53 @@ class Scheduler:
     def __init__(self, max_piece: int) -> None:
         self.apart: dict[Account, float] = {}
         self._max_piece = max_piece
-        self._singles = Line()
-        # In the order of their turns. The caller is None but of who runs apart.
-        self._ready: dict[tuple[int, bytes, bool, Account | None], Line] = {(1, b"", False, None): self._singles}
+        self._ready = 0
+        # Both in the order of their turns. A line that was emptied is often filled again at once: it leaves only if it
+        # is empty when it has its turn, and so does a caller.
+        self._turns: dict[Account, dict[_Kind, Line]] = {}
+        self._parts: list[list[Step]] = []  # of several callers, and so before all turns
 
     @property
     def has_ready(self) -> bool:
         """Whether any step is in line."""
-        return any(self._ready.values())
+        return self._ready > 0
 
     def push(self, step: Step) -> None:
         """Put a step (back) in line."""
-        session = step.session
-        if step.count == 1 and not session.group and not step.in_full and session.owner not in self.apart:
-            self._singles.push(step)
-        else:
-            self._line(step, session.owner).push(step)
+        self._line(step).steps.append(step)
+        self._ready += 1
 
     def put_back(self, steps: Sequence[Step], now: float) -> None:
-        """Put back the steps of a call that failed: they run again in two calls, in the next turn of their line."""
+        """Put back the steps of a call that failed: they run again in two calls, in their caller's turns or at once."""
         owners = list(dict.fromkeys([step.session.owner for step in steps]))
         if len(owners) == 1:
             self.set_apart(owners[0], now)
             middle = (len(steps) + 1) // 2
-            parts = [[*steps[:middle]], [*steps[middle:]]]
+            parts, halves = self._line(steps[0]).parts, [[*steps[:middle]], [*steps[middle:]]]
         else:
             first = set(owners[: len(owners) // 2])
-            parts = [[step for step in steps if (step.session.owner in first) is one] for one in (True, False)]
-        line = self._line(steps[0], owners[0] if len(owners) == 1 else None)
-        line.put_back([part for part in parts if part])
+            halves = [[step for step in steps if (step.session.owner in first) is one] for one in (True, False)]
+            parts = self._parts
+        parts += [half for half in reversed(halves) if half]
+        self._ready += len(steps)
 
     def set_apart(self, owner: Account, now: float) -> None:
-        """Run a caller's steps apart from those of others from now on, for a while."""
-        if not owner.key:
-            return
-        is_new = self.apart.pop(owner, None) is None
-        self.apart[owner] = now + _APART
-        if is_new:
-            for step in [step for line in self._ready.values() for step in line.leave(owner)]:
-                self.push(step)
-            self._ready = {key: line for key, line in self._ready.items() if line or line is self._singles}
+        """Have a caller's steps share no calls with those of others from now on, for a while."""
+        if owner.key:
+            self.apart.pop(owner, None)
+            self.apart[owner] = now + _APART
 
     def take(self, limit: int, now: float) -> tuple[list[Step], int]:
-        """Take up to `limit` steps of the group whose turn it is, and the piece length they share.
+        """Take up to `limit` steps of the line whose turn it is and of others like it, or a part that was put back.
 
         Returns:
             The steps and their common piece length; no steps where nothing is ready.
         """
         while self.apart and self.apart[first := next(iter(self.apart))] <= now:
             del self.apart[first]
-        for key, line in self._ready.items():
-            if line:
-                steps = line.take(limit)
-                if len(self._ready) > 1:
-                    del self._ready[key]
-                    if line or line is self._singles:
-                        self._ready[key] = line  # to the end
-                return steps, key[0]
-        return [], 0
+        steps, length = self._next(limit)
+        self._ready -= len(steps)
+        return steps, length
 
     def is_piece(self, steps: int) -> bool:
         """Whether so many time steps run in one model call."""
@@ -158,11 +114,74 @@ class Scheduler:
         left = step.count - step.position
         return min(1 << (left.bit_length() - 1), self._max_piece)
 
-    def _line(self, step: Step, owner: Account | None) -> Line:
-        """The line of a step: of this caller, if that one runs apart, or with others."""
-        apart = owner if owner in self.apart else None
-        key = (self.piece_length(step), step.session.group, step.in_full, apart)
-        line = self._ready.get(key)
+    # --- inside ------------------------------------------------------------------------
+
+    def _line(self, step: Step) -> Line:
+        """The line of a step."""
+        session = step.session
+        if step.count == 1 and not session.group and not step.in_full:
+            kind = _PLAIN
+        else:
+            kind = (self.piece_length(step), session.group, step.in_full)
+        lines = self._turns.get(session.owner)
+        if lines is None:
+            lines = self._turns[session.owner] = {}
+        line = lines.get(kind)
         if line is None:
-            line = self._ready[key] = Line()
+            line = lines[kind] = Line()
         return line
+
+    def _next(self, limit: int) -> tuple[list[Step], int]:
+        """As `take`."""
+        if self._parts:
+            part = self._parts.pop()
+            return part, self.piece_length(part[0])
+        turns = self._turns
+        while turns:
+            owner, lines = next(iter(turns.items()))
+            kind, line = next(iter(lines.items()))
+            if line.parts or line.steps:
+                if len(turns) > 1:
+                    turns[owner] = turns.pop(owner)  # to the end
+                if len(lines) > 1:
+                    lines[kind] = lines.pop(kind)
+                steps = line.parts.pop() if line.parts else _by_turns(self._alike(owner, kind, line, limit), limit)
+                return steps, kind[0]
+            del lines[kind]
+            if not lines:
+                del turns[owner]
+        return [], 0
+
+    def _alike(self, owner: Account, kind: _Kind, line: Line, most: int) -> list[deque[Step]]:
+        """The steps of the line whose turn it is, and of others' lines that can share its call, of so many at most.
+
+        Each has a step at least, so all have had a turn by it: the caller, or of who has other lines only that one.
+        """
+        found, served = [line.steps], list[Account]()
+        if len(self._turns) > 1 and owner not in self.apart:
+            for other, lines in self._turns.items():
+                if len(found) == most:
+                    break
+                like = lines.get(kind)
+                if like is not None and like.steps and other is not owner and other not in self.apart:
+                    found.append(like.steps)
+                    if len(lines) > 1:
+                        lines[kind] = lines.pop(kind)  # to the end
+                    else:
+                        served.append(other)
+        for other in served:
+            self._turns[other] = self._turns.pop(other)
+        return found
+
+
+def _by_turns(sources: list[deque[Step]], limit: int) -> list[Step]:
+    """Take up to `limit` steps, of each source as many as of the others while it has any."""
+    if len(sources) == 1:
+        steps = sources[0]
+        return [steps.popleft() for _ in range(min(limit, len(steps)))]
+    taken: list[Step] = []
+    while sources and (room := limit - len(taken)):
+        each = max(1, min(room // len(sources), *map(len, sources)))
+        taken += [steps.popleft() for steps in sources[:room] for _ in range(each)]
+        sources = [steps for steps in sources if steps]
+    return taken

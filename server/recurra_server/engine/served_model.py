@@ -20,7 +20,7 @@ from recurra_server.engine.limits import Limits
 from recurra_server.engine.outputs import Choice, choose
 from recurra_server.engine.ports import Runtime
 from recurra_server.engine.scheduler import Scheduler
-from recurra_server.engine.sessions import Session
+from recurra_server.engine.sessions import Session, not_found
 from recurra_server.engine.signature import Signature
 from recurra_server.engine.singles import Singles
 from recurra_server.engine.slots import SlotTable
@@ -212,7 +212,7 @@ class ServedModel:
 
     def close(self, session: Session, error: EngineError | None = None) -> None:
         """End a session: what waits fails (with SESSION_NOT_FOUND, if not told otherwise), what runs is dropped."""
-        session.closed = True
+        session.ended = error or not_found(session.id)
         session.keep(None)
         session.owner.state_bytes -= self.signature.state_bytes
         if session.id is not None:
@@ -222,4 +222,4 @@ class ServedModel:
             self.slots.release(session.slot)
         elif isinstance(current, Step):
             self.singles.leave(current)
-        self.turns.end(session, error)
+        self.turns.end(session)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recurra_server.engine.errors import (
+    EngineError,
     SessionIdError,
     SessionNotFoundError,
     StateNotFiniteError,
@@ -56,7 +58,8 @@ class Session:
         current: What is in flight: a step, a block of steps, or None.
         waiting: Steps, and actions that need the session at rest, in order of arrival.
         last_reply: The last step's reply, for a retry; None where that step had no number, or `keep` had no room.
-        closed: Whether it has ended; it then owns no slot, or gives it up when `current` returns.
+        ended: Why it has ended, as whoever still holds it is told; None while it is open. It then owns no slot, or
+            gives it up when `current` returns.
         durable: What is known of its checkpoints; None where it ends with the server.
         group: Only sessions of the same group can share a model call: they agree in what the graph takes once a call.
     """
@@ -64,9 +67,9 @@ class Session:
     __slots__ = (
         "_reply_bytes",
         "applied",
-        "closed",
         "current",
         "durable",
+        "ended",
         "group",
         "id",
         "last_reply",
@@ -90,7 +93,29 @@ class Session:
         self.last_reply: KeptReply | None = None
         self._reply_bytes = 0  # of it, as they count for the owner
         self.durable: Durable | None = None
-        self.closed = False
+        self.ended: EngineError | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self.ended is not None
+
+    def check_open(self) -> None:
+        """Make sure that it has not ended.
+
+        Raises:
+            EngineError: It has; as `ending`.
+        """
+        if self.ended is not None:
+            raise self.ending()
+
+    def ending(self) -> EngineError:
+        """Why it has ended: SESSION_NOT_FOUND where it is gone, something else where it goes on elsewhere.
+
+        A new error each time: one that is raised again and again would gather the tracebacks of all.
+        """
+        assert self.ended is not None  # noqa: S101 - only of a session that has ended
+        return copy(self.ended)
 
     def keep(self, reply: KeptReply | None) -> None:
         """Keep the reply to the last step, in place of the one before.
@@ -110,11 +135,10 @@ class Session:
         """Make sure of a step that somebody knows to be applied.
 
         Raises:
-            SessionNotFoundError: The session has ended.
+            EngineError: The session has ended; as `check_open`.
             StepGapError: It is not.
         """
-        if self.closed:
-            raise not_found(self.id)
+        self.check_open()
         if self.applied < step:
             expected = self.applied + 1
             raise StepGapError(

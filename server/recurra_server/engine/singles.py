@@ -61,7 +61,7 @@ class Singles:
         steps, slots, workspace = batch.steps, batch.slots, batch.workspace
         outputs = list(zip(*[tensor.split() for tensor in workspace.outputs], strict=True))
         states = [tensor.rows for tensor in workspace.next]
-        lost = {row for row, step in enumerate(steps) if step.session.closed}
+        lost = {row for row, step in enumerate(steps) if step.session.ended is not None}
         bad = {row for state in workspace.next if not state.all_finite() for row in state.rows_not_finite()}
         if lost or bad or batch.begins_chunks:
             good = [row for row in range(len(steps)) if row not in lost and row not in bad]
@@ -86,16 +86,14 @@ class Singles:
     def fail(self, batch: Batch, error: Exception, now: float) -> None:
         """The model refused a batch: if it was of one step, that one has failed, else it has to be found out which."""
         self._running = None
-        left = []
         for step in batch.steps:
             if step.session.closed:
                 self._give_up_slots(step)
-            else:
-                left.append(step)
-        if len(batch) > 1:
-            self.run_again(left, now)
-        elif left:
-            (step,) = left
+        if len(batch) > 1:  # with those that have ended: whose call it was shows whose fault it can be
+            self.run_again(batch.steps, now)
+            return
+        (step,) = batch.steps
+        if not step.session.closed:
             self._scheduler.set_apart(step.session.owner, now)
             message = f"the model failed on this input{_reason(error)}"
             self._turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
@@ -119,7 +117,7 @@ class Singles:
 
     def _is_wanted(self, step: Step, now: float) -> bool:
         """Whether somebody still waits for a ready step; if not, it leaves."""
-        if step.session.closed:  # answered when it was closed
+        if step.session.ended is not None:  # answered then
             return False
         if step.waiter.gone:
             self._slots.touch(step.session.slot, now)

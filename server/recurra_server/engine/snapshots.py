@@ -19,7 +19,7 @@ import numpy as np
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import InvalidRequestError, SnapshotInvalidError, SnapshotMismatchError, shown
 from recurra_server.engine.served_model import Array, ServedModel
-from recurra_server.engine.sessions import KeptReply, Session, not_found
+from recurra_server.engine.sessions import KeptReply, Session
 from recurra_server.engine.standing import Standing
 
 _MAGIC = b"RCS1"
@@ -190,7 +190,7 @@ def take(session: Session, now: float) -> bytes:
     """A session at rest as bytes.
 
     Raises:
-        SessionNotFoundError: It has ended.
+        EngineError: It has ended; as `Session.check_open`.
     """
     return Snapshot.of(Standing.take(session, now)).encode()
 
@@ -212,11 +212,10 @@ def rewind(session: Session, data: bytes, now: float) -> None:
     """Put a session at rest back to where a snapshot was taken.
 
     Raises:
-        SessionNotFoundError: It has ended.
+        EngineError: It has ended; as `Session.check_open`.
         SnapshotInvalidError, SnapshotMismatchError: The snapshot is not of such a session; it is as it was.
     """
-    if session.closed:
-        raise not_found(session.id)
+    session.check_open()
     snapshot, slots = Snapshot.decode(data), session.model.slots
     states, held = snapshot.values_for(session.model), slots.read(session.slot)
     for spec in slots.specs:

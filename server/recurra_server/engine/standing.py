@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recurra_server.engine.sessions import KeptReply, Session, not_found
+from recurra_server.engine.sessions import KeptReply, Session
 
 if TYPE_CHECKING:
     from recurra_server.engine.served_model import Array, ServedModel
@@ -54,9 +54,8 @@ class Standing:
         """A session at rest, for somebody who uses it.
 
         Raises:
-            SessionNotFoundError: It has ended.
+            EngineError: It has ended; as `Session.check_open`.
         """
-        if session.closed:
-            raise not_found(session.id)
+        session.check_open()
         session.model.slots.touch(session.slot, now)
         return cls.of(session)

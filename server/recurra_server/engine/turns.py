@@ -16,7 +16,7 @@ from recurra_server.engine.errors import (
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.outputs import check_size
 from recurra_server.engine.scheduler import Scheduler
-from recurra_server.engine.sessions import Action, Session, not_found
+from recurra_server.engine.sessions import Action, Session
 from recurra_server.engine.slots import SlotTable
 from recurra_server.engine.steps import Step
 
@@ -45,13 +45,12 @@ class Turns:
         """Accept a step: it begins if its session is at rest, else it waits for its turn.
 
         Raises:
-            SessionNotFoundError: The session has ended.
+            EngineError: The session has ended; as `Session.check_open`.
             InvalidRequestError: Its answer would be too large.
             CapacityError: Too many steps wait, of this session or of the model.
         """
         session = step.session
-        if session.closed:
-            raise not_found(session.id)
+        session.check_open()
         if step.count > 1:
             check_size(step.specs, step.count, self._limits.max_answer_mb)
         free = self._limits.max_queue - self.depth
@@ -106,13 +105,13 @@ class Turns:
         self._slots.touch(step.session.slot, now)
         self.over(step, now)
 
-    def end(self, session: Session, error: EngineError | None = None) -> None:
+    def end(self, session: Session) -> None:
         """The session has ended: whatever is in flight or waits is answered so."""
         waiting, session.waiting = session.waiting, None
         current = [session.current] if isinstance(session.current, Step) else []  # a block is answered when it is over
         for item in (*current, *(waiting or ())):
             if isinstance(item, Step):
-                item.error = error or not_found(session.id)
+                item.error = session.ending()
                 self._answer(item)
             else:
                 item()

@@ -151,11 +151,14 @@ class Workspaces:
         return made
 
     def _reserve(self, sizes: Sequence[int]) -> None:
-        """See that there is memory of these sizes in bytes; more is set aside, so that it seldom grows."""
+        """See that there is memory of these sizes in bytes. It never shrinks, and grows by more, so that it settles."""
         if any(size > len(memory) for size, memory in zip(sizes, self._memory, strict=True)):
             self._made.clear()  # they work in the memory that goes
             # Pages that are not written to take no memory.
-            self._memory = [np.empty(2 * size, np.uint8) for size in sizes]
+            self._memory = [
+                memory if size <= len(memory) else np.empty(2 * size, np.uint8)
+                for size, memory in zip(sizes, self._memory, strict=True)
+            ]
 
 
 def from_bytes(data: Buffer, dtype: np.dtype[Any]) -> Array:

@@ -12,7 +12,7 @@ from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import InvalidRequestError, SessionExpiredError, SessionNotFoundError
 from recurra_server.engine.served_model import ServedModel
-from recurra_server.engine.sessions import Session, not_found
+from recurra_server.engine.sessions import Session
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import StreamResultTemplate, result_of
 from recurra_server.rpc.sessions import describe, open_session
@@ -167,7 +167,7 @@ class StepStream(Stream):
         """Called by the engine once the session is at rest, or has ended."""
         response = _Response(session_id=session.id or "", opened=opened)
         if session.closed:
-            response.error.CopyFrom(to_message(not_found(session.id)))
+            response.error.CopyFrom(to_message(session.ending()))
             self.reply(response)
         else:
             response.closed.CopyFrom(describe(session, self._driver.clock()))

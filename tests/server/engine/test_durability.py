@@ -10,6 +10,7 @@ from recurra_server.engine import handover, snapshots
 from recurra_server.engine.accounts import Quota
 from recurra_server.engine.durability import Durability, Save
 from recurra_server.engine.errors import (
+    DrainingError,
     EngineError,
     SessionMovedError,
     SessionNotFoundError,
@@ -353,6 +354,34 @@ def test_whoever_waits_hears_of_the_end(owner: Owner, durability: Durability) ->
     assert owner.engine.model("counter").slots.in_use == 0
     assert owner.engine.ended["counter", "1", "sha256:counter", "moved"] == 1
     assert owner.engine.ledger.deletions == {}
+
+
+@pytest.mark.parametrize("error", [None, DrainingError("it shuts down", retry_after=0.1)], ids=["taken", "drained"])
+def test_whoever_still_holds_a_session_that_goes_on_elsewhere_is_told_so(
+    owner: Owner, error: EngineError | None
+) -> None:
+    """They would take it for gone, and its sequence for lost."""
+    session = owner.begin()
+    data = snapshots.take(session, 0.0)
+    block = owner.submit_block([session], ONE[None])
+    owner.engine.let_go(session, error)
+    owner.run()
+    told = [*block.errors.values(), *heard(session)]
+    for use in (
+        lambda: owner.submit(session, ONE),
+        lambda: session.check_applied(0),
+        lambda: snapshots.take(session, 0.0),
+        lambda: snapshots.rewind(session, data, 0.0),
+        lambda: owner.engine.reset(session, 0.0),
+        lambda: owner.engine.begin_anew(session, session.model, 0.0),
+        lambda: owner.engine.close(session),
+    ):
+        with pytest.raises(EngineError) as caught:
+            use()
+        told.append(caught.value)
+    expected = SessionMovedError if error is None else DrainingError
+    assert [type(each) for each in told] == [expected] * 9
+    assert {each.retry_after for each in told if each is not None} == {0.0 if error is None else 0.1}
 
 
 def test_of_a_session_that_has_ended_nothing_is_saved(owner: Owner, attack: Attack) -> None:

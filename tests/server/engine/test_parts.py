@@ -104,6 +104,18 @@ def test_calls_of_all_shapes_have_a_constant_in_the_same_memory(batch_axis: int 
     assert all(np.shares_memory(mirror.last[0], other) for other in mirror.last)
 
 
+def test_calls_of_two_shapes_by_turns_are_bound_once() -> None:
+    """Of one the inputs are larger, of the other the states: what either needs stays, or all calls are bound anew."""
+    mirror, x = Mirror(), TensorSpec("x", "float32", ())
+    workspaces = Workspaces(Signature((x,), (replace(x, name="y"),), (StateSpec("h", "h2", "float32", (3,)),)), mirror)
+    for shape in [(256, 1), (64, 64)] * 2:  # by then there is room for both
+        workspaces.get(*shape)
+    bound = len(mirror.last)
+    for shape in [(256, 1), (64, 64)] * 2:
+        workspaces.get(*shape).run()
+    assert len(mirror.last) == bound
+
+
 def test_slots_keep_their_states_when_the_table_grows() -> None:
     zero = np.zeros(())
     table: SlotTable[None] = SlotTable([Kept("h", "float32", (3,), zero), Kept("n", "int64", (), zero)], capacity=2)

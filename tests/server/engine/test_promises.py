@@ -189,6 +189,47 @@ def test_single_steps_do_not_starve_a_chunk(runtimes: dict[str, OnnxRuntime]) ->
     assert long in harness.answered
 
 
+def test_chunks_and_single_steps_of_many_callers_share_calls_by_turns(runtimes: dict[str, OnnxRuntime]) -> None:
+    """Whoever's turn it is: else each kind would wait until all callers have had theirs with the other."""
+    harness = Harness(runtimes, Limits(max_piece_steps=8))
+    callers = [Account(str(number)) for number in range(10)]
+    slow, quick = ([harness.open("counter", caller=caller) for caller in callers] for _ in range(2))
+    long = [harness.submit(session, np.ones((80, 1))) for session in slow]
+    for _ in range(10):
+        short = [harness.submit(session, np.ones((1, 1))) for session in quick]
+        assert [harness.run_batch(), harness.run_batch()] == [10, 10]
+        assert all(step in harness.answered for step in short)
+    assert [outputs_of(step)[-1].item() for step in long] == [80.0] * 10
+
+
+@pytest.mark.parametrize("chunks", [10, 1])
+def test_what_shares_a_call_is_one_turn_of_all(runtimes: dict[str, OnnxRuntime], chunks: int) -> None:
+    """A step waits for one call of all chunks, and a chunk for one of all steps, not for each caller's."""
+    harness = Harness(runtimes, Limits(max_piece_steps=8))
+    sessions = [harness.open("counter", caller=Account(str(number))) for number in range(11)]
+    slow, quick = sessions[:chunks], sessions[chunks:]
+    long = [harness.submit(session, np.ones((80, 1))) for session in slow]
+    for _ in range(10):
+        short = [harness.submit(session, np.ones((1, 1))) for session in quick]
+        assert [harness.run_batch(), harness.run_batch()] == [len(slow), len(quick)]
+        assert all(step in harness.answered for step in short)
+    assert all(step in harness.answered for step in long)
+
+
+def test_who_is_taken_along_with_others_all_the_time_has_a_turn_for_what_is_left(
+    runtimes: dict[str, OnnxRuntime],
+) -> None:
+    harness = Harness(runtimes, Limits(max_piece_steps=8))
+    callers = [Account(str(number)) for number in range(4)]
+    quick = [harness.open("counter", caller=caller) for caller in callers]
+    long = harness.submit(harness.open("counter", caller=callers[-1]), np.ones((80, 1)))
+    for _ in range(20):
+        short = [harness.submit(session, np.ones((1, 1))) for session in quick]
+        while not all(step in harness.answered for step in short):
+            harness.run_batch()
+    assert long in harness.answered
+
+
 def test_a_row_for_which_the_model_answers_another_shape_fails_alone(tmp_path: Path) -> None:
     harness = Harness({"sieve": load(tmp_path, models.sieve())})
     good, bad = harness.open("sieve"), harness.open("sieve")

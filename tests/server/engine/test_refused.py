@@ -64,6 +64,26 @@ def test_what_waits_already_when_its_caller_is_found_out_holds_up_nobody(runtime
     assert noisy.queued > 30
 
 
+def test_whose_fault_a_failed_call_is_does_not_depend_on_who_has_closed_meanwhile(runtimes: Runtimes) -> None:
+    harness = Harness(runtimes)
+    model = harness.engine.model("letters")
+    (bad,), (good,), (third,) = (opened(harness, 1, caller=Account(name)) for name in ("bad", "good", "third"))
+    harness.submit(bad, BAD)
+    step = harness.submit(good, GOOD)
+    batch = model.next_batch(harness.now)
+    assert batch is not None
+    with pytest.raises(Exception, match="indices") as caught:
+        batch.run()
+    harness.engine.close(bad)  # while the call is on its thread
+    model.fail(batch, caught.value, harness.now)
+    harness.run()
+    assert step.error is None
+    assert model.slots.in_use == 2
+    for session in (good, third):
+        harness.submit(session, GOOD)
+    assert harness.run_batch() == 2, "nothing of theirs was ever refused, so they share calls"
+
+
 def test_who_sent_nothing_for_a_minute_that_was_refused_shares_calls_again(runtimes: Runtimes) -> None:
     harness = Harness(runtimes)
     (clumsy,), (other,) = (opened(harness, 1, caller=Account(name)) for name in ("clumsy", "other"))
