@@ -121,7 +121,7 @@ def test_lines_of_a_pipe_are_stepped_as_they_come(server: ServerProcess) -> None
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == b"file,step,true,y,latency_ms\n"
-        for x, total in ((5, 5), (2, 7), (-1, 6)):
+        for x, total in (("\ufeff5", 5), (2, 7), (-1, 6)):  # some programs begin with a byte order mark
             process.stdin.write(f"{x}\n".encode())
             process.stdin.flush()
             assert process.stdout.readline().split(b",")[3] == str(total).encode()  # before the next is given
@@ -129,6 +129,22 @@ def test_lines_of_a_pipe_are_stepped_as_they_come(server: ServerProcess) -> None
         assert process.wait(timeout=20) == 0
         assert process.stderr is not None
         assert b"stdin: 3 steps" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        pytest.param(b"1\n\xff\n", b"cannot read stdin: 'utf-8' codec", id="not UTF-8"),
+        pytest.param(b"1\n" + b"9" * 200_000 + b"\n", b"cannot read stdin: field larger", id="a number without end"),
+    ],
+)
+def test_a_pipe_that_cannot_be_read_ends_the_command_with_a_line(
+    server: ServerProcess, lines: bytes, message: bytes
+) -> None:
+    command = [str(RECURRA), "stream", "counter", "--output", "-", "--server", server.target]
+    ended = subprocess.run(command, input=lines, capture_output=True, timeout=20, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(b"recurra: " + message)
 
 
 def test_truth_of_values_gives_an_error_figure(recurra: Run, server: ServerProcess, tmp_path: Path) -> None:
@@ -194,10 +210,12 @@ def test_what_is_wrong_with_a_file_is_told_in_a_line(
 def test_files_that_are_not_there_or_do_not_fit_are_told(recurra: Run, server: ServerProcess, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.ones((4, 7)))
     (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npy").write_bytes(b"")
     for name, says in (
         ("nope.csv", "cannot read nope.csv: No such file"),
         ("wide.npy", "wide.npy holds float64 of shape [4, 7], but model watch takes 3 numbers"),
         ("text.npy", "cannot read text.npy"),
+        ("empty.npy", "cannot read empty.npy"),
     ):
         code, _, err = recurra("stream", "watch", name, "--server", server.target)
         assert code == 1

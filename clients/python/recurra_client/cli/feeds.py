@@ -6,8 +6,9 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from recurra.v1 import models_pb2
 
 from recurra_client.cli.usererror import UserError
 from recurra_client.tensors import numpy_dtype
+
+_UNREADABLE: Final = (OSError, EOFError, UnicodeDecodeError, csv.Error)
 
 
 class Row(NamedTuple):
@@ -72,6 +75,8 @@ def open_feed(path: str, model: models_pb2.Model, truth: str) -> Feed:
     """
     layout = Layout(model)
     if path == "-":
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8-sig")  # as files are read, whatever the terminal's
         return Feed("stdin", _live(_lines(sys.stdin), layout, truth), None)
     try:
         if path.endswith(".npy"):
@@ -80,8 +85,8 @@ def open_feed(path: str, model: models_pb2.Model, truth: str) -> Feed:
             with Path(path).open(newline="", encoding="utf-8-sig") as file:
                 parse = CsvRows(path, layout, truth)
                 rows = [row for line in csv.reader(file) if (row := parse(line)) is not None]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
     if not rows:
         raise UserError(f"{path} holds no steps")
     return Feed(Path(path).name, _all(rows), len(rows))
@@ -167,27 +172,40 @@ async def _all(rows: Iterable[Row]) -> AsyncIterator[Row]:
 
 async def _live(lines: AsyncIterator[str], layout: Layout, truth: str) -> AsyncIterator[Row]:
     parse = CsvRows("stdin", layout, truth)
-    async for line in lines:
-        if (row := parse(next(csv.reader([line]), []))) is not None:
-            yield row
+    try:
+        async for line in lines:
+            if (row := parse(next(csv.reader([line]), []))) is not None:
+                yield row
+    except _UNREADABLE as error:
+        raise _unreadable("stdin", error) from None
 
 
 async def _lines(file: TextIO) -> AsyncIterator[str]:
     """The lines of a file as they come, read in a thread: a pipe may be silent for long."""
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[str] = asyncio.Queue()
+    lines: asyncio.Queue[str | Exception] = asyncio.Queue()
     room = threading.Semaphore(1000)  # read ahead no further
 
     def read() -> None:
-        for line in file:
-            room.acquire()
-            loop.call_soon_threadsafe(lines.put_nowait, line)
-        loop.call_soon_threadsafe(lines.put_nowait, "")
+        end: str | Exception = ""
+        try:
+            for line in file:
+                room.acquire()
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+        except _UNREADABLE as error:
+            end = error
+        loop.call_soon_threadsafe(lines.put_nowait, end)
 
     threading.Thread(target=read, daemon=True).start()
     while line := await lines.get():
+        if isinstance(line, Exception):
+            raise line
         room.release()
         yield line
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    return UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def _is_number(cell: str) -> bool:
