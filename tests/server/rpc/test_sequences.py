@@ -270,7 +270,7 @@ async def test_a_stream_that_begins_a_sequence_again_and_again_keeps_nothing_of_
     runtimes: dict[str, OnnxRuntime],
 ) -> None:
     def closed() -> int:
-        return sum(isinstance(thing, Session) and thing.closed for thing in gc.get_objects())
+        return sum(type(thing) is Session and thing.closed for thing in gc.get_objects())
 
     server, before = Server(runtimes["counter"]), closed()
     server.caller.opened = Opened(2)
