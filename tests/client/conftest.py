@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from recurra_client import Client, Session
 from recurra_client.cli import run
 
 from tests.support import models
@@ -86,3 +87,15 @@ def readings(tmp_path: Path) -> Path:
         for t in range(40):
             writer.writerow([t, *rng.normal(size=1), CLASSES[t // 20], *rng.normal(size=2)])
     return path
+
+
+@pytest.fixture
+async def client(server: ServerProcess) -> AsyncIterator[Client]:
+    """An asyncio client of it."""
+    async with Client(server.target) as client:
+        yield client
+
+
+async def total(session: Session, x: float = 0.0) -> float:
+    """What the counter stands at after one more step."""
+    return float((await session.step([x]))[0])

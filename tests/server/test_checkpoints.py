@@ -18,9 +18,9 @@ from recurra_server.engine.standing import Standing
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.stores.valkey import ValkeyStore
 
-from tests.server.engine.test_durability import Owner
 from tests.support.attacks import Attack
 from tests.support.memory_store import MemoryStore
+from tests.support.owner import Owner
 from tests.support.valkey import running_valkey
 
 ONE = np.ones((1, 1))

@@ -10,9 +10,9 @@ from recurra_server.engine.limits import Limits
 from recurra_server.engine.sessions import Session
 from recurra_server.runtimes.onnx import OnnxRuntime
 
-from tests.server.engine.test_durability import Owner
 from tests.support import models
 from tests.support.harness import Harness, load
+from tests.support.owner import Owner
 
 TARGET = 0.01
 Runtimes = dict[str, OnnxRuntime]

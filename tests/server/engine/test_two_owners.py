@@ -24,7 +24,7 @@ from recurra_server.stores.embedded import EmbeddedValkey
 from recurra_server.stores.valkey import ValkeyStore
 from valkey import Valkey
 
-from tests.server.engine.test_durability import Owner
+from tests.support.owner import Owner
 
 WALKS = 150
 STEPS = 60
