@@ -28,6 +28,7 @@ from recurra_server.engine.sessions import Session
 from recurra_server.engine.standing import Standing
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.generate import generate
+from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.step_stream import StepStream
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts
@@ -61,6 +62,17 @@ def value(step: Step) -> float:
 
 def open_session(driver: Driver, model: ServedModel) -> Session:
     return driver.engine.open(model, driver.clock())
+
+
+async def test_how_far_a_session_is_is_told_when_it_is_at_rest(serve: Serve) -> None:
+    """Whoever has given up their first step would else give its number to the next, and get the first one's reply."""
+    driver, model = serve()
+    session, servicer = open_session(driver, model), SessionsServicer(driver, EdgeCounts(), None)
+    request = sessions_pb2.GetSessionRequest(session_id=session.id or "")
+    for steps in (1, 2):
+        asking = asyncio.ensure_future(servicer.GetSession(request, cast("Any", None)))
+        driver.submit(Step(session, (ONE,), 1, Asker([]), driver.clock(), number=steps))  # in flight when it is asked
+        assert (await asking).session.steps == steps
 
 
 async def generating(
