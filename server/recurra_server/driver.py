@@ -22,7 +22,7 @@ from recurra_server.engine.engine import Engine
 from recurra_server.engine.errors import SessionExpiredError, SessionNotFoundError, StepGapError
 from recurra_server.engine.outputs import Choice
 from recurra_server.engine.served_model import ServedModel
-from recurra_server.engine.sessions import Session
+from recurra_server.engine.sessions import Place, Session
 from recurra_server.engine.steps import Buffer, Step
 from recurra_server.tracecontext import TRACE
 
@@ -147,6 +147,7 @@ class Driver:
         number: int = 0,
         deadline: float = float("inf"),
         choice: Choice | None = None,
+        after: Place | None = None,
     ) -> Step:
         """Apply a step and wait for it; a caller who stops waiting cancels it.
 
@@ -155,6 +156,7 @@ class Driver:
         """
         waiter = _Caller()
         step = Step(session, inputs, count, waiter, self.clock(), number=number, deadline=deadline, choice=choice)
+        step.after = after
         self.submit(step)
         try:
             await waiter.told
@@ -201,10 +203,13 @@ class Driver:
                 raise
             return found
 
-    async def has_applied(self, session: Session, step: int) -> None:
+    async def has_applied(self, session: Session, step: int) -> Place:
         """Make sure of a step that somebody knows to be applied, before something is made of a session's states.
 
-        When this returns the session is still open.
+        Whatever was in flight or waited is done then. When this returns the session is still open.
+
+        Returns:
+            Where it stood.
 
         Raises:
             EngineError: The session has ended; as `Session.check_open`.
@@ -213,13 +218,19 @@ class Driver:
             StoreUnavailableError: It is one of the two, and without the store nobody knows which.
             Exception: As `at_rest` and `Checkpoints.make_sure`.
         """
+
+        def look() -> Place:
+            session.check_applied(step)
+            return session.place
+
         try:
-            await self.at_rest(session, lambda: session.check_applied(step))
+            place = await self.at_rest(session, look)
         except StepGapError:
             if self.checkpoints is not None:
                 await self.checkpoints.make_sure(session)
             raise
         session.check_open()  # since then it may have ended: by what waited behind it, or by its time
+        return place
 
     async def saved(self, session: Session) -> None:
         """Wait until a session is in the store as it stands, if it is durable; see `Checkpoints.saved`."""

@@ -255,6 +255,30 @@ async def test_a_generation_can_be_left_early(client: Client) -> None:
             assert session.last.step > first.step
 
 
+async def test_a_generation_that_is_left_has_been_cancelled_when_the_next_call_begins(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    stub: Any = client._connection.inference
+    begin = stub.Generate
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        calls.append(begin(*args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(stub, "Generate", generate)
+    async with client.session("letters") as session:
+        for start in (session, "letters"):
+            generation = client.generate(start, [1], max_steps=4000)
+            await anext(generation)
+            await generation.aclose()
+            assert calls.pop().cancelled()
+        await session.reset()
+        for number in (1, 2, 3):
+            await session.step(1)
+            assert session.last.step == number
+
+
 async def test_a_session_must_be_open(client: Client) -> None:
     session = client.session("counter")
     with pytest.raises(RuntimeError, match="not open"):

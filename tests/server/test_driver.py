@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_server.driver import Driver
+from recurra_server.engine import snapshots
 from recurra_server.engine.batch import Batch
 from recurra_server.engine.engine import Engine
-from recurra_server.engine.errors import EngineError, InternalError, SessionMovedError, SessionNotFoundError
+from recurra_server.engine.errors import (
+    EngineError,
+    InternalError,
+    SessionChangedError,
+    SessionMovedError,
+    SessionNotFoundError,
+)
 from recurra_server.engine.limits import Limits
 from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import Session
+from recurra_server.engine.standing import Standing
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.generate import generate
+from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.rpc.step_stream import StepStream
 from recurra_server.runtimes.onnx import OnnxRuntime
 from recurra_server.telemetry.metrics import EdgeCounts
@@ -55,6 +64,31 @@ def open_session(driver: Driver, model: ServedModel) -> Session:
     return driver.engine.open(model, driver.clock())
 
 
+async def test_how_far_a_session_is_is_told_when_it_is_at_rest(serve: Serve) -> None:
+    """Whoever has given up their first step would else give its number to the next, and get the first one's reply."""
+    driver, model = serve()
+    session, servicer = open_session(driver, model), SessionsServicer(driver, EdgeCounts(), None)
+    request = sessions_pb2.GetSessionRequest(session_id=session.id or "")
+    for steps in (1, 2):
+        asking = asyncio.ensure_future(servicer.GetSession(request, cast("Any", None)))
+        driver.submit(Step(session, (ONE,), 1, Asker([]), driver.clock(), number=steps))  # in flight when it is asked
+        assert (await asking).session.steps == steps
+
+
+async def generating(
+    letters: OnnxRuntime,
+) -> tuple[Driver, Session, AsyncGenerator[inference_pb2.GenerateResponse, None]]:
+    """A session that generates three steps, of which the first is answered."""
+    driver = Driver(Engine(Limits()))
+    model = ServedModel("letters", "1", "", letters.signature, letters, driver.engine.limits)
+    driver.serve(model)
+    session = open_session(driver, model)
+    request = inference_pb2.GenerateRequest(session_id=session.id or "", inputs=[tensor(1, "int64")], max_steps=3)
+    answers = generate(driver, request, None)
+    assert (await anext(answers)).result.step == 1
+    return driver, session, answers
+
+
 async def test_steps_that_come_together_run_together(serve: Serve) -> None:
     driver, model = serve()
     sessions = [open_session(driver, model) for _ in range(10)]
@@ -80,16 +114,48 @@ async def test_a_session_that_ends_while_its_steps_are_made_sure_of_is_not_there
 
 
 async def test_a_generation_whose_session_goes_on_elsewhere_is_told_so(runtimes: dict[str, OnnxRuntime]) -> None:
-    driver = Driver(Engine(Limits()))
-    model = ServedModel("letters", "1", "", runtimes["letters"].signature, runtimes["letters"], driver.engine.limits)
-    driver.serve(model)
-    session = open_session(driver, model)
-    request = inference_pb2.GenerateRequest(session_id=session.id or "", inputs=[tensor(1, "int64")], max_steps=3)
-    answers = generate(driver, request, None)
-    assert (await anext(answers)).result.step == 1
+    driver, session, answers = await generating(runtimes["letters"])
     driver.engine.let_go(session)  # nothing of it is in flight between two steps
     with pytest.raises(SessionMovedError):
         await anext(answers)
+
+
+async def test_a_generation_whose_session_is_forked_goes_on(runtimes: dict[str, OnnxRuntime]) -> None:
+    driver, session, answers = await generating(runtimes["letters"])
+    await driver.at_rest(session, lambda: Standing.take(session, driver.clock()))
+    assert [answer.result.step async for answer in answers] == [2, 3]
+
+
+async def _reset(driver: Driver, session: Session) -> None:
+    await driver.at_rest(session, lambda: driver.engine.reset(session, driver.clock()))
+
+
+async def _step(driver: Driver, session: Session) -> None:
+    await driver.run_step(session, (np.int64(1).tobytes(),), 1, number=session.applied + 1)
+
+
+async def _reset_and_step(driver: Driver, session: Session) -> None:
+    await _reset(driver, session)
+    await _step(driver, session)
+
+
+async def _rewind(driver: Driver, session: Session) -> None:
+    taken = await driver.at_rest(session, lambda: snapshots.take(session, driver.clock()))
+    await _step(driver, session)
+    await driver.at_rest(session, lambda: snapshots.rewind(session, taken, driver.clock()))
+
+
+@pytest.mark.parametrize("change", [_reset, _step, _reset_and_step, _rewind])
+async def test_a_generation_goes_on_only_while_its_session_is_as_it_left_it(
+    change: Callable[[Driver, Session], Awaitable[None]], runtimes: dict[str, OnnxRuntime]
+) -> None:
+    """What others make of the session is theirs: it would have been on top of the values that were generated."""
+    driver, session, answers = await generating(runtimes["letters"])
+    await change(driver, session)
+    left, kept = session.place, session.last_reply
+    with pytest.raises(SessionChangedError, match=f"with step {left.applied + 1}$"):
+        await anext(answers)
+    assert (session.place, session.last_reply) == (left, kept)
 
 
 async def test_only_large_batches_leave_the_loops_thread(runtimes: dict[str, OnnxRuntime]) -> None:

@@ -333,6 +333,7 @@ class Client:
 
         Raises:
             NoFeedbackError: The model does not say how an output becomes an input.
+            SessionChangedError: Somebody else reset, rewound or stepped the session meanwhile.
             ModelNotFoundError, SessionNotFoundError, InputError, UnavailableError, DeadlineExceededError
         """
         request = inference_pb2.GenerateRequest(max_steps=max_steps, stop_class=stop_class)

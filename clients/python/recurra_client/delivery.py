@@ -197,7 +197,7 @@ class Delivery:
     async def _have_reset(self) -> inference_pb2.StepResult:
         request = sessions_pb2.ResetSessionRequest(session_id=self.session_id)
         await self._connection.call(self._connection.sessions.ResetSession, request, route=self._route)
-        self.changed(0)
+        self.changed(0)  # surely: a generation that was left is not gone on with after a reset
         return inference_pb2.StepResult()
 
     async def _have_applied(self, step: _Step, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:

@@ -63,6 +63,10 @@ class SessionExistsError(RecurraError):
     """A session with this id is already open."""
 
 
+class SessionChangedError(RecurraError):
+    """The session was reset, rewound or stepped by others while it generated: generate again from where it stands."""
+
+
 class StepGapError(RecurraError):
     """The step's number is past the next one: somebody else's steps are missing, or the session was reset."""
 
@@ -142,6 +146,7 @@ _BY_REASON: Final[dict[str, type[RecurraError]]] = {
     "SESSION_MOVED": SessionMovedError,
     "STORE_UNAVAILABLE": StoreUnavailableError,
     "SESSION_ID": InputError,
+    "SESSION_CHANGED": SessionChangedError,
     "STEP_GAP": StepGapError,
     "STEP_NOT_HELD": StepNotHeldError,
     "INPUT_NAME": InputError,

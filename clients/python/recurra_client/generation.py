@@ -1,6 +1,7 @@
 """Generation: a model that goes on from its own outputs."""
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from grpc import aio
 from recurra.v1 import inference_pb2
@@ -19,8 +20,9 @@ async def generate_anew(
     """Generate from a model's beginning, without a session; see `Client.generate`."""
     request.outputs.extend(codec.wanted)
     request.inputs.extend(codec.sequence(x)[0])
-    async for generated in _answers(connection, request, named=isinstance(x, Mapping)):
-        yield generated
+    async with aclosing(_answers(connection, request, named=isinstance(x, Mapping))) as answers:
+        async for generated in answers:
+            yield generated
 
 
 async def generate_in_session(
@@ -34,10 +36,13 @@ async def generate_in_session(
         named, step, ended = isinstance(x, Mapping), 0, False
         try:
             while not ended:
+                # Closed here, so that the call has been cancelled before anything else of the session is sent.
+                answering = aclosing(_answers(connection, request, named=named, route=session.route))
                 try:
-                    async for generated in _answers(connection, request, named=named, route=session.route):
-                        step = generated.step
-                        yield generated
+                    async with answering as answers:
+                        async for generated in answers:
+                            step = generated.step
+                            yield generated
                     ended = True
                 except StepGapError as gap:  # before anything was generated
                     await delivery.bring(gap)

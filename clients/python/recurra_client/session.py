@@ -206,10 +206,10 @@ class Session:
                 raise error
 
     async def info(self) -> sessions_pb2.Session:
-        """How the session stands on the server; does not count as use."""
+        """How the session stands on the server, after what is in flight there; does not count as use."""
         delivery = self._opened()[1]
         while True:
-            step = delivery.applied  # it is not held up by what is on its way
+            step = delivery.applied  # what stands in line here does not hold it up
             try:
                 return await get_session(self._connection, self.id, after_step=step, route=self.route)
             except StepGapError as gap:

@@ -45,7 +45,7 @@ class Sessions:
         return (await self._connection.call(self._connection.sessions.ListSessions, request)).total
 
     async def get(self, session_id: str) -> sessions_pb2.Session:
-        """How a session stands; does not count as use.
+        """How a session stands, after what is in flight of it; does not count as use.
 
         Raises:
             SessionNotFoundError, SessionExpiredError

@@ -110,7 +110,8 @@ class InferenceServiceServicer:
 
     def Generate(self, request, context):
         """Generate feeds each output back as the next input (one-to-many). Needs a
-        model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK).
+        model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK). In a session it goes on
+        only while that is as it left it: if it is reset, rewound or stepped by others, it ends with FAILED_PRECONDITION (SESSION_CHANGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

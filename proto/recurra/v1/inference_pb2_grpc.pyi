@@ -59,7 +59,8 @@ class InferenceServiceStub:
     """
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
     """Generate feeds each output back as the next input (one-to-many). Needs a
-    model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK).
+    model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK). In a session it goes on
+    only while that is as it left it: if it is reset, rewound or stepped by others, it ends with FAILED_PRECONDITION (SESSION_CHANGED).
     """
 
 @_typing.type_check_only
@@ -93,7 +94,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generate feeds each output back as the next input (one-to-many). Needs a
-    model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK).
+    model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK). In a session it goes on
+    only while that is as it left it: if it is reset, rewound or stepped by others, it ends with FAILED_PRECONDITION (SESSION_CHANGED).
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -154,7 +156,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
         """Generate feeds each output back as the next input (one-to-many). Needs a
-        model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK).
+        model that declares how (Model.feedback), else fails with FAILED_PRECONDITION (NO_FEEDBACK). In a session it goes on
+        only while that is as it left it: if it is reset, rewound or stepped by others, it ends with FAILED_PRECONDITION (SESSION_CHANGED).
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -104,8 +104,9 @@ class SessionsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """GetSession tells how a session stands; it does not count as use. Fails with
-        NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
+        """GetSession tells how a session stands; it does not count as use. Steps that wait are run first, so that whoever
+        had no answer learns what became of a step; ListSessions waits for nothing. Fails with NOT_FOUND (SESSION_NOT_FOUND,
+        SESSION_EXPIRED), FAILED_PRECONDITION (STEP_GAP) and, where too many wait, with RESOURCE_EXHAUSTED (CAPACITY).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

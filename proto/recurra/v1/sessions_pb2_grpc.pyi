@@ -41,8 +41,9 @@ class SessionsServiceStub:
     NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING, STORE_UNAVAILABLE).
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]
-    """GetSession tells how a session stands; it does not count as use. Fails with
-    NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
+    """GetSession tells how a session stands; it does not count as use. Steps that wait are run first, so that whoever
+    had no answer learns what became of a step; ListSessions waits for nothing. Fails with NOT_FOUND (SESSION_NOT_FOUND,
+    SESSION_EXPIRED), FAILED_PRECONDITION (STEP_GAP) and, where too many wait, with RESOURCE_EXHAUSTED (CAPACITY).
     """
     ListSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]
     """ListSessions lists the open sessions, page by page."""
@@ -91,8 +92,9 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (CAPACITY) or UNAVAILABLE (DRAINING, STORE_UNAVAILABLE).
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """GetSession tells how a session stands; it does not count as use. Fails with
-    NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
+    """GetSession tells how a session stands; it does not count as use. Steps that wait are run first, so that whoever
+    had no answer learns what became of a step; ListSessions waits for nothing. Fails with NOT_FOUND (SESSION_NOT_FOUND,
+    SESSION_EXPIRED), FAILED_PRECONDITION (STEP_GAP) and, where too many wait, with RESOURCE_EXHAUSTED (CAPACITY).
     """
     ListSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """ListSessions lists the open sessions, page by page."""
@@ -150,8 +152,9 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.GetSessionResponse, _abc.Awaitable[_sessions_pb2.GetSessionResponse]]:
-        """GetSession tells how a session stands; it does not count as use. Fails with
-        NOT_FOUND (SESSION_NOT_FOUND, SESSION_EXPIRED), and with FAILED_PRECONDITION (STEP_GAP).
+        """GetSession tells how a session stands; it does not count as use. Steps that wait are run first, so that whoever
+        had no answer learns what became of a step; ListSessions waits for nothing. Fails with NOT_FOUND (SESSION_NOT_FOUND,
+        SESSION_EXPIRED), FAILED_PRECONDITION (STEP_GAP) and, where too many wait, with RESOURCE_EXHAUSTED (CAPACITY).
         """
 
     @_abc_1.abstractmethod

@@ -278,10 +278,7 @@ class Engine:
         session.check_open()
         session.model.slots.reset(session.slot)
         session.model.slots.touch(session.slot, now)
-        session.applied = 0
-        session.keep(None)
-        if session.durable is not None:
-            session.durable.went_back(now)
+        session.count_from(0, None, now)
 
     def expire(self, now: float) -> int:
         """End the sessions whose time is up; forget old tombstones, and who ran steps but is even again.

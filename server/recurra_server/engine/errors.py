@@ -68,6 +68,12 @@ class SessionIdError(EngineError):
     reason = "SESSION_ID"
 
 
+class SessionChangedError(EngineError):
+    """The session is not where it was left by what was to go on with it."""
+
+    reason = "SESSION_CHANGED"
+
+
 class StepGapError(EngineError):
     """The step's number is past the next one."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recurra_server.engine.errors import (
     EngineError,
+    SessionChangedError,
     SessionIdError,
     SessionNotFoundError,
     StateNotFiniteError,
@@ -46,6 +47,18 @@ class KeptReply(NamedTuple):
     names: tuple[str, ...] = ()
 
 
+class Place(NamedTuple):
+    """Where a session stands: at no other time of its life is it there again.
+
+    Attributes:
+        era: How often it had been reset or rewound: the same number of steps may come again after that.
+        applied: Number of time steps applied.
+    """
+
+    era: int
+    applied: int
+
+
 class Session:
     """One sequence in progress. Its states live in its model's slot table.
 
@@ -55,6 +68,7 @@ class Session:
         model: The version of the model that it began with and stays on.
         slot: Its row in the model's slot table.
         applied: Number of time steps applied.
+        era: How often it was reset or rewound.
         current: What is in flight: a step, a block of steps, or None.
         waiting: Steps, and actions that need the session at rest, in order of arrival.
         last_reply: The last step's reply, for a retry; None where that step had no number, or `keep` had no room.
@@ -70,6 +84,7 @@ class Session:
         "current",
         "durable",
         "ended",
+        "era",
         "group",
         "id",
         "last_reply",
@@ -88,6 +103,7 @@ class Session:
         self.slot = slot
         self.group = group
         self.applied = 0
+        self.era = 0
         self.current: Step | Block | None = None
         self.waiting: deque[Step | Action] | None = None
         self.last_reply: KeptReply | None = None
@@ -99,6 +115,11 @@ class Session:
     def closed(self) -> bool:
         """Whether it has ended."""
         return self.ended is not None
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.era, self.applied)
 
     def check_open(self) -> None:
         """Make sure that it has not ended.
@@ -131,6 +152,14 @@ class Session:
         owner.state_bytes += counted
         self.last_reply, self._reply_bytes = reply, counted
 
+    def count_from(self, applied: int, reply: KeptReply | None, now: float) -> None:
+        """Its states, at rest, were put back to where so many steps were applied, and this was the last one's reply."""
+        self.era += 1
+        self.applied = applied
+        self.keep(reply)
+        if self.durable is not None:
+            self.durable.went_back(now)
+
     def check_applied(self, step: int) -> None:
         """Make sure of a step that somebody knows to be applied.
 
@@ -154,9 +183,14 @@ class Session:
         Raises:
             StepGapError: The number is past the next one.
             StepNotHeldError: It was applied before and its reply is not kept.
+            SessionChangedError: It has no number but a place to go on from, and that is not where the session stands.
         """
         expected = self.applied + 1
-        if step.number in (0, expected):
+        if step.number == expected:
+            return True
+        if not step.number:
+            if step.after is not None and step.after != self.place:
+                raise _changed(self)
             return True
         if step.number > expected:
             raise StepGapError(
@@ -184,6 +218,15 @@ def not_found(session_id: str | None, elsewhere: str = "") -> SessionNotFoundErr
     return SessionNotFoundError(
         f"there is no session {shown(session_id or '')}; it was closed or never opened{elsewhere}: open one first",
         session_id=session_id,
+    )
+
+
+def _changed(session: Session) -> SessionChangedError:
+    return SessionChangedError(
+        "the session was reset, rewound or stepped by others meanwhile; go on from where it stands, "
+        f"with step {session.applied + 1}",
+        session_id=session.id,
+        expected_step=session.applied + 1,
     )
 
 

@@ -225,7 +225,4 @@ def rewind(session: Session, data: bytes, now: float) -> None:
             )
     slots.begin(session.slot, states)
     slots.touch(session.slot, now)
-    session.applied = snapshot.applied
-    session.keep(snapshot.last_reply)
-    if session.durable is not None:
-        session.durable.went_back(now)
+    session.count_from(snapshot.applied, snapshot.last_reply, now)

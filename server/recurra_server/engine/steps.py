@@ -10,7 +10,7 @@ from recurra_server.engine.specs import TensorSpec
 
 if TYPE_CHECKING:
     from recurra_server.engine.accounts import Account
-    from recurra_server.engine.sessions import Session
+    from recurra_server.engine.sessions import Place, Session
 
 Buffer = bytes | memoryview
 
@@ -36,6 +36,7 @@ class Step:
         inputs: For each input of the signature, its `count` steps as little-endian bytes.
         waiter: Who is told when it has succeeded or failed.
         number: Number of its first time step; 0 means "just the next one".
+        after: Where its session has to stand when it is the turn of a step without a number; None for anywhere.
         arrived, deadline: Times in seconds; the deadline may be infinite.
         choice: The outputs that are asked for by name; None for the default ones.
         in_full: Whether it is for a model call that computes optional outputs, too.
@@ -54,6 +55,7 @@ class Step:
     in_full = False
     error: EngineError | None = None
     number = 0
+    after: Place | None = None
     outputs: tuple[bytes, ...] = ()
     last_number = 0
     replayed = False

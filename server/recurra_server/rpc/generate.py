@@ -12,7 +12,7 @@ from recurra_server.driver import Driver
 from recurra_server.engine.accounts import Account
 from recurra_server.engine.errors import InvalidRequestError, NoFeedbackError
 from recurra_server.engine.feedback import Sampling
-from recurra_server.engine.sessions import Session
+from recurra_server.engine.sessions import Place, Session
 from recurra_server.engine.signature import TensorSpec
 from recurra_server.engine.steps import Step
 from recurra_server.rpc.results import durable_step, timing_of
@@ -24,30 +24,30 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 async def generate(
     driver: Driver, request: inference_pb2.GenerateRequest, caller: Account | None
 ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-    """Feed a model's output back to it, step by step.
+    """Feed a model's output back to it, step by step, as long as nothing else becomes of the session.
 
     Raises:
+        SessionChangedError: It was reset, rewound or stepped by others; what was generated before stood until then.
         EngineError: The request does not fit the model, or a step failed; what was generated before stands.
     """
     start = request.WhichOneof("start")
     if start == "session_id":
         session = await driver.find(request.session_id, caller)
-        if request.after_step:
-            await driver.has_applied(session, request.after_step)
-        async for response in _run(driver, request, session):
+        place = await driver.has_applied(session, request.after_step)
+        async for response in _run(driver, request, session, place):
             yield response
         await driver.saved(session)  # its caller does not have the inputs to send them again
     elif start == "model":
         model = driver.engine.model(request.model.name, request.model.version)
         with driver.engine.borrow(model, driver.clock(), caller=caller) as session:
-            async for response in _run(driver, request, session):
+            async for response in _run(driver, request, session, session.place):
                 yield response
     else:
         raise InvalidRequestError("either session_id or model must be set: where to begin", field="start")
 
 
 async def _run(
-    driver: Driver, request: inference_pb2.GenerateRequest, session: Session
+    driver: Driver, request: inference_pb2.GenerateRequest, session: Session, place: Place
 ) -> AsyncIterator[inference_pb2.GenerateResponse]:
     signature, bound = session.model.signature, driver.engine.limits.max_chunk_steps
     feedback = signature.feedback
@@ -69,7 +69,9 @@ async def _run(
     for _ in range(request.max_steps):
         if pause := session.owner.charge(count, driver.clock()):
             await asyncio.sleep(pause)
-        step = await driver.run_step(session, inputs, count, choice=choice)
+        # Without a number, as there is no caller to ask for its reply again.
+        step = await driver.run_step(session, inputs, count, choice=choice, after=place)
+        place = place._replace(applied=step.last_number)
         last = [blob[-out.step_bytes :] for out, blob in zip(specs, step.outputs, strict=True)]
         following = draw(np.frombuffer(last[index], specs[index].np_dtype)) if feedback.sampled else last[index]
         answered = len(wanted) or len(specs)

@@ -147,7 +147,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
     async def GetSession(
         self, request: sessions_pb2.GetSessionRequest, context: _Context
     ) -> sessions_pb2.GetSessionResponse:
-        """Tell how a session stands."""
+        """Tell how a session stands, when that is known: a step in flight may come to be applied or not."""
         session = await self._find(request)
         return sessions_pb2.GetSessionResponse(session=describe(session, self._driver.clock()))
 
@@ -266,10 +266,9 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self,
         request: sessions_pb2.GetSessionRequest | sessions_pb2.ForkSessionRequest | sessions_pb2.ExportSessionRequest,
     ) -> Session:
-        """A session with all steps that the caller knows of."""
+        """A session with all steps that the caller knows of, and with those in flight, whose caller may not know."""
         session = await self._driver.find(request.session_id, caller_account())
-        if request.after_step:
-            await self._driver.has_applied(session, request.after_step)
+        await self._driver.has_applied(session, request.after_step)
         return session
 
     async def _go_back(

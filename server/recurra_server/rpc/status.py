@@ -27,6 +27,7 @@ CODES: dict[type[EngineError], grpc.StatusCode] = {
     errors.SessionMovedError: _Code.UNAVAILABLE,
     errors.StoreUnavailableError: _Code.UNAVAILABLE,
     errors.SessionIdError: _Code.INVALID_ARGUMENT,
+    errors.SessionChangedError: _Code.FAILED_PRECONDITION,
     errors.StepGapError: _Code.FAILED_PRECONDITION,
     errors.StepNotHeldError: _Code.FAILED_PRECONDITION,
     errors.InputNameError: _Code.INVALID_ARGUMENT,
