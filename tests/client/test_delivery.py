@@ -7,14 +7,29 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc import aio
 from recurra.v1 import error_pb2, inference_pb2, sessions_pb2
-from recurra_client import DeadlineExceededError, RecurraError, StepGapError, StepNotHeldError, UnavailableError
+from recurra_client import (
+    CapacityError,
+    DeadlineExceededError,
+    ForbiddenError,
+    ModelNotFoundError,
+    RecurraError,
+    StepGapError,
+    StepNotHeldError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from recurra_client.connection import Connection
 from recurra_client.delivery import Delivered, Delivery
 from recurra_client.tensors import to_tensor
 
 _Response = inference_pb2.StreamStepsResponse
+
+
+def status(code: grpc.StatusCode) -> aio.AioRpcError:
+    return aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details="by a proxy")
 
 
 class Server:
@@ -25,6 +40,7 @@ class Server:
         durable: How many of them are in the store.
         keeps: Whether it keeps replies.
         breaks: What the stream ends with instead of the next answers.
+        refusals: What the next messages are answered with, unread.
         resets_unanswered: How many resets will be done and not answered.
     """
 
@@ -33,6 +49,7 @@ class Server:
         self.durable = 0
         self.keeps = True
         self.breaks: list[Any] = []
+        self.refusals: list[Any] = []
         self.resets_unanswered = 0
         self._kept = 0
 
@@ -43,6 +60,8 @@ class Server:
 
     def answer(self, request: inference_pb2.StreamStepsRequest) -> Any:
         """What is read from the stream next."""
+        if self.refusals and not self.breaks:
+            return self.refusals.pop()
         answer = self._answer(request)
         return self.breaks.pop() if self.breaks else answer
 
@@ -119,10 +138,6 @@ async def send(delivery: Delivery, value: float) -> Delivered:
     return await delivery.deliver([to_tensor(np.array([value], np.float32))])
 
 
-def status(code: grpc.StatusCode) -> aio.AioRpcError:
-    return aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details="by a proxy")
-
-
 def unavailable() -> UnavailableError:
     return UnavailableError("away", reason="UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE)
 
@@ -151,10 +166,82 @@ async def test_the_status_of_a_stream_is_no_answer_to_a_step(code: grpc.StatusCo
     server.breaks = [status(code)]
     assert (await send(delivery, 1)).result.replayed
     server.breaks = [status(code), status(code)]
-    with pytest.raises(RecurraError, match="by a proxy"):
+    with pytest.raises(StepNotHeldError, match=r"step 2 is applied and its output is lost: .* by a proxy"):
         await send(delivery, 2)
     assert not (await send(delivery, 3)).result.replayed, "that was the reply to another"
     assert server.steps == [1, 2, 3]
+
+
+CAPACITY = _Response(error=error_pb2.Error(code=8, reason="CAPACITY", retry_after=Duration(nanos=1)))
+FOREVER = _Response(error=error_pb2.Error(code=8, reason="CAPACITY"))
+REFUSALS = [
+    pytest.param(CAPACITY, CapacityError, id="no room"),
+    pytest.param(FOREVER, CapacityError, id="no room ever"),
+    pytest.param(_Response(error=error_pb2.Error(code=5, reason="MODEL_NOT_FOUND")), ModelNotFoundError, id="no model"),
+    pytest.param(status(grpc.StatusCode.RESOURCE_EXHAUSTED), RecurraError, id="too large"),
+    pytest.param(status(grpc.StatusCode.UNAUTHENTICATED), UnauthenticatedError, id="no token"),
+    pytest.param(status(grpc.StatusCode.PERMISSION_DENIED), ForbiddenError, id="not allowed"),
+]
+STAYS = (UnavailableError, DeadlineExceededError, UnauthenticatedError, ForbiddenError)
+
+
+@pytest.mark.parametrize("applied", [True, False], ids=["applied", "not applied"])
+@pytest.mark.parametrize(("refusal", "error"), REFUSALS)
+async def test_what_refuses_a_second_attempt_says_nothing_of_the_first(
+    refusal: Any, error: type[RecurraError], applied: bool
+) -> None:
+    """Whoever does as the documents say after each error has every reading counted once."""
+    server = Server()
+    delivery = delivery_to(server)
+    await send(delivery, 1)
+    server.refusals = [refusal] * 2
+    server.breaks = [aio.EOF] if applied else []
+    if not applied:
+        server.refusals.append(aio.EOF)
+    to_send, told = [2.0, 3.0, 4.0], set[type[Exception]]()
+    while to_send:
+        try:
+            await send(delivery, to_send[0])
+        except (*STAYS, StepNotHeldError) as trouble:  # go on with the next
+            told.add(type(trouble))
+            to_send.pop(0)
+        except error as trouble:  # it is not applied, so send it again
+            told.add(type(trouble))
+        else:
+            to_send.pop(0)
+    assert server.steps == [1, 2, 3, 4]
+    assert (StepNotHeldError in told) == (applied and error not in STAYS)
+
+
+@pytest.mark.parametrize(("refusal", "error"), [each for each in REFUSALS if each.id in ("no room", "no token")])
+async def test_what_passes_takes_no_steps_away_that_stay_in_the_sequence(
+    refusal: Any, error: type[RecurraError]
+) -> None:
+    server = Server()
+    delivery = delivery_to(server, reconnect=0)
+    server.refusals = [aio.EOF] * 3
+    for value in (1, 2, 3):
+        with pytest.raises(UnavailableError):
+            await send(delivery, value)
+    server.refusals = [refusal] * 2
+    with pytest.raises(error):
+        await send(delivery, 4)
+    server.refusals.clear()
+    if error is CapacityError:
+        await send(delivery, 4)  # as it was not applied
+    await send(delivery, 5)
+    assert server.steps == [1, 2, 3, 4, 5]
+
+
+async def test_a_step_that_will_never_have_room_holds_up_none_behind_it() -> None:
+    server = Server()
+    delivery = delivery_to(server, reconnect=0)
+    server.refusals = [aio.EOF]
+    with pytest.raises(UnavailableError):
+        await send(delivery, 1)
+    server.refusals = [FOREVER] * 2
+    await send(delivery, 2)
+    assert server.steps == [2]
 
 
 async def test_a_step_whose_time_ran_out_on_its_way_stays_in_the_sequence() -> None:

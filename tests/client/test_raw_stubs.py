@@ -41,6 +41,23 @@ class BreaksOnce(SteppedOnce):  # type: ignore[misc]
         return result
 
 
+class RefusedAtLast(SteppedOnce):  # type: ignore[misc]
+    """Of its first message, the first attempt has no answer, and the second is refused."""
+
+    attempts = 0
+    applied_at_first = True
+
+    def send(self, request: StepRequest) -> Any:
+        self.attempts += 1
+        if self.attempts == 1:
+            if self.applied_at_first:
+                super().send(request)
+            raise Refused(grpc.StatusCode.UNAVAILABLE, message="Socket closed")
+        if self.attempts == 2:
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "CAPACITY", message="no room")
+        return super().send(request)
+
+
 @contextmanager
 def session_of(server: ServerProcess, way: Any) -> Iterator[Any]:
     """A session of the counter, closed at the end."""
@@ -54,6 +71,17 @@ def test_a_status_without_a_reason_is_no_answer(server: ServerProcess) -> None:
     with session_of(server, BreaksOnce) as session:
         assert session.step([tensor([1])]).replayed
         assert array_of(session.step([tensor([10])]).outputs[0]).item() == 11
+
+
+@pytest.mark.parametrize("applied", [True, False], ids=["applied", "not applied"])
+def test_what_refuses_a_second_attempt_says_nothing_of_the_first(server: ServerProcess, applied: bool) -> None:
+    with session_of(server, RefusedAtLast) as session:
+        session.applied_at_first = applied
+        with pytest.raises(Refused, match="CAPACITY"):
+            session.step([tensor([1])])
+        assert session.applied == applied
+        result = session.step([tensor([10])])
+        assert (array_of(result.outputs[0]).item(), result.replayed) == (11 if applied else 10, False)
 
 
 def test_a_session_goes_on_after_a_reply_that_is_not_held(server: ServerProcess) -> None:

@@ -13,12 +13,14 @@ from recurra.v1 import inference_pb2, sessions_pb2, tensor_pb2
 from recurra_client.connection import Connection
 from recurra_client.errors import (
     CapacityError,
+    ClientClosedError,
     DeadlineExceededError,
     ForbiddenError,
     RecurraError,
     SessionNotFoundError,
     StepGapError,
     StepNotHeldError,
+    UnauthenticatedError,
     UnavailableError,
     from_message,
 )
@@ -28,6 +30,15 @@ from recurra_client.step_stream import StepStream
 
 MAX_UNANSWERED: Final = 1024
 """Steps kept to be sent again, when the server cannot be reached and the caller goes on."""
+
+_NO_ANSWER: Final = (
+    UnavailableError,
+    DeadlineExceededError,
+    UnauthenticatedError,
+    ForbiddenError,
+    ClientClosedError,
+)
+"""Nobody has looked at the step: it stays the first in line, and keeps its number."""
 
 
 class Delivered(NamedTuple):
@@ -56,9 +67,9 @@ class Delivery:
     more, a broken connection could lose an output for good. A step that nobody waits for any more stays in line, and so
     does a reset: it is made again until it is known to be done, as the steps after it are numbered from 1.
 
-    What a message on the stream says of a step is so. Where the stream ends instead, with whatever status, nobody knows
-    whether the step was applied: it is sent again, and if that does not tell either, the server is asked how far the
-    session is before the next one gets a number.
+    What a message on the stream says of a step is so of this attempt. Where the stream ended instead, with whatever
+    status, nobody knows whether the step was applied: it is sent again. If that is refused, the refusal says nothing of
+    the attempt before, so the server is asked how far the session is.
 
     Of a durable session, what is answered is kept until it is durable: a server that takes the session over says by a
     gap which step it expects, and gets the steps from there on again.
@@ -94,8 +105,8 @@ class Delivery:
         """Apply one step or chunk, after all that stand in line before it.
 
         Raises:
-            UnavailableError, DeadlineExceededError: No answer; it stays in line.
-            CapacityError: Too many stand in line.
+            UnavailableError, DeadlineExceededError, UnauthenticatedError, ForbiddenError: No answer; it stays in line.
+            CapacityError: Too many stand in line, or there is no room on the server; it is not applied, nor in line.
             StepNotHeldError: It was applied, perhaps in an attempt before, and its output is lost.
             RecurraError: The server refused it; it was not applied.
         """
@@ -107,7 +118,7 @@ class Delivery:
         """Put the session back to its beginning, after all that stand in line before.
 
         Raises:
-            SessionNotFoundError, ForbiddenError: It cannot be done.
+            SessionNotFoundError: It cannot be done.
             RecurraError: It may not be done yet; it stays in line.
         """
         await self._in_turn(_Step(None))
@@ -172,25 +183,38 @@ class Delivery:
 
     async def _answer(self, step: _Step) -> None:
         async with self._turn:
-            while step.outcome is None:
-                await self._answer_first()
+            try:
+                while step.outcome is None:
+                    await self._answer_first()
+            except CapacityError:
+                if step.request is not None:  # those before it stay, as nobody waits for them who could send them again
+                    self._line.remove(step)
+                raise
 
     async def _answer_all(self) -> None:
         while self._line:
             await self._answer_first()
 
     async def _answer_first(self) -> None:
+        """Find out what becomes of the first in line, which then leaves it.
+
+        Raises:
+            UnavailableError, DeadlineExceededError, UnauthenticatedError, ForbiddenError: Nobody knows.
+            CapacityError: There is no room for now: it is not applied, and stays in line.
+            RecurraError: It is a reset, and nobody knows.
+        """
         step = self._line[0]
         try:
             if step.request is None:
                 step.outcome = await self._have_reset()
             else:
                 step.outcome = await self._have_applied(step, step.request)
-        except (UnavailableError, DeadlineExceededError):
-            raise  # it stays the first in line, and keeps its number
+        except _NO_ANSWER:
+            raise
         except RecurraError as error:
-            if step.request is None and not isinstance(error, (SessionNotFoundError, ForbiddenError)):
-                raise  # an attempt before may have done it
+            passes = isinstance(error, CapacityError) and error.retry_after is not None
+            if passes or (step.request is None and not isinstance(error, SessionNotFoundError)):
+                raise
             step.outcome = error
         self._line.popleft()
 
@@ -201,7 +225,7 @@ class Delivery:
         return inference_pb2.StepResult()
 
     async def _have_applied(self, step: _Step, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
-        is_second = False
+        is_applied = is_again = False
         while True:
             if not request.step:
                 # Numbered only now: had one before it failed, it would have left a gap.
@@ -216,17 +240,45 @@ class Delivery:
                 if not is_anothers:
                     raise
                 request.step = 0
-            except (UnavailableError, DeadlineExceededError):
+            except _NO_ANSWER:
                 raise
-            except RecurraError:
-                if self._sure or is_second:  # a status that comes twice is that of a message that nobody takes
+            except RecurraError as error:
+                if is_applied:
+                    raise self._not_held(request.step, error) from error
+                if self._sure:
                     raise
-                is_second = True
+                is_applied, step.asked = await self._is_applied(request.step), False
+                if is_again and not is_applied:  # what is refused twice is a message that nobody takes
+                    raise
+                is_again = True
+                await asyncio.sleep(error.retry_after or 0)
             else:
                 self._applied, self._sure = result.step, True
                 if self._replay is not None:
                     self._replay.add(request, request.ByteSize(), result.durable_step)
                 return result
+
+    async def _is_applied(self, number: int) -> bool:
+        """Whether a step is applied that was sent and not answered."""
+        try:
+            return await self._next_number() > number
+        except (*_NO_ANSWER, SessionNotFoundError):
+            raise
+        except RecurraError as error:
+            raise UnavailableError(
+                f"whether step {number} is applied cannot be asked: {error.message}",
+                reason=error.reason,
+                code=error.code,
+                retry_after=error.retry_after,
+            ) from error
+
+    def _not_held(self, number: int, why: RecurraError) -> StepNotHeldError:
+        return StepNotHeldError(
+            f"step {number} is applied and its output is lost: its answer did not come, and now {why.message}",
+            reason="STEP_NOT_HELD",
+            code=why.code,
+            metadata={"expected_step": str(self._applied + 1)},
+        )
 
     async def _next_number(self) -> int:
         while not self._sure:

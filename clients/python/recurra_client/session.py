@@ -27,9 +27,9 @@ class Session:
     are kept here until they are durable there, and are sent again to the server that takes it over.
 
     A step that was called stays in the sequence even if the caller stops waiting for it (by cancelling it, or by
-    `UnavailableError` or `DeadlineExceededError`): it is applied before the next one, and its output is dropped. So
-    go on with the next reading; do not send the same one again. A step that fails otherwise was not applied, but for
-    `StepNotHeldError`: then it was, and its output is lost.
+    `UnavailableError`, `DeadlineExceededError`, `UnauthenticatedError` or `ForbiddenError`): it is applied before the
+    next one, and its output is dropped. So go on with the next reading; do not send the same one again. A step that
+    fails otherwise was not applied, but for `StepNotHeldError`: then it was, and its output is lost.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Session:
         """Put the session back to its initial states and step number 0, after all steps that were called.
 
         Raises:
-            SessionNotFoundError, SessionExpiredError, ForbiddenError: It cannot be done.
+            SessionNotFoundError, SessionExpiredError: It cannot be done.
             RecurraError: No answer, such as UnavailableError, or not now; it stays in the sequence, as a step does.
         """
         await self._opened()[1].reset()
