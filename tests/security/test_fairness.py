@@ -54,6 +54,39 @@ def test_who_has_a_constant_for_each_session_slows_down_only_itself(tmp_path: Pa
     attack("gRPC port", "a hundred sessions of which no two can share a model call", "one turn among callers")
 
 
+@pytest.mark.parametrize("noisy_sends", ["blocks", "steps"])
+def test_who_sends_one_kind_has_no_more_turns_than_each_of_those_who_send_the_other(
+    tmp_path: Path, noisy_sends: str, attack: Attack
+) -> None:
+    harness = Harness(
+        {"constants": OnnxRuntime(foreign.ALL["constants"].publish(tmp_path, "constants"))}, Limits(max_batch_size=2)
+    )
+
+    def opened(caller: Account, gain: int) -> list[Session]:
+        given = {"speaker": np.zeros(2, np.float32), "gain": np.array(gain, np.float32)}
+        return [harness.open("constants", caller=caller, initial_states=given) for _ in range(2)]
+
+    def send(sessions: list[Session], kind: str) -> None:
+        if kind == "blocks":
+            harness.submit_block(sessions, np.ones((2, 1, 2)))
+        else:
+            for session in sessions:
+                harness.submit(session, np.ones((1, 2)))
+
+    noisy, quiets = Account("noisy"), [Account(str(number)) for number in range(20)]
+    for _ in range(100):
+        send(opened(noisy, 1000), noisy_sends)
+    for gain, quiet in enumerate(quiets):
+        send(opened(quiet, gain), "steps" if noisy_sends == "blocks" else "blocks")
+    for _ in range(21):
+        harness.run_batch()
+    assert sum(quiet.queued for quiet in quiets) == 0, "a call for each, and one for the noisy one"
+    assert noisy.queued == 198
+    harness.run()
+    assert noisy.queued == 0
+    attack("gRPC port", "a hundred `StepBatch` beside others' steps, and the other way round", "one turn among callers")
+
+
 @pytest.mark.parametrize("token", [1, 99], ids=["taken", "refused"])
 def test_who_sends_chunks_of_all_lengths_slows_down_only_itself(
     runtimes: dict[str, OnnxRuntime], token: int, attack: Attack

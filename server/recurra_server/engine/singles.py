@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.errors import DeadlineError, InputNotFiniteError, InputRefusedError, InternalError
-from recurra_server.engine.scheduler import Scheduler
+from recurra_server.engine.scheduler import Call, Scheduler
 from recurra_server.engine.sessions import KeptReply, Session, state_not_finite
 from recurra_server.engine.slots import SlotTable, rows_of
 from recurra_server.engine.steps import Step
@@ -21,39 +21,26 @@ class Singles:
         slots: SlotTable[Session],
         turns: Turns,
         workspaces: Workspaces,
-        max_batch_size: int,
     ) -> None:
         self._scheduler = scheduler
         self._slots = slots
         self._turns = turns
         self._workspaces = workspaces
-        self._max_batch_size = max_batch_size
         self._running: Batch | None = None
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether any step is in line."""
-        return self._scheduler.has_ready
-
-    def next_batch(self, now: float) -> Batch | None:
-        """Choose and stack what runs next; None where nothing is ready.
+    def stack(self, call: Call, now: float) -> Batch | None:
+        """Make a batch of the steps that somebody waits for; None where there is none.
 
         Raises:
-            Exception: A bug, or no memory; the steps that were chosen have failed, others can go on.
+            Exception: A bug, or no memory; the steps have failed, others can go on.
         """
-        while True:
-            steps, length = self._scheduler.take(self._max_batch_size, now)
-            if not steps:
-                return None
-            wanted = [step for step in steps if self._is_wanted(step, now)]
-            try:
-                batch = self._stack(wanted, length, now)
-            except Exception:
-                self._abandon(wanted, now)
-                raise
-            if batch is not None:
-                self._running = batch
-                return batch
+        wanted = [step for step in call.steps if self._is_wanted(step, now)]
+        try:
+            self._running = self._stack(wanted, call.length, now)
+        except Exception:
+            self._abandon(wanted, now)
+            raise
+        return self._running
 
     def commit(self, batch: Batch, now: float, compute: float) -> None:
         """Take in what a batch that was run has left: keep the next states, answer the steps that are complete."""
