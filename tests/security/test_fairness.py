@@ -33,6 +33,20 @@ def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime], attac
     attack("gRPC port", "forty steps at once, before another's one", "in the first batch is the other's, too")
 
 
+def test_turns_go_round_where_there_are_more_callers_than_a_batch_has_rows(
+    runtimes: dict[str, OnnxRuntime], attack: Attack
+) -> None:
+    harness = Harness({"counter": runtimes["counter"]}, Limits(max_batch_size=2))
+    callers = [Account(str(number)) for number in range(6)]
+    for caller in callers:
+        for _ in range(4):
+            harness.submit(harness.open("counter", caller=caller), np.ones((1, 1), np.float32))
+    for waiting in (3, 2, 1, 0):
+        assert [harness.run_batch() for _ in range(3)] == [2, 2, 2]
+        assert [caller.queued for caller in callers] == [waiting] * 6
+    attack("gRPC port", "more callers than a batch has rows, who all send more than it takes", "as many rows for each")
+
+
 def test_who_has_a_constant_for_each_session_slows_down_only_itself(tmp_path: Path, attack: Attack) -> None:
     """Sessions that differ in what the graph takes once a call cannot share one."""
     harness = Harness({"constants": OnnxRuntime(foreign.ALL["constants"].publish(tmp_path, "constants"))})
