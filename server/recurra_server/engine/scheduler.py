@@ -182,14 +182,17 @@ class Scheduler:
         """The steps of the line whose turn it is, and of others' lines that can share its call, of so many at most.
 
         Each has a step at least, so all have had a turn by it: the caller, or of who has other lines only that one.
+        Whoever has something to run alone gets their turn for that.
         """
         found, served = [line.steps], list[Account]()
         if len(self._turns) > 1 and owner not in self.apart:
             for other, lines in self._turns.items():
                 if len(found) == most:
                     break
+                if other is owner or other in self.apart:
+                    continue
                 like = lines.get(kind)
-                if like is not None and like.steps and other is not owner and other not in self.apart:
+                if like is not None and like.steps and not like.alone:
                     found.append(like.steps)
                     if len(lines) > 1:
                         lines[kind] = lines.pop(kind)  # to the end

@@ -107,6 +107,21 @@ def test_who_sent_nothing_for_a_minute_that_was_refused_shares_calls_again(runti
     assert sizes(GOOD) == [2]
 
 
+def test_what_was_refused_is_run_again_though_new_steps_share_the_calls_of_others(runtimes: Runtimes) -> None:
+    """When the minute apart is over, nothing that was put back in it is left behind."""
+    harness = Harness(runtimes, Limits(max_batch_size=4))
+    clumsy, other = Account("clumsy"), Account("other")
+    steps = [harness.submit(*one) for one in zip(opened(harness, 2, caller=clumsy), (GOOD, BAD), strict=True)]
+    harness.run_batch()
+    harness.now += 61
+    news = opened(harness, 8, caller=other)
+    for theirs, ours in zip(news, opened(harness, 8, caller=clumsy), strict=True):
+        harness.submit(theirs, GOOD)
+        harness.submit(ours, GOOD)
+        harness.run_batch()
+    assert all(step in harness.answered for step in steps)
+
+
 @pytest.mark.parametrize("told_apart", [True, False])
 def test_whose_steps_are_late_for_what_was_refused_keeps_no_others_out(runtimes: Runtimes, told_apart: bool) -> None:
     """But where callers are not told apart: there it may be any of them."""
