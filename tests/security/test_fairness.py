@@ -15,7 +15,7 @@ from recurra_server.runtimes.onnx import OnnxRuntime
 
 from tests.support import foreign
 from tests.support.attacks import Attack
-from tests.support.harness import Harness
+from tests.support.harness import Harness, walk_away
 
 
 def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime], attack: Attack) -> None:
@@ -146,6 +146,42 @@ def test_who_sends_what_the_model_refuses_slows_down_only_itself(
     assert [step.error is not None for step in sent] == [row % 3 > 0 for row in range(64)] * 10
     assert noisy.queued == quiet.queued == 0
     attack("gRPC port", "steps that the model refuses, in all batches", "others' wait for one more model call")
+
+
+@pytest.mark.parametrize("how", ["deadline", "hangs up", "closes"])
+def test_who_does_not_wait_for_what_the_model_refuses_is_found_out_all_the_same(
+    runtimes: dict[str, OnnxRuntime], how: str, attack: Attack
+) -> None:
+    """No step of theirs is there any more when the steps of the call that it failed are run again."""
+    harness = Harness({"letters": runtimes["letters"]})
+    noisy = Account("noisy")
+    ours = [harness.open("letters", caller=Account(str(number))) for number in range(15)]
+    calls = []
+    for _ in range(3):
+        theirs = harness.open("letters", caller=noisy)
+        bad = harness.submit(theirs, np.array([99]), deadline=harness.now + (0.5 if how == "deadline" else 1e9))
+        steps = [harness.submit(session, np.array([1])) for session in ours]
+        calls.append(1)
+        harness.run_batch()
+        harness.now += 1
+        if how == "hangs up":
+            walk_away(bad)
+        elif how == "closes":
+            harness.engine.close(theirs)
+        while not all(step in harness.answered for step in steps):
+            harness.run_batch()
+            calls[-1] += 1
+        harness.run()
+        if how != "closes":
+            harness.engine.close(theirs)
+    assert calls[0] > 2
+    assert calls[1:] == [2, 2], "by turns: one of theirs, one of all others"
+    assert [session.applied for session in ours] == [3] * 15
+    assert noisy.queued == 0
+    assert harness.engine.model("letters").slots.in_use == 15, "nothing of who has left is kept"
+    attack(
+        "gRPC port", "refused steps of who hangs up before it shows whose they were", "a turn among callers, as if not"
+    )
 
 
 def test_nobody_holds_more_of_the_queue_than_is_left_for_others(

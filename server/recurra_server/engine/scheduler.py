@@ -23,10 +23,13 @@ class Call(NamedTuple):
     Attributes:
         steps: Each of another session.
         length: Time steps that run of each.
+        suspect: Whether they are of a call of several callers that failed. They run whoever waits, or those whose fault
+            it was need only hang up, never to be found out.
     """
 
     steps: list[Step]
     length: int
+    suspect: bool = False
 
 
 class Line:
@@ -77,7 +80,7 @@ class Scheduler:
         # Both in the order of their turns. A line that was emptied is often filled again at once: it leaves only if it
         # is empty when it has its turn, and so does a caller.
         self._turns: dict[Account, dict[_Kind, Line]] = {}
-        self._parts: list[list[Step]] = []  # of several callers, and so before all turns; the next one last
+        self._suspects: list[list[Step]] = []  # of several callers, and so before all turns; the next ones last
 
     @property
     def has_ready(self) -> bool:
@@ -109,8 +112,12 @@ class Scheduler:
         else:
             first = set(owners[: len(owners) // 2])
             halves = [[step for step in steps if (step.session.owner in first) is one] for one in (False, True)]
-            self._parts += halves
+            self._suspects += halves
         self._ready += len(steps)
+
+    def is_suspect(self, step: Step) -> bool:
+        """Whether a step is to run in a `suspect` call."""
+        return any(step in part for part in self._suspects)
 
     def set_apart(self, owner: Account, now: float) -> None:
         """Have a caller's steps share no calls with those of others from now on, for a while."""
@@ -157,9 +164,9 @@ class Scheduler:
 
     def _next(self, limit: int) -> Call | Block | None:
         """A part that was put back, or of the line whose turn it is: a block, or steps with those of lines like it."""
-        if self._parts:
-            part = self._parts.pop()
-            return Call(part, self.piece_length(part[0]))
+        if self._suspects:
+            part = self._suspects.pop()
+            return Call(part, self.piece_length(part[0]), suspect=True)
         turns = self._turns
         while turns:
             owner, lines = next(iter(turns.items()))

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -120,6 +121,24 @@ def test_what_was_refused_is_run_again_though_new_steps_share_the_calls_of_other
         harness.submit(ours, GOOD)
         harness.run_batch()
     assert all(step in harness.answered for step in steps)
+
+
+def test_what_cannot_be_run_again_gives_back_the_memory_of_who_has_left(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(runtimes)
+    model = harness.engine.model("letters")
+    sessions = [harness.open("letters", caller=Account(name)) for name in ("bad", "good")]
+    bad, good = [harness.submit(*one) for one in zip(sessions, (BAD, GOOD), strict=True)]
+    harness.run_batch()
+    harness.engine.close(sessions[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(model.slots, "gather", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            harness.run_batch()
+    harness.run()
+    assert [step.error is None for step in (bad, good)] == [False, True]
+    assert model.slots.in_use == 1
 
 
 @pytest.mark.parametrize("told_apart", [True, False])
