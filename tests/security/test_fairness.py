@@ -15,7 +15,7 @@ from recurra_server.runtimes.onnx import OnnxRuntime
 
 from tests.support import foreign
 from tests.support.attacks import Attack
-from tests.support.harness import Harness
+from tests.support.harness import Harness, walk_away
 
 
 def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime], attack: Attack) -> None:
@@ -31,6 +31,20 @@ def test_callers_take_turns_in_the_batch(runtimes: dict[str, OnnxRuntime], attac
     assert len(harness.answered) == 41
     assert noisy.queued == quiet.queued == 0
     attack("gRPC port", "forty steps at once, before another's one", "in the first batch is the other's, too")
+
+
+def test_turns_go_round_where_there_are_more_callers_than_a_batch_has_rows(
+    runtimes: dict[str, OnnxRuntime], attack: Attack
+) -> None:
+    harness = Harness({"counter": runtimes["counter"]}, Limits(max_batch_size=2))
+    callers = [Account(str(number)) for number in range(6)]
+    for caller in callers:
+        for _ in range(4):
+            harness.submit(harness.open("counter", caller=caller), np.ones((1, 1), np.float32))
+    for waiting in (3, 2, 1, 0):
+        assert [harness.run_batch() for _ in range(3)] == [2, 2, 2]
+        assert [caller.queued for caller in callers] == [waiting] * 6
+    attack("gRPC port", "more callers than a batch has rows, who all send more than it takes", "as many rows for each")
 
 
 def test_who_has_a_constant_for_each_session_slows_down_only_itself(tmp_path: Path, attack: Attack) -> None:
@@ -52,6 +66,39 @@ def test_who_has_a_constant_for_each_session_slows_down_only_itself(tmp_path: Pa
     assert noisy.queued == 90
     harness.run()
     attack("gRPC port", "a hundred sessions of which no two can share a model call", "one turn among callers")
+
+
+@pytest.mark.parametrize("noisy_sends", ["blocks", "steps"])
+def test_who_sends_one_kind_has_no_more_turns_than_each_of_those_who_send_the_other(
+    tmp_path: Path, noisy_sends: str, attack: Attack
+) -> None:
+    harness = Harness(
+        {"constants": OnnxRuntime(foreign.ALL["constants"].publish(tmp_path, "constants"))}, Limits(max_batch_size=2)
+    )
+
+    def opened(caller: Account, gain: int) -> list[Session]:
+        given = {"speaker": np.zeros(2, np.float32), "gain": np.array(gain, np.float32)}
+        return [harness.open("constants", caller=caller, initial_states=given) for _ in range(2)]
+
+    def send(sessions: list[Session], kind: str) -> None:
+        if kind == "blocks":
+            harness.submit_block(sessions, np.ones((2, 1, 2)))
+        else:
+            for session in sessions:
+                harness.submit(session, np.ones((1, 2)))
+
+    noisy, quiets = Account("noisy"), [Account(str(number)) for number in range(20)]
+    for _ in range(100):
+        send(opened(noisy, 1000), noisy_sends)
+    for gain, quiet in enumerate(quiets):
+        send(opened(quiet, gain), "steps" if noisy_sends == "blocks" else "blocks")
+    for _ in range(21):
+        harness.run_batch()
+    assert sum(quiet.queued for quiet in quiets) == 0, "a call for each, and one for the noisy one"
+    assert noisy.queued == 198
+    harness.run()
+    assert noisy.queued == 0
+    attack("gRPC port", "a hundred `StepBatch` beside others' steps, and the other way round", "one turn among callers")
 
 
 @pytest.mark.parametrize("token", [1, 99], ids=["taken", "refused"])
@@ -99,6 +146,42 @@ def test_who_sends_what_the_model_refuses_slows_down_only_itself(
     assert [step.error is not None for step in sent] == [row % 3 > 0 for row in range(64)] * 10
     assert noisy.queued == quiet.queued == 0
     attack("gRPC port", "steps that the model refuses, in all batches", "others' wait for one more model call")
+
+
+@pytest.mark.parametrize("how", ["deadline", "hangs up", "closes"])
+def test_who_does_not_wait_for_what_the_model_refuses_is_found_out_all_the_same(
+    runtimes: dict[str, OnnxRuntime], how: str, attack: Attack
+) -> None:
+    """No step of theirs is there any more when the steps of the call that it failed are run again."""
+    harness = Harness({"letters": runtimes["letters"]})
+    noisy = Account("noisy")
+    ours = [harness.open("letters", caller=Account(str(number))) for number in range(15)]
+    calls = []
+    for _ in range(3):
+        theirs = harness.open("letters", caller=noisy)
+        bad = harness.submit(theirs, np.array([99]), deadline=harness.now + (0.5 if how == "deadline" else 1e9))
+        steps = [harness.submit(session, np.array([1])) for session in ours]
+        calls.append(1)
+        harness.run_batch()
+        harness.now += 1
+        if how == "hangs up":
+            walk_away(bad)
+        elif how == "closes":
+            harness.engine.close(theirs)
+        while not all(step in harness.answered for step in steps):
+            harness.run_batch()
+            calls[-1] += 1
+        harness.run()
+        if how != "closes":
+            harness.engine.close(theirs)
+    assert calls[0] > 2
+    assert calls[1:] == [2, 2], "by turns: one of theirs, one of all others"
+    assert [session.applied for session in ours] == [3] * 15
+    assert noisy.queued == 0
+    assert harness.engine.model("letters").slots.in_use == 15, "nothing of who has left is kept"
+    attack(
+        "gRPC port", "refused steps of who hangs up before it shows whose they were", "a turn among callers, as if not"
+    )
 
 
 def test_nobody_holds_more_of_the_queue_than_is_left_for_others(

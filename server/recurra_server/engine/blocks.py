@@ -4,15 +4,14 @@ What is done for a single step is done here for all rows at once, as far as that
 as the model wants them, and the outputs leave in one piece.
 """
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from recurra_server.engine.accounts import Account
 from recurra_server.engine.block import Block, BlockBatch, RowByRow
 from recurra_server.engine.errors import DeadlineError, EngineError, InputNotFiniteError, InternalError
 from recurra_server.engine.limits import Limits
+from recurra_server.engine.scheduler import Scheduler
 from recurra_server.engine.sessions import KeptReply, Session, state_not_finite
 from recurra_server.engine.slots import SlotTable
 from recurra_server.engine.steps import Step
@@ -23,17 +22,14 @@ from recurra_server.engine.workspace import Workspaces
 class Blocks:
     """The blocks of one model, from when they are accepted until they are answered."""
 
-    def __init__(self, limits: Limits, slots: SlotTable[Session], turns: Turns, workspaces: Workspaces) -> None:
+    def __init__(
+        self, limits: Limits, scheduler: Scheduler, slots: SlotTable[Session], turns: Turns, workspaces: Workspaces
+    ) -> None:
         self._limits = limits
+        self._scheduler = scheduler
         self._slots = slots
         self._turns = turns
         self._workspaces = workspaces
-        self._ready: dict[Account, deque[Block]] = {}  # by turns, so that nobody keeps others back
-
-    @property
-    def has_ready(self) -> bool:
-        """Whether any block is in line."""
-        return bool(self._ready)
 
     def takes(self, sessions: Sequence[Session], numbers: Sequence[int]) -> bool:
         """Whether steps can be run as a block: each is the next of another session at rest, and all of one group.
@@ -57,31 +53,25 @@ class Blocks:
     def submit(self, block: Block) -> None:
         """Accept a block of steps that `takes` has approved of."""
         self._turns.begin_all(block.sessions, block)
-        self._ready.setdefault(block.sessions[0].owner, deque()).append(block)
+        self._scheduler.push_block(block)
 
-    def next_batch(self, now: float) -> BlockBatch | None:
-        """Stack the next block that somebody waits for; None where there is none.
+    def stack(self, block: Block, now: float) -> BlockBatch | None:
+        """Make a batch of a block; None where nobody waits for it.
 
         Raises:
             Exception: A bug, or no memory; the block has failed, others can go on.
         """
-        while self._ready:
-            owner = next(iter(self._ready))
-            blocks = self._ready.pop(owner)
-            block = blocks.popleft()
-            if blocks:
-                self._ready[owner] = blocks  # to the end
-            if block.waiter.gone:
-                self._drop(block, None, now)
-            elif block.deadline <= now:
-                self._drop(block, DeadlineError("the deadline passed before the step was run; it was not applied"), now)
-            else:
-                try:
-                    return self._stack(block, now)
-                except Exception:
-                    self.abandon(block, now)
-                    raise
-        return None
+        if block.waiter.gone:
+            self._drop(block, None, now)
+            return None
+        if block.deadline <= now:
+            self._drop(block, DeadlineError("the deadline passed before the step was run; it was not applied"), now)
+            return None
+        try:
+            return self._stack(block, now)
+        except Exception:
+            self.abandon(block, now)
+            raise
 
     def commit(self, batch: BlockBatch, now: float, compute: float) -> None:
         """Take in what a block that was run has left: keep the next states, answer its rows."""

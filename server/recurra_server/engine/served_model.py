@@ -82,11 +82,10 @@ class ServedModel:
         self._scheduler = Scheduler(longest if signature.has_time else 1)
         self.turns = Turns(limits, self._scheduler, self.slots)
         workspaces = Workspaces(signature, runtime)
-        self.singles = Singles(self._scheduler, self.slots, self.turns, workspaces, self.max_batch_size)
-        self.blocks = Blocks(limits, self.slots, self.turns, workspaces)
+        self.singles = Singles(self._scheduler, self.slots, self.turns, workspaces)
+        self.blocks = Blocks(limits, self._scheduler, self.slots, self.turns, workspaces)
         self._choose = lru_cache(_CHOICES)(partial(choose, signature))
         self._in_flight: Batch | BlockBatch | None = None
-        self._singles_were_last = False
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -96,7 +95,7 @@ class ServedModel:
     @property
     def has_ready(self) -> bool:
         """Whether there is something for the next batch."""
-        return self.singles.has_ready or self.blocks.has_ready
+        return self._scheduler.has_ready
 
     def fits_block(self, steps: int) -> bool:
         """Whether so many steps of each row run in one call, and several rows do."""
@@ -121,15 +120,12 @@ class ServedModel:
         """
         if self._in_flight is not None:
             return None
-        batch: Batch | BlockBatch | None = None
-        while batch is None and self.has_ready:  # what is not wanted any more lets others become ready
-            if self._singles_were_last:  # by turns, lest one kind starves the other
-                batch = self.blocks.next_batch(now) or self.singles.next_batch(now)
-            else:
-                batch = self.singles.next_batch(now) or self.blocks.next_batch(now)
-        self._singles_were_last = isinstance(batch, Batch)
-        self._in_flight = batch
-        return batch
+        while (taken := self._scheduler.take(self.max_batch_size, now)) is not None:
+            batch = self.blocks.stack(taken, now) if isinstance(taken, Block) else self.singles.stack(taken, now)
+            if batch is not None:  # else nobody waited for it any more
+                self._in_flight = batch
+                return batch
+        return None
 
     def commit(self, batch: Batch | BlockBatch, now: float, compute: float) -> None:
         """Take in what a batch that was run has left: keep the next states, answer the steps that are complete.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from recurra_server.engine.batch import Batch, stack_inputs
 from recurra_server.engine.errors import DeadlineError, InputNotFiniteError, InputRefusedError, InternalError
-from recurra_server.engine.scheduler import Scheduler
+from recurra_server.engine.scheduler import Call, Scheduler
 from recurra_server.engine.sessions import KeptReply, Session, state_not_finite
 from recurra_server.engine.slots import SlotTable, rows_of
 from recurra_server.engine.steps import Step
@@ -21,39 +21,29 @@ class Singles:
         slots: SlotTable[Session],
         turns: Turns,
         workspaces: Workspaces,
-        max_batch_size: int,
     ) -> None:
         self._scheduler = scheduler
         self._slots = slots
         self._turns = turns
         self._workspaces = workspaces
-        self._max_batch_size = max_batch_size
         self._running: Batch | None = None
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether any step is in line."""
-        return self._scheduler.has_ready
-
-    def next_batch(self, now: float) -> Batch | None:
-        """Choose and stack what runs next; None where nothing is ready.
+    def stack(self, call: Call, now: float) -> Batch | None:
+        """Make a batch of the steps that somebody waits for, or of suspects; None where there are none.
 
         Raises:
-            Exception: A bug, or no memory; the steps that were chosen have failed, others can go on.
+            Exception: A bug, or no memory; the steps have failed, others can go on.
         """
-        while True:
-            steps, length = self._scheduler.take(self._max_batch_size, now)
-            if not steps:
-                return None
-            wanted = [step for step in steps if self._is_wanted(step, now)]
-            try:
-                batch = self._stack(wanted, length, now)
-            except Exception:
-                self._abandon(wanted, now)
-                raise
-            if batch is not None:
-                self._running = batch
-                return batch
+        steps = call.steps if call.suspect else [step for step in call.steps if self._is_wanted(step, now)]
+        try:
+            self._running = self._stack(steps, call.length, now)
+        except Exception:
+            ended = [step for step in steps if step.session.closed and step.session.current is step]
+            self._abandon(steps, now)
+            for step in ended:
+                self._give_up_slots(step)
+            raise
+        return self._running
 
     def commit(self, batch: Batch, now: float, compute: float) -> None:
         """Take in what a batch that was run has left: keep the next states, answer the steps that are complete."""
@@ -86,17 +76,17 @@ class Singles:
     def fail(self, batch: Batch, error: Exception, now: float) -> None:
         """The model refused a batch: if it was of one step, that one has failed, else it has to be found out which."""
         self._running = None
-        for step in batch.steps:
-            if step.session.closed:
-                self._give_up_slots(step)
+        ended = [step for step in batch.steps if step.session.closed]
         if len(batch) > 1:  # with those that have ended: whose call it was shows whose fault it can be
             self.run_again(batch.steps, now)
-            return
-        (step,) = batch.steps
-        if not step.session.closed:
+        else:
+            (step,) = batch.steps
             self._scheduler.set_apart(step.session.owner, now)
-            message = f"the model failed on this input{_reason(error)}"
-            self._turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
+            if not ended:
+                message = f"the model failed on this input{_reason(error)}"
+                self._turns.fail(step, InputRefusedError(message, session_id=step.session.id), now)
+        for step in ended:
+            self.leave(step)
 
     def run_again(self, steps: Sequence[Step], now: float) -> None:
         """Run these steps of a call that the model refused in fewer at a time: so it shows whose fault it is."""
@@ -109,8 +99,9 @@ class Singles:
         self._abandon(batch.steps, now)
 
     def leave(self, step: Step) -> None:
-        """The session of a step in flight has ended; the slots of one that runs are given up when that is over."""
-        if self._running is None or step not in self._running.steps:
+        """The session of a step in flight has ended; if the step runs, or has to, its slots are given up after that."""
+        runs = self._running is not None and step in self._running.steps
+        if not runs and not self._scheduler.is_suspect(step):
             self._give_up_slots(step)
 
     # --- inside ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -105,6 +106,39 @@ def test_who_sent_nothing_for_a_minute_that_was_refused_shares_calls_again(runti
     harness.now += 1
     sizes(GOOD)
     assert sizes(GOOD) == [2]
+
+
+def test_what_was_refused_is_run_again_though_new_steps_share_the_calls_of_others(runtimes: Runtimes) -> None:
+    """When the minute apart is over, nothing that was put back in it is left behind."""
+    harness = Harness(runtimes, Limits(max_batch_size=4))
+    clumsy, other = Account("clumsy"), Account("other")
+    steps = [harness.submit(*one) for one in zip(opened(harness, 2, caller=clumsy), (GOOD, BAD), strict=True)]
+    harness.run_batch()
+    harness.now += 61
+    news = opened(harness, 8, caller=other)
+    for theirs, ours in zip(news, opened(harness, 8, caller=clumsy), strict=True):
+        harness.submit(theirs, GOOD)
+        harness.submit(ours, GOOD)
+        harness.run_batch()
+    assert all(step in harness.answered for step in steps)
+
+
+def test_what_cannot_be_run_again_gives_back_the_memory_of_who_has_left(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness(runtimes)
+    model = harness.engine.model("letters")
+    sessions = [harness.open("letters", caller=Account(name)) for name in ("bad", "good")]
+    bad, good = [harness.submit(*one) for one in zip(sessions, (BAD, GOOD), strict=True)]
+    harness.run_batch()
+    harness.engine.close(sessions[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(model.slots, "gather", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            harness.run_batch()
+    harness.run()
+    assert [step.error is None for step in (bad, good)] == [False, True]
+    assert model.slots.in_use == 1
 
 
 @pytest.mark.parametrize("told_apart", [True, False])
