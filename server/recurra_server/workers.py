@@ -61,8 +61,8 @@ class Workers:
 
     Args:
         settings: How to serve.
-        stuck: Seconds after which one that does not answer, while others do, gives its place to another. None: a
-            minute, or as many as a model may take to be loaded.
+        stuck: Seconds after which one that does not answer gives its place to another. None: a minute, or as many as a
+            model may take to be loaded.
 
     Raises:
         StartError: The port is taken or not allowed.
