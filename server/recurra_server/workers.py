@@ -5,6 +5,7 @@ store, if there is one. They serve the same models: what a call changes in one i
 """
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -47,13 +48,17 @@ class _Worker:
 
     def end(self) -> None:
         """Ask it to drain; asked again, it hurries."""
-        with suppress(ProcessLookupError):
-            self.process.terminate()
+        self._send(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it whatever it does."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        # Not through `process`, which looks first whether it has ended, and takes the status from whoever waits for it.
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
 
 class Workers:
