@@ -183,11 +183,13 @@ class Workers:
         """Start a worker, one of so many at once, and wait until it serves.
 
         Raises:
-            StartError: It cannot; nothing is left of it.
+            StartError: It cannot, or is not to any more; nothing is left of it.
         """
         process = await _spawn()
         self._running[place] = worker = _Worker(process, Ready())
         try:
+            if self._ending.is_set():  # there was no process yet to be told
+                raise StartError(_TOLD_TO_END)
             # Between two words it tries a model, loads it, loads it with more threads, and times it.
             await self._begin(place, worker, self._patience + 4 * self._settings.load_seconds * at_once)
         except Exception:

@@ -6,14 +6,17 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from recurra_server import workers as module
 from recurra_server.settings import Settings
+from recurra_server.starting import StartError
 from recurra_server.worker import BEGIN, GOES_ON, READY, Begin, Ready
 from recurra_server.workers import Workers
 
 from tests.support import models
+from tests.support.server import alive
 
 
 @pytest.fixture
@@ -21,6 +24,18 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     models.publish(tmp_path, "counter", models.counter())
     monkeypatch.setattr(module, "_FIRST_PAUSE", 0.0)
     return Settings(models=tmp_path, port=0, metrics=False, workers=1, drain_seconds=0.0)
+
+
+class Turn(asyncio.Lock):
+    """A lock that tells when somebody asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def acquire(self) -> Literal[True]:
+        self.asked.set()
+        return await super().acquire()
 
 
 @asynccontextmanager
@@ -67,6 +82,40 @@ async def test_whatever_keeps_a_worker_from_being_started_anew_does_so_once(
             assert await workers._changes.members[0].responds(30)
         assert workers._changes.members[0] is not first
         signal.raise_signal(signal.SIGTERM)
+
+
+async def test_none_is_started_anew_after_all_were_told_to_end(settings: Settings) -> None:
+    async with kept(settings) as (workers, running):
+        workers._changes.one_at_a_time = turn = Turn()
+        async with turn:  # something changes
+            turn.asked.clear()
+            kill(workers)
+            await turn.asked.wait()
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0)
+            assert not running.done()
+        await running
+    assert not workers._running
+
+
+async def test_one_that_was_being_started_when_all_were_told_to_end_does_not_begin(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, started = module._spawn, []
+
+    async def spawn_meanwhile() -> asyncio.subprocess.Process:
+        process = await spawn()
+        started.append(process)
+        workers._end()
+        return process
+
+    monkeypatch.setattr(module, "_spawn", spawn_meanwhile)
+    workers = Workers(settings)
+    with pytest.raises(StartError, match="told to end"):
+        async with asyncio.timeout(30) as limit:
+            await workers.run(lambda _: None)
+    assert not limit.expired()
+    assert not [process for process in started if alive(process.pid)]
 
 
 async def test_a_worker_says_with_each_model_that_it_goes_on(settings: Settings) -> None:
