@@ -3,10 +3,11 @@
 import asyncio
 import platform
 import signal
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -96,9 +97,13 @@ class App:
         )
 
     async def start(
-        self, *, excluded: Collection[ModelKey] = (), verdicts: Mapping[ModelKey, str] | None = None
+        self,
+        *,
+        excluded: Collection[ModelKey] = (),
+        verdicts: Mapping[ModelKey, str] = MappingProxyType({}),
+        going_on: Callable[[], object] = lambda: None,
     ) -> tuple[int, int]:
-        """Load all models (see `screen` for `excluded` and `verdicts`), listen, and say so through the health service.
+        """Load all models (see `screen` for the arguments), listen, and say so through the health service.
 
         Returns:
             The ports of gRPC and of the metrics, which is 0 where there are none.
@@ -109,7 +114,8 @@ class App:
         settings = self.settings
         for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can know that there is a server to end
             asyncio.get_running_loop().add_signal_handler(number, self.end)
-        self._loading = asyncio.ensure_future(self._load_models(excluded, verdicts))
+        load_all = partial(self._catalog.load_all, excluded=excluded, verdicts=verdicts, going_on=going_on)
+        self._loading = asyncio.ensure_future(self._load_models(load_all))
         try:
             await self._loading
         except asyncio.CancelledError:
@@ -241,8 +247,8 @@ class App:
         except RuntimeError:
             raise StartError(f"cannot listen on {address}: the port is in use, or not allowed; choose --port") from None
 
-    async def _load_models(self, excluded: Collection[ModelKey], verdicts: Mapping[ModelKey, str] | None) -> None:
-        found, where = await self._catalog.load_all(excluded=excluded, verdicts=verdicts), self.settings.models
+    async def _load_models(self, load_all: Callable[[], Awaitable[int]]) -> None:
+        found, where = await load_all(), self.settings.models
         if not self.engine.models():
             raise StartError(
                 f"none of the {found} models in {where} can be served (the log says why)"

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import structlog
@@ -66,7 +67,11 @@ class Catalog:
         self._seen: dict[tuple[str, str], _Stamp] = {}
 
     async def load_all(
-        self, *, excluded: Collection[ModelKey] = (), verdicts: Mapping[ModelKey, str] | None = None
+        self,
+        *,
+        excluded: Collection[ModelKey] = (),
+        verdicts: Mapping[ModelKey, str] = MappingProxyType({}),
+        going_on: Callable[[], object] = lambda: None,
     ) -> int:
         """Load every version before the server starts; what cannot be loaded is logged. See `screen`.
 
@@ -75,9 +80,10 @@ class Catalog:
         """
         files = find_models(self._settings.models)
         self._seen = self._stamps(files)
-        async for file, digest, why in screen(self._settings, files, excluded=excluded, verdicts=verdicts or {}):
+        screened = screen(self._settings, files, excluded=excluded, verdicts=verdicts, going_on=going_on)
+        async for file, digest, why in screened:
             self._loads[file.name, file.version] = False  # until it is served
-            if why and (file.name, file.version, digest) in (verdicts or {}):
+            if why and (file.name, file.version, digest) in verdicts:
                 continue  # whoever tried it has said so
             with log_if_refused(file):
                 refuse_if(why, file)

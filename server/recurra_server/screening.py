@@ -1,7 +1,7 @@
 """Which versions of a model repository can be served: each is tried in another process before it is loaded here."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import structlog
@@ -21,6 +21,7 @@ async def screen(
     *,
     excluded: Collection[ModelKey] = (),
     verdicts: Mapping[ModelKey, str] = MappingProxyType({}),
+    going_on: Callable[[], object] = lambda: None,
 ) -> AsyncGenerator[tuple[ModelFile, str, str]]:
     """Try versions. While the caller is busy with one, the next is tried already.
 
@@ -29,18 +30,21 @@ async def screen(
         files: The versions.
         excluded: Those that are passed over.
         verdicts: Those that need not be tried any more, and why they cannot be used.
+        going_on: Called whenever a version is come to: to be read, and then to be tried and passed to the caller.
 
     Yields:
         Each version, its digest, and why it cannot be used; empty where it can. One that cannot be read is logged.
     """
     known = []
     for file in files:
+        going_on()
         with log_if_refused(file):
             known.append((file, digest_of(file)))
     known = [(file, digest) for file, digest in known if (file.name, file.version, digest) not in excluded]
     new = [file for file, digest in known if (file.name, file.version, digest) not in verdicts]
     async with contextlib.aclosing(rehearse_all(settings, new)) as new_verdicts:
         for file, digest in known:
+            going_on()
             key = (file.name, file.version, digest)
             yield file, digest, verdicts[key] if key in verdicts else await anext(new_verdicts)
 

@@ -1,8 +1,9 @@
 """One server process: by itself, or as one of the workers on a port (`python -m recurra_server.worker`).
 
 A worker reads how to begin from stdin, a line of JSON, and answers with a line on stdout: a `Ready` once it
-serves, or why it cannot. From then on the two ask each other over these pipes (`Peer`). It drains on SIGTERM, and when
-stdin ends: then whoever started it is gone.
+serves, or why it cannot; before that, an empty line with each model that it comes to, as the sign that it goes on.
+From then on the two ask each other over these pipes (`Peer`). It drains on SIGTERM, and when stdin ends: then whoever
+started it is gone.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from pydantic import TypeAdapter
 
@@ -58,6 +60,7 @@ class Begin:
 
 BEGIN = TypeAdapter(Begin)
 READY = TypeAdapter(Ready)
+GOES_ON = b"\n"  # what a worker says while it begins, so that it is not taken for stuck
 
 
 def run(begin: Begin, ready: Callable[[Ready], None], *, worker: bool = False) -> int:
@@ -82,7 +85,8 @@ def run(begin: Begin, ready: Callable[[Ready], None], *, worker: bool = False) -
 async def _serve(begin: Begin, ready: Callable[[Ready], None], *, worker: bool) -> int:
     keeper = await _keeper() if worker else None
     app = App(begin.settings, keeper=keeper)
-    port, metrics_port = await app.start(excluded=begin.excluded, verdicts=dict(begin.verdicts))
+    going_on = partial(_tell, GOES_ON) if worker else lambda: None
+    port, metrics_port = await app.start(excluded=begin.excluded, verdicts=dict(begin.verdicts), going_on=going_on)
     gc.freeze()  # what is there now stays: it need not be looked at again and again
     ready(Ready(port, metrics_port, [_about(model) for model in app.engine.models()]))
     if keeper is not None:

@@ -5,6 +5,7 @@ store, if there is one. They serve the same models: what a call changes in one i
 """
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -28,13 +29,14 @@ from recurra_server.shared_catalog import Changes
 from recurra_server.starting import StartError, read_access, read_certificates
 from recurra_server.telemetry.exporter import Exporter, on_loop
 from recurra_server.telemetry.merged import MergedMetrics
-from recurra_server.worker import BEGIN, READY, Begin, Ready
+from recurra_server.worker import BEGIN, GOES_ON, READY, Begin, Ready
 
 _log = structlog.get_logger(__name__)
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _LIVED_WELL = 60.0  # seconds after which a death is no longer one of a row
 _STUCK = 60.0  # seconds
+_TOLD_TO_END = "told to end before it served"
 
 
 @dataclass(slots=True)
@@ -47,13 +49,17 @@ class _Worker:
 
     def end(self) -> None:
         """Ask it to drain; asked again, it hurries."""
-        with suppress(ProcessLookupError):
-            self.process.terminate()
+        self._send(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it whatever it does."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        # Not through `process`, which looks first whether it has ended, and takes the status from whoever waits for it.
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
 
 class Workers:
@@ -61,8 +67,8 @@ class Workers:
 
     Args:
         settings: How to serve.
-        stuck: Seconds after which one that does not answer, while others do, gives its place to another. None: a
-            minute, or as many as a model may take to be loaded.
+        stuck: Seconds after which one that does not answer gives its place to another. None: a minute, or as many as a
+            model may take to be loaded.
 
     Raises:
         StartError: The port is taken or not allowed.
@@ -94,7 +100,8 @@ class Workers:
             self._trying = asyncio.ensure_future(self._try_models())
             await self._trying
             async with self._changes.one_at_a_time, asyncio.TaskGroup() as group:
-                firsts = [group.create_task(self._start(place)) for place in range(self._settings.workers)]
+                count = self._settings.workers
+                firsts = [group.create_task(self._start(place, at_once=count)) for place in range(count)]
             self._chores.begin(lambda: watch(self._changes.members, self._patience, self._kill))
             if self._settings.metrics:
                 exporter = self._export()
@@ -104,7 +111,7 @@ class Workers:
         except* StartError as errors:
             raise errors.exceptions[0] from None
         except* asyncio.CancelledError:
-            raise StartError("told to end before it served") from None
+            raise StartError(_TOLD_TO_END) from None
         finally:
             for worker in self._running.values():
                 worker.end()
@@ -167,26 +174,44 @@ class Workers:
             try:
                 async with self._changes.one_at_a_time:
                     worker = await self._start(place)
-            except StartError as error:
-                _log.error("worker_not_started", worker=place, why=str(error))
+            except Exception as error:  # whatever it is: the other workers are well
+                if not self._ending.is_set():
+                    unknown = not isinstance(error, StartError)
+                    _log.error("worker_not_started", worker=place, why=one_line(error), exc_info=unknown)
 
-    async def _start(self, place: int) -> _Worker:
-        """Start a worker and wait until it serves.
+    async def _start(self, place: int, *, at_once: int = 1) -> _Worker:
+        """Start a worker, one of so many at once, and wait until it serves.
 
         Raises:
-            StartError: It cannot; nothing is left of it.
+            StartError: It cannot, or is not to any more; nothing is left of it.
         """
         process = await _spawn()
         self._running[place] = worker = _Worker(process, Ready())
-        to_it, from_it = process.stdin, process.stdout
+        try:
+            if self._ending.is_set():  # there was no process yet to be told
+                raise StartError(_TOLD_TO_END)
+            # Between two words it tries a model, loads it, loads it with more threads, and times it.
+            await self._begin(place, worker, self._patience + 4 * self._settings.load_seconds * at_once)
+        except Exception:
+            worker.kill()
+            await process.wait()
+            self._forget(place)
+            raise
+        return worker
+
+    async def _begin(self, place: int, worker: _Worker, patience: float) -> None:
+        """Tell a worker how to begin, and take it in once it serves.
+
+        Raises:
+            StartError: It cannot, or says nothing for so many seconds.
+        """
+        to_it, from_it = worker.process.stdin, worker.process.stdout
         assert to_it is not None  # noqa: S101 - they are pipes
         assert from_it is not None  # noqa: S101
         begin = Begin(self._each, sorted(self._changes.left_out), list(self._changes.verdicts.items()))
         to_it.write(BEGIN.dump_json(begin) + b"\n")
-        worker.ready = await _hear(worker, from_it, self._longest_start())
+        worker.ready = await _hear(from_it, patience)
         if worker.ready.error:
-            await process.wait()
-            self._forget(place)
             raise StartError(worker.ready.error)
         if worker.ready.metrics_port:
             self._merged.add(place, worker.ready.metrics_port)
@@ -195,16 +220,6 @@ class Workers:
         worker.listening = asyncio.ensure_future(peer.listen())
         # One that is not understood takes part in no more changes: it is to end, so that another takes its place.
         worker.listening.add_done_callback(lambda _: to_it.close())
-        return worker
-
-    def _longest_start(self) -> float:
-        """Seconds in which a worker serves, however large its models: one that is not stuck never takes as long.
-
-        Each is tried, loaded, loaded with more threads, and timed; perhaps by all workers at once.
-        """
-        settings = self._settings
-        versions = len(find_models(settings.models))
-        return self._patience + 4 * settings.load_seconds * versions * settings.workers
 
     def _forget(self, place: int) -> None:
         self._running.pop(place, None)
@@ -232,19 +247,24 @@ async def _spawn() -> asyncio.subprocess.Process:
         raise StartError(f"a worker cannot be started: {one_line(error)}") from None
 
 
-async def _hear(worker: _Worker, lines: asyncio.StreamReader, patience: float) -> Ready:
-    """What a worker says first; one that says something else, or nothing for so many seconds, is killed."""
-    line = b""
+async def _hear(lines: asyncio.StreamReader, patience: float) -> Ready:
+    """What a worker says when it has begun; that it cannot, where it says something else or is silent for too long.
+
+    Args:
+        lines: What it says.
+        patience: Seconds in which it says something, if only that it goes on: with many models it may take hours.
+    """
+    line, now = b"", asyncio.get_running_loop().time
     try:
-        async with asyncio.timeout(patience):
-            line = await lines.readline()
+        async with asyncio.timeout(patience) as limit:
+            while (line := await lines.readline()) == GOES_ON:
+                limit.reschedule(now() + patience)
         return READY.validate_json(line) if line else Ready(error="a worker ended before it served")
     except TimeoutError:
-        why = f"a worker has not said within {patience:g} s whether it serves"
+        return Ready(error=f"a worker that was to begin has said nothing for {patience:g} s")
     except ValueError:  # it is none of these, or does not end
-        why = f"a worker said {shown(line.decode(errors='replace').strip())}, and not whether it serves"
-    worker.kill()
-    return Ready(error=why)
+        said = shown(line.decode(errors="replace").strip())
+        return Ready(error=f"a worker said {said}, and not whether it serves")
 
 
 def _reserve(host: str, port: int) -> socket.socket:

@@ -109,6 +109,7 @@ class Stream(ABC):
         elif self._writer.sending is not None:
             self.cut()
         elif not self._finished.done():
+            self._writer.close()  # behind an answer that were begun before `run` goes on, the error would wait
             self._finished.set_result(None)
 
     def is_stuck(self, now: float, patience: float) -> bool:

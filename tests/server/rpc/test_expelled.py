@@ -21,11 +21,13 @@ TAKEN_BACK = UnauthenticatedError("it was taken back")
 
 
 class Reluctant:
-    """A call whose caller sends a message, and another when told to, and reads no answer."""
+    """A call whose caller sends a message, and another when told to, and reads no answer; its status comes behind."""
 
     def __init__(self) -> None:
         self.more = asyncio.Event()
         self.status: grpc.StatusCode | None = None
+        self._all_taken_in = asyncio.Event()
+        self._all_taken_in.set()
         self._reads = 0
 
     async def read(self) -> inference_pb2.StreamStepsRequest:
@@ -35,9 +37,11 @@ class Reluctant:
         return OPENING
 
     async def write(self, _: inference_pb2.StreamStepsResponse) -> None:
-        await asyncio.get_running_loop().create_future()
+        self._all_taken_in.clear()
+        await self._all_taken_in.wait()
 
     async def abort(self, code: grpc.StatusCode, *_: object) -> None:
+        await self._all_taken_in.wait()
         self.status = code
         raise grpc.aio.AbortError
 
@@ -49,7 +53,7 @@ class Unanswered(Stream):
         pass
 
     def announce(self, grace: float) -> None:
-        pass
+        self._writer.put(str, grace, 0)
 
 
 async def turns() -> None:
@@ -91,7 +95,8 @@ async def test_told_again_it_does_not_wait_for_its_caller_to_read(runtimes: dict
     assert running.cancelled(), "a status would have to wait behind the answer"
 
 
-async def test_told_again_it_does_not_wait_for_answers() -> None:
+@pytest.mark.parametrize("meanwhile", [False, True])
+async def test_told_again_it_does_not_wait_for_answers(*, meanwhile: bool) -> None:
     call = Reluctant()
     stream = Unanswered(cast("Any", call), window=100, max_steps=100, max_sessions=100)
     running = asyncio.ensure_future(stream.run())
@@ -100,6 +105,8 @@ async def test_told_again_it_does_not_wait_for_answers() -> None:
     await turns()
     assert not running.done()
     stream.expel(TAKEN_BACK)
+    if meanwhile:  # one is there at last
+        stream.announce(1.0)
     with pytest.raises(grpc.aio.AbortError):
         await asyncio.wait_for(running, 10)
     assert call.status is grpc.StatusCode.UNAUTHENTICATED

@@ -158,15 +158,24 @@ def test_what_a_call_changes_is_changed_in_all_workers(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_begins_later_serves_what_the_others_do(tmp_path: Path) -> None:
+    """Though the models' folder cannot be read at first."""
+    repository, away = tmp_path / "models", tmp_path / "away"
     for version in ("1", "2"):
-        models.publish(tmp_path, "sum", models.counter(description=version), version)
-    with running_server(tmp_path, "--workers", "2") as server:
+        models.publish(repository, "sum", models.counter(description=version), version)
+    with running_server(repository, "--workers", "2") as server:
         with connect(server.target) as client:
             client.unload_model("sum", "2")
         victims = children(server.pid)
+        repository.rename(away)
+        repository.symlink_to(repository)
         os.kill(victims[0], signal.SIGKILL)
+        until_told("worker_not_started", server)
+        with connect(server.target) as client:
+            assert client.model("sum").version == "1", "the other serves"
+        repository.unlink()
+        away.rename(repository)
         Path(f"/proc/{victims[1]}/fd/1").write_text("What a library prints, for example.\n")  # where it is to answer
-        until_told("worker_died", server, times=2)
+        until(lambda: not set(victims) & set(children(server.pid)), server)
         until(lambda: server.metrics().get("recurra_workers") == 2, server)
         assert not set(victims) & set(children(server.pid))
         assert "peer_not_understood" in server.output
@@ -231,13 +240,14 @@ def test_why_the_workers_cannot_start_is_said_in_one_line(
             monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
         recurra = impatient(seconds=1) if what == "silent" else [str(Path(sys.executable).with_name("recurra"))]
         command = [*recurra, "serve", "--models", str(folder), "--port", port, "--metrics-port", "0"]
+        command += ["--load-seconds", "0.01"] * (what == "silent")
         run = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 1
     why = {
         "port": "choose --port",
         "models": "choose --models",
         "said": "said 'hello', and not whether it serves",
-        "silent": "a worker has not said within 1 s whether it serves",
+        "silent": "a worker that was to begin has said nothing for 1.08 s",
     }
     assert re.fullmatch(rf"recurra: .*{why[what]}\n", run.stderr), run.stderr
 
