@@ -27,7 +27,11 @@ def connect(
     credentials: grpc.ChannelCredentials | None = None,
     token: Token = "",
 ) -> "BlockingClient":
-    """A blocking client of one server; use it with `with`. The arguments are those of `Client`."""
+    """A blocking client of one server; use it with `with`. The arguments are those of `Client`.
+
+    Raises:
+        RuntimeError: This process was forked from one that had called it; as does any use of a client from before.
+    """
 
     async def make() -> Client:
         return Client(
