@@ -71,7 +71,7 @@ class Client:
     async def close(self) -> None:
         """Close the connection. Sessions that are still open stay so on the server, until they expire.
 
-        Calls after that raise ClientClosedError.
+        Calls that are under way, and later ones, raise ClientClosedError.
         """
         await self._connection.close()
 
@@ -342,6 +342,7 @@ class Client:
             generation = generate_in_session(self._connection, start, request, x)
         else:
             codec = (await self._connection.codec(start, version)).asking(outputs)
+            ClientClosedError: The client was closed meanwhile.
             request.model.CopyFrom(inference_pb2.ModelVersion(name=start, version=version))
             generation = generate_anew(self._connection, codec, request, x)
         async with contextlib.aclosing(generation):

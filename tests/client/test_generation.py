@@ -1,0 +1,30 @@
+"""Generation by the asyncio client and a real server."""
+
+import pytest
+from recurra_client import Client, NoFeedbackError
+
+
+async def test_generating_feeds_outputs_back(client: Client) -> None:
+    alone = [g async for g in client.generate("letters", [0, 3], max_steps=6, temperature=1.0, seed=7)]
+    assert [g.step for g in alone] == [2, 3, 4, 5, 6, 7]
+    again = [g async for g in client.generate("letters", [0, 3], max_steps=6, temperature=1.0, seed=7)]
+    assert [int(g.next_input) for g in again] == [int(g.next_input) for g in alone]
+    async with client.session("letters") as session:
+        await session.step(0)
+        in_session = [g async for g in client.generate(session, [3], max_steps=6, temperature=1.0, seed=7)]
+        assert [int(g.next_input) for g in in_session] == [int(g.next_input) for g in alone]
+        steps = (await session.info()).steps
+        await session.step(1)
+        assert session.last.step == steps + 1
+    with pytest.raises(NoFeedbackError):
+        await anext(client.generate("counter", [[1]], max_steps=2))
+
+
+async def test_a_generation_can_be_left_early(client: Client) -> None:
+    async with client.session("letters") as session:
+        for _ in range(30):  # the server may have a step under way still
+            generation = client.generate(session, [1], max_steps=4000)
+            first = await anext(generation)
+            await generation.aclose()
+            await session.step(1)
+            assert session.last.step > first.step
