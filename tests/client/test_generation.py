@@ -1,7 +1,13 @@
 """Generation by the asyncio client and a real server."""
 
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
 import pytest
-from recurra_client import Client, NoFeedbackError
+from recurra_client import Client, DeadlineExceededError, NoFeedbackError
+
+from tests.support.server import ServerProcess
 
 
 async def test_generating_feeds_outputs_back(client: Client) -> None:
@@ -28,3 +34,17 @@ async def test_a_generation_can_be_left_early(client: Client) -> None:
             await generation.aclose()
             await session.step(1)
             assert session.last.step > first.step
+
+
+async def test_what_waits_for_a_generation_ends_in_time_and_says_so(server: ServerProcess) -> None:
+    async with Client(server.target, timeout=0.5) as hasty, hasty.session("watched") as session:
+        generation = hasty.generate(session, [[0]], max_steps=10)
+        await anext(generation)
+        again = hasty.generate(session, [[0]], max_steps=1)
+        calls: list[Awaitable[Any]] = [session.fork(), session.export(), session.step([0]), session.reset()]
+        for end in await asyncio.gather(*calls, anext(again), return_exceptions=True):
+            assert isinstance(end, DeadlineExceededError)
+            assert "held by a generation" in str(end)
+        await generation.aclose()
+        async with await session.fork() as fork:  # and the step and the reset stayed in the sequence
+            assert (await fork.info()).steps == 0

@@ -187,7 +187,10 @@ class BlockingClient:
         stop_class: int | None = None,
         outputs: Sequence[str] = (),
     ) -> Iterator[Generated]:
-        """See `Client.generate`."""
+        """See `Client.generate`: it holds the session until all is taken or it is closed, as by leaving its `for`.
+
+        Left early, it leaves the session where the server has got to, perhaps many steps past the last yielded.
+        """
         return iterate(
             self._client.generate(
                 start if isinstance(start, str) else start.asyncio_session,

@@ -320,8 +320,15 @@ class Client:
         """Feed each output back as the next input (one-to-many), and yield it.
 
         Args:
+        A generation holds its session until all that it yields was taken or its iterator is closed: `step`, `steps`,
+        `stream`, `reset`, `fork`, `export` and another generation wait for that, for at most `timeout` seconds. So
+        none of them can be called for the same session between two items.
+
+        The server generates ahead of what is taken. One that is left early leaves the session where the server has
+        got to by then, which may be many steps past the last that was yielded, up to `max_steps`.
+
             start: A model's name, to begin at its beginning without a session; or an open session, which goes on
-                from where it stands and is advanced. It cannot be stepped until the generation has ended.
+                from where it stands and is advanced.
             x: What is fed in first: a chunk [T, dims], of which the last step's output is the first yielded.
             max_steps: The most steps to yield.
             version: Of the model; with a session, ignored.

@@ -176,6 +176,7 @@ class Connection:
         Raises:
             UnavailableError: The time went by while the server could not be reached.
             DeadlineExceededError: The server was reached, but did not answer in time.
+            RecurraError: What the CancelledError has as its cause that ends `work`: it says what was waited for.
         """
         try:
             async with asyncio.timeout(self.timeout):
@@ -185,8 +186,10 @@ class Connection:
         except TimeoutError as error:
             assert self.timeout is not None  # noqa: S101 - for the type checker
             trouble = error.__cause__.__cause__ if error.__cause__ else None
-            if isinstance(trouble, RecurraError):
+            if isinstance(trouble, UnavailableError):
                 raise self._unreachable(trouble, self.timeout) from None
+            if isinstance(trouble, RecurraError):
+                raise trouble from None
             raise DeadlineExceededError(
                 f"{self.target} did not answer within {self.timeout:g} s",
                 reason="DEADLINE",

@@ -143,7 +143,8 @@ class Session:
             InputError: It does not fit the model, or holds NaN or infinity. It was not applied.
             StateNotFiniteError: It would have spoilt the session's memory. It was not applied.
             SessionNotFoundError, SessionExpiredError, SessionLostError: The session is gone.
-            UnavailableError, DeadlineExceededError: No answer; the step stays in the sequence.
+            UnavailableError, DeadlineExceededError: No answer; the step stays in the sequence. So where a generation
+                of the session has not ended in time.
         """
         codec, delivery = self._opened()
         self._last = done = await delivery.deliver(codec.step(x))
@@ -235,6 +236,10 @@ class Session:
 
         Returns:
             The new session, open: use it with `async with`, or `close` it.
+
+        Raises:
+            DeadlineExceededError: Also where a generation of the session has not ended in time: see `Client.generate`.
+            RecurraError: Any other of a call, or of the steps that stood in line.
         """
         # Where this one is: an EPHEMERAL one is nowhere else.
         begun = await self._with_all_steps(
