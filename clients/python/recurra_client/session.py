@@ -117,7 +117,7 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the session (unless it is to be kept); if the server cannot be reached, it will expire there."""
+        """Close the session, or drop what stands in line if it is kept; one that cannot be closed will expire."""
         if self._keep:
             if self._delivery is not None:
                 await self._delivery.end()
@@ -232,7 +232,7 @@ class Session:
 
         Args:
             session_id: The id of the new one. Empty: an unguessable one is made.
-            keep: Leave the new one open on the server when its `async with` ends.
+            keep: Of the new one, as in `Client.session`.
 
         Returns:
             The new session, open: use it with `async with`, or `close` it.
