@@ -1,6 +1,7 @@
 """The blocking client and a real server."""
 
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -141,6 +142,81 @@ run(collect())
 
 @pytest.mark.parametrize("closed", ["", COLLECTED], ids=["at the program's end", "on the loop's own thread"])
 def test_an_iterator_that_is_left_early_holds_nothing_up(closed: str) -> None:
-    code = LEFT_EARLY + closed
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    run_python(LEFT_EARLY + closed)
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """What a program in a process of its own prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+CONNECTED_AT_ONCE = """
+import sys, threading
+from recurra_client import connect
+
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(16)
+
+def first():
+    together.wait()
+    connect("localhost:1")
+
+threads = [threading.Thread(target=first) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print([thread.name for thread in threading.enumerate()].count("recurra-client"))
+"""
+
+
+def test_threads_that_connect_at_once_share_one_event_loop() -> None:
+    assert run_python(CONNECTED_AT_ONCE) == "1\n"
+
+
+FORKED = """
+import os, sys
+
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its handlers of a fork may crash where calls are under way
+from recurra_client import connect
+
+def told(call):
+    try:
+        call()
+    except RuntimeError as error:
+        assert "connect only in the child" in str(error)
+        return True
+
+client = connect(sys.argv[1])
+with client, client.session("watched") as session:
+    generation = client.generate(session, [[0]], max_steps=10)
+    next(generation)
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        print(status, len(list(generation)), session.step([0]).tolist())
+    else:
+        calls = [lambda: session.step([0]), client.models, lambda: next(generation), lambda: connect(sys.argv[1])]
+        os._exit(0 if all(map(told, calls)) else 1)
+"""
+FORKED_BEFORE = """
+import os, sys
+from recurra_client import connect
+
+child = os.fork()
+with connect(sys.argv[1]) as client:
+    served = client.is_serving()
+if child:
+    _, status = os.waitpid(child, 0)
+    print(status, served)
+else:
+    os._exit(0 if served else 1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_fork_leaves_the_client_to_the_process_that_made_it(server: ServerProcess) -> None:
+    assert run_python(FORKED, server.target) == "0 9 [0.0]\n"
+    assert run_python(FORKED_BEFORE, server.target) == "0 True\n"

@@ -13,7 +13,6 @@ from recurra_client import (
     ClientClosedError,
     InputError,
     ModelNotFoundError,
-    NoFeedbackError,
     SessionExistsError,
     SessionExpiredError,
     SessionNotFoundError,
@@ -229,56 +228,6 @@ async def test_where_all_rows_of_a_batch_fail_it_is_told_of_each(client: Client)
     assert chunks.outputs["y"].tolist() == [[[0], [0], [0]]]
 
 
-async def test_generating_feeds_outputs_back(client: Client) -> None:
-    alone = [g async for g in client.generate("letters", [0, 3], max_steps=6, temperature=1.0, seed=7)]
-    assert [g.step for g in alone] == [2, 3, 4, 5, 6, 7]
-    again = [g async for g in client.generate("letters", [0, 3], max_steps=6, temperature=1.0, seed=7)]
-    assert [int(g.next_input) for g in again] == [int(g.next_input) for g in alone]
-    async with client.session("letters") as session:
-        await session.step(0)
-        in_session = [g async for g in client.generate(session, [3], max_steps=6, temperature=1.0, seed=7)]
-        assert [int(g.next_input) for g in in_session] == [int(g.next_input) for g in alone]
-        steps = (await session.info()).steps
-        await session.step(1)
-        assert session.last.step == steps + 1
-    with pytest.raises(NoFeedbackError):
-        await anext(client.generate("counter", [[1]], max_steps=2))
-
-
-async def test_a_generation_can_be_left_early(client: Client) -> None:
-    async with client.session("letters") as session:
-        for _ in range(30):  # the server may have a step under way still
-            generation = client.generate(session, [1], max_steps=4000)
-            first = await anext(generation)
-            await generation.aclose()
-            await session.step(1)
-            assert session.last.step > first.step
-
-
-async def test_a_generation_that_is_left_has_been_cancelled_when_the_next_call_begins(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[Any] = []
-    stub: Any = client._connection.inference
-    begin = stub.Generate
-
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        calls.append(begin(*args, **kwargs))
-        return calls[-1]
-
-    monkeypatch.setattr(stub, "Generate", generate)
-    async with client.session("letters") as session:
-        for start in (session, "letters"):
-            generation = client.generate(start, [1], max_steps=4000)
-            await anext(generation)
-            await generation.aclose()
-            assert calls.pop().cancelled()
-        await session.reset()
-        for number in (1, 2, 3):
-            await session.step(1)
-            assert session.last.step == number
-
-
 async def test_a_session_must_be_open(client: Client) -> None:
     session = client.session("counter")
     with pytest.raises(RuntimeError, match="not open"):
@@ -296,6 +245,38 @@ async def test_a_client_that_is_closed_says_so(server: ServerProcess, client: Cl
         with pytest.raises(ClientClosedError, match="the client is closed"):
             await call
     for session in (idle, stepped):
+        await client.sessions.close(session.id)
+
+
+@pytest.mark.parametrize("reconnect", [0.0, 20.0])
+async def test_calls_that_are_under_way_when_their_client_is_closed_say_so(
+    server: ServerProcess, client: Client, reconnect: float
+) -> None:
+    closed = Client(server.target, reconnect=reconnect)
+    stepped, generating = await closed.session("watched").open(), await closed.session("watched").open()
+    calling, stepping, generates = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def call() -> None:
+        while await closed.is_serving():
+            calling.set()
+
+    async def step() -> None:
+        while True:
+            await stepped.step([0])
+            stepping.set()
+
+    async def generate() -> None:
+        async for _ in closed.generate(generating, [[0]], max_steps=4000):
+            generates.set()
+
+    tasks = []
+    for work, begun in ((call, calling), (step, stepping), (generate, generates)):
+        tasks.append(asyncio.create_task(work()))
+        await begun.wait()
+    await closed.close()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(end) for end in ends] == [ClientClosedError] * 3
+    for session in (stepped, generating):
         await client.sessions.close(session.id)
 
 

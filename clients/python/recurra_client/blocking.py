@@ -27,7 +27,11 @@ def connect(
     credentials: grpc.ChannelCredentials | None = None,
     token: Token = "",
 ) -> "BlockingClient":
-    """A blocking client of one server; use it with `with`. The arguments are those of `Client`."""
+    """A blocking client of one server; use it with `with`. The arguments are those of `Client`.
+
+    Raises:
+        RuntimeError: This process was forked from one that had called it; as does any use of a client from before.
+    """
 
     async def make() -> Client:
         return Client(
@@ -183,7 +187,10 @@ class BlockingClient:
         stop_class: int | None = None,
         outputs: Sequence[str] = (),
     ) -> Iterator[Generated]:
-        """See `Client.generate`."""
+        """See `Client.generate`: it holds the session until all is taken or it is closed, as by leaving its `for`.
+
+        Left early, it leaves the session where the server has got to, perhaps many steps past the last yielded.
+        """
         return iterate(
             self._client.generate(
                 start if isinstance(start, str) else start.asyncio_session,

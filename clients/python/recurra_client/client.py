@@ -71,7 +71,7 @@ class Client:
     async def close(self) -> None:
         """Close the connection. Sessions that are still open stay so on the server, until they expire.
 
-        Calls after that raise ClientClosedError.
+        Calls that are under way, and later ones, raise ClientClosedError.
         """
         await self._connection.close()
 
@@ -100,7 +100,8 @@ class Client:
                 again; or every step that was answered. Empty: "async" where the server has a store, else "ephemeral".
             outputs: Names of the outputs to answer each step with. Empty: all that are not optional. Where there are
                 several, inputs are given by name, too.
-            keep: Leave it open on the server when the `async with` ends, to be gone on with by `resume`.
+            keep: Leave it open on the server when the `async with` ends, to be gone on with by `resume`. What then
+                still stands in line, having had no answer, is dropped: it is applied or it is not.
         """
         request = sessions_pb2.OpenSessionRequest(
             model=model,
@@ -129,7 +130,7 @@ class Client:
         Args:
             session_id: Its id.
             outputs: As in `session`; they need not be those that it was begun with.
-            keep: Leave it open on the server when the `async with` ends.
+            keep: As in `session`.
         """
         return Session(self._connection, lambda: get_session(self._connection, session_id), outputs=outputs, keep=keep)
 
@@ -319,9 +320,16 @@ class Client:
     ) -> AsyncGenerator[Generated]:
         """Feed each output back as the next input (one-to-many), and yield it.
 
+        A generation holds its session until all that it yields was taken or its iterator is closed: `step`, `steps`,
+        `stream`, `reset`, `fork`, `export` and another generation wait for that, for at most `timeout` seconds. So
+        none of them can be called for the same session between two items.
+
+        The server generates ahead of what is taken. One that is left early leaves the session where the server has
+        got to by then, which may be many steps past the last that was yielded, up to `max_steps`.
+
         Args:
             start: A model's name, to begin at its beginning without a session; or an open session, which goes on
-                from where it stands and is advanced. It cannot be stepped until the generation has ended.
+                from where it stands and is advanced.
             x: What is fed in first: a chunk [T, dims], of which the last step's output is the first yielded.
             max_steps: The most steps to yield.
             version: Of the model; with a session, ignored.
@@ -335,6 +343,7 @@ class Client:
             NoFeedbackError: The model does not say how an output becomes an input.
             SessionChangedError: Somebody else reset, rewound or stepped the session meanwhile.
             ModelNotFoundError, SessionNotFoundError, InputError, UnavailableError, DeadlineExceededError
+            ClientClosedError: The client was closed meanwhile.
         """
         request = inference_pb2.GenerateRequest(max_steps=max_steps, stop_class=stop_class)
         if temperature is not None:

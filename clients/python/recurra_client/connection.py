@@ -19,7 +19,7 @@ from recurra_client.errors import (
     RecurraError,
     StoreUnavailableError,
     UnavailableError,
-    from_rpc,
+    rpc_errors,
 )
 
 Request = TypeVar("Request")
@@ -110,7 +110,7 @@ class Connection:
         return self._channel.unary_unary("/grpc.health.v1.Health/Check")
 
     async def close(self) -> None:
-        """Close the channel; calls in progress are cancelled, and later ones raise ClientClosedError."""
+        """Close the channel; calls in progress and later ones raise ClientClosedError."""
         await self._channel.close()
 
     async def call(
@@ -136,10 +136,8 @@ class Connection:
         metadata = route_by(route or getattr(request, "session_id", ""))
 
         async def attempt() -> Response:
-            try:
+            with rpc_errors():
                 return await method(request, timeout=self.timeout, metadata=metadata)
-            except (aio.AioRpcError, aio.UsageError) as error:
-                raise from_rpc(error) from None
 
         return await self.in_time(self.persist(attempt, UnavailableError if repeatable else DrainingError))
 
@@ -178,6 +176,7 @@ class Connection:
         Raises:
             UnavailableError: The time went by while the server could not be reached.
             DeadlineExceededError: The server was reached, but did not answer in time.
+            RecurraError: What the CancelledError has as its cause that ends `work`: it says what was waited for.
         """
         try:
             async with asyncio.timeout(self.timeout):
@@ -187,8 +186,10 @@ class Connection:
         except TimeoutError as error:
             assert self.timeout is not None  # noqa: S101 - for the type checker
             trouble = error.__cause__.__cause__ if error.__cause__ else None
-            if isinstance(trouble, RecurraError):
+            if isinstance(trouble, UnavailableError):
                 raise self._unreachable(trouble, self.timeout) from None
+            if isinstance(trouble, RecurraError):
+                raise trouble from None
             raise DeadlineExceededError(
                 f"{self.target} did not answer within {self.timeout:g} s",
                 reason="DEADLINE",

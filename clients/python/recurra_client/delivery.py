@@ -93,6 +93,7 @@ class Delivery:
         self._sure = True  # that there are no more; else it must be asked
         self._line: deque[_Step] = deque()
         self._turn = asyncio.Lock()
+        self._generating = False
         self._stream = StepStream(connection, route)
         self._replay = Replay() if durable else None
 
@@ -143,17 +144,50 @@ class Delivery:
 
         Args:
             after_all: Have what stands in line applied before.
-            changes: The call may apply steps; `changed` tells how many, durably. Where it is not called, it is asked.
+            changes: The call generates, which applies steps; `changed` tells how many, durably. Where it is not called,
+                it is asked.
 
         Yields:
             `applied`, for the call to say. A server that lacks steps says so by a gap: see `bring`.
+
+        Raises:
+            DeadlineExceededError: Another call has not ended in time, such as a generation that nobody goes on with.
+            RecurraError: What stands in line could not be applied.
         """
-        async with self._turn:
-            if after_all:
-                await self._connection.in_time(self._answer_all())
+        async with contextlib.AsyncExitStack() as held:
+
+            async def come_to_rest() -> None:
+                await held.enter_async_context(self._have_turn())
+                if after_all:
+                    await self._answer_all()
+
+            await self._connection.in_time(come_to_rest())
             if changes:
                 self._sure = False
-            yield self.applied
+            self._generating = changes
+            try:
+                yield self.applied
+            finally:
+                self._generating = False
+
+    @contextlib.asynccontextmanager
+    async def _have_turn(self) -> AsyncIterator[None]:
+        """Wait until no other call holds the line, and hold it."""
+        try:
+            await self._turn.acquire()
+        except asyncio.CancelledError as cancelled:
+            if self._generating:  # it takes as long as its caller: what was waited for, if this is a timeout
+                cancelled.__cause__ = DeadlineExceededError(
+                    f"session {self.session_id} is held by a generation that did not end in time: take all that it "
+                    "yields, or close its iterator, before other calls",
+                    reason="DEADLINE",
+                    code=grpc.StatusCode.DEADLINE_EXCEEDED,
+                )
+            raise
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def changed(self, applied: int, *, surely: bool = True) -> None:
         """Another call has left the session with so many steps applied, or with a few more."""
@@ -182,7 +216,7 @@ class Delivery:
         await self._stream.end()
 
     async def _answer(self, step: _Step) -> None:
-        async with self._turn:
+        async with self._have_turn():
             try:
                 while step.outcome is None:
                     await self._answer_first()

@@ -3,7 +3,9 @@
 Catch `RecurraError` for all of them, or the class of what you can do something about.
 """
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import grpc
@@ -120,7 +122,7 @@ class DeadlineExceededError(RecurraError, TimeoutError):
 
 
 class ClientClosedError(RecurraError):
-    """The client was closed before the call: make another."""
+    """The client was closed, before the call or during it: make another."""
 
 
 class InternalError(RecurraError):
@@ -190,11 +192,25 @@ def from_message(error: error_pb2.Error) -> RecurraError:
     return _make(error.message, error.reason, code, error.metadata, retry_after)
 
 
-def from_rpc(error: grpc.aio.AioRpcError | grpc.aio.UsageError) -> RecurraError:
-    """The exception for a call that failed as a whole, from its status and google.rpc details; or was not begun."""
-    if isinstance(error, grpc.aio.UsageError):
-        code = grpc.StatusCode.FAILED_PRECONDITION
-        return ClientClosedError("the client is closed: make another", reason="CLIENT_CLOSED", code=code)
+@contextlib.contextmanager
+def rpc_errors() -> Iterator[None]:
+    """Raise what gRPC raises of a call as one of the above."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc(error) from None
+    except grpc.aio.UsageError:  # the call was not begun
+        raise _client_closed() from None
+    except asyncio.CancelledError:
+        # A call that ends with its channel says so as if somebody had cancelled the task that waits for it.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise _client_closed() from None
+
+
+def from_rpc(error: grpc.aio.AioRpcError) -> RecurraError:
+    """The exception for a call that failed as a whole, from its status and google.rpc details."""
     reason, metadata, retry_after = "", dict[str, str](), None
     try:
         status = rpc_status.from_call(error)
@@ -213,6 +229,11 @@ def invalid_input(message: str, reason: str, **metadata: object) -> InputError:
     """An input that is refused here already, as the server would have."""
     facts = {key: str(value) for key, value in metadata.items()}
     return InputError(message, reason=reason, code=grpc.StatusCode.INVALID_ARGUMENT, metadata=facts)
+
+
+def _client_closed() -> ClientClosedError:
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    return ClientClosedError("the client is closed: make another", reason="CLIENT_CLOSED", code=code)
 
 
 def _make(

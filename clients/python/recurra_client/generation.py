@@ -3,12 +3,11 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from grpc import aio
 from recurra.v1 import inference_pb2
 
 from recurra_client.codec import Codec, Inputs
 from recurra_client.connection import Connection, route_by
-from recurra_client.errors import StepGapError, from_rpc
+from recurra_client.errors import StepGapError, rpc_errors
 from recurra_client.results import Generated
 from recurra_client.session import Session
 from recurra_client.tensors import to_array
@@ -54,16 +53,12 @@ async def generate_in_session(
 async def _answers(
     connection: Connection, request: inference_pb2.GenerateRequest, *, named: bool, route: str = ""
 ) -> AsyncGenerator[Generated]:
-    try:
+    with rpc_errors():
         call = connection.inference.Generate(request, timeout=connection.timeout, metadata=route_by(route))
-    except aio.UsageError as error:
-        raise from_rpc(error) from None
-    try:
-        async for answer in call:
-            outputs = {tensor.name: to_array(tensor) for tensor in answer.result.outputs}
-            output = outputs if named else next(iter(outputs.values()))
-            yield Generated(output, to_array(answer.next_input), answer.result.step)
-    except aio.AioRpcError as error:
-        raise from_rpc(error) from None
-    finally:
-        call.cancel()  # the caller may have had enough
+        try:
+            async for answer in call:
+                outputs = {tensor.name: to_array(tensor) for tensor in answer.result.outputs}
+                output = outputs if named else next(iter(outputs.values()))
+                yield Generated(output, to_array(answer.next_input), answer.result.step)
+        finally:
+            call.cancel()  # the caller may have had enough

@@ -117,7 +117,7 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the session (unless it is to be kept); if the server cannot be reached, it will expire there."""
+        """Close the session, or drop what stands in line if it is kept; one that cannot be closed will expire."""
         if self._keep:
             if self._delivery is not None:
                 await self._delivery.end()
@@ -143,7 +143,8 @@ class Session:
             InputError: It does not fit the model, or holds NaN or infinity. It was not applied.
             StateNotFiniteError: It would have spoilt the session's memory. It was not applied.
             SessionNotFoundError, SessionExpiredError, SessionLostError: The session is gone.
-            UnavailableError, DeadlineExceededError: No answer; the step stays in the sequence.
+            UnavailableError, DeadlineExceededError: No answer; the step stays in the sequence. So where a generation
+                of the session has not ended in time.
         """
         codec, delivery = self._opened()
         self._last = done = await delivery.deliver(codec.step(x))
@@ -231,10 +232,14 @@ class Session:
 
         Args:
             session_id: The id of the new one. Empty: an unguessable one is made.
-            keep: Leave the new one open on the server when its `async with` ends.
+            keep: Of the new one, as in `Client.session`.
 
         Returns:
             The new session, open: use it with `async with`, or `close` it.
+
+        Raises:
+            DeadlineExceededError: Also where a generation of the session has not ended in time: see `Client.generate`.
+            RecurraError: Any other of a call, or of the steps that stood in line.
         """
         # Where this one is: an EPHEMERAL one is nowhere else.
         begun = await self._with_all_steps(

@@ -8,7 +8,7 @@ from grpc import aio
 from recurra.v1 import inference_pb2
 
 from recurra_client.connection import Connection, route_by
-from recurra_client.errors import UnavailableError, from_rpc
+from recurra_client.errors import RecurraError, UnavailableError, rpc_errors
 
 _Call = aio.StreamStreamCall[inference_pb2.StreamStepsRequest, inference_pb2.StreamStepsResponse]
 _END_SECONDS: Final = 1.0
@@ -35,16 +35,15 @@ class StepStream:
         self._call = None  # put back once it has answered: a read that was cancelled ends it
         moving = False
         try:
-            await call.write(request)
-            while isinstance(reply := await call.read(), inference_pb2.StreamStepsResponse):
-                if reply.HasField("moving"):  # this step is still answered; the next one goes to another server
-                    moving = True
-                    continue
-                if not moving:
-                    self._call = call
-                return reply
-        except aio.AioRpcError as error:
-            raise from_rpc(error) from None
+            with rpc_errors():
+                await call.write(request)
+                while isinstance(reply := await call.read(), inference_pb2.StreamStepsResponse):
+                    if reply.HasField("moving"):  # this step is still answered; the next one goes to another server
+                        moving = True
+                        continue
+                    if not moving:
+                        self._call = call
+                    return reply
         except asyncio.InvalidStateError:  # it ended since the step before
             pass
         finally:
@@ -65,16 +64,15 @@ class StepStream:
             return
         try:
             async with asyncio.timeout(_END_SECONDS):
-                await call.done_writing()
-                while await call.read() is not aio.EOF:
-                    pass
-        except (TimeoutError, aio.AioRpcError, asyncio.InvalidStateError):
+                with rpc_errors():
+                    await call.done_writing()
+                    while await call.read() is not aio.EOF:
+                        pass
+        except (TimeoutError, RecurraError, asyncio.InvalidStateError):
             pass
         finally:
             call.cancel()
 
     def _begin(self) -> _Call:
-        try:
+        with rpc_errors():
             return self._connection.inference.StreamSteps(metadata=route_by(self._route))
-        except aio.UsageError as error:
-            raise from_rpc(error) from None
