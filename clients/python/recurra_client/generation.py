@@ -44,10 +44,10 @@ async def generate_in_session(
                             yield generated
                     ended = True
                 except StepGapError as gap:  # before anything was generated
-                    await delivery.bring(gap)
+                    await delivery.once.bring(gap)
         finally:
             if step:
-                delivery.changed(step, surely=ended)
+                delivery.once.changed(step, surely=ended)
 
 
 async def _answers(

@@ -120,7 +120,7 @@ class Session:
         """Close the session, or drop what stands in line if it is kept; one that cannot be closed will expire."""
         if self._keep:
             if self._delivery is not None:
-                await self._delivery.end()
+                await self._delivery.once.end()
         else:
             with contextlib.suppress(RecurraError):
                 await self._close(repeatable=False)
@@ -216,7 +216,7 @@ class Session:
             except StepGapError as gap:
                 async with delivery.standstill(after_all=False) as applied:
                     if applied == step:  # else it was reset meanwhile, or is further: ask again
-                        await delivery.bring(gap)
+                        await delivery.once.bring(gap)
 
     async def reset(self) -> None:
         """Put the session back to its initial states and step number 0, after all steps that were called.
@@ -267,7 +267,7 @@ class Session:
                 try:
                     return await call(applied)
                 except StepGapError as gap:
-                    await delivery.bring(gap)
+                    await delivery.once.bring(gap)
 
     @contextlib.asynccontextmanager
     async def exclusively(self) -> AsyncIterator[tuple[Codec, Delivery, int]]:
@@ -288,7 +288,7 @@ class Session:
     async def _close(self, *, repeatable: bool) -> None:
         if self._delivery is None:
             return
-        await self._delivery.end()
+        await self._delivery.once.end()
         request = sessions_pb2.CloseSessionRequest(session_id=self.id)
         with contextlib.suppress(SessionNotFoundError):
             await self._connection.call(
