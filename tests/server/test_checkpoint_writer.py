@@ -12,7 +12,7 @@ from recurra_server.engine.accounts import Quota
 from recurra_server.engine.durability import Durability
 from recurra_server.engine.errors import EngineError, StepGapError, StoreUnavailableError
 from recurra_server.engine.ledger import BatchBound
-from recurra_server.engine.ports import Checkpoint, StoreError
+from recurra_server.engine.ports import StoreError
 from recurra_server.engine.sessions import Session
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -45,17 +45,19 @@ def step_of(session: Session) -> int:
 
 
 class Gate:
-    """The store does not answer requests of a kind before it is told to."""
+    """The store does not begin requests of a kind before it is told to; or does not answer, though it is done."""
 
-    def __init__(self, writer: Writer, request: str) -> None:
+    def __init__(self, writer: Writer, request: str, *, done_first: bool = False) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self._done_first = done_first
         self._request = getattr(writer.store, request)
         setattr(writer.store, request, self._wait)
 
     async def _wait(self, argument: object) -> object:
         self.begun.set()
+        answer = await self._request(argument) if self._done_first else None
         await self.go_on.wait()
-        return await self._request(argument)
+        return answer if self._done_first else await self._request(argument)
 
 
 async def _close(writer: Writer) -> None:
@@ -129,6 +131,25 @@ async def test_the_id_of_what_was_closed_is_free_once_the_store_is_told(writer: 
     gate.go_on.set()
     assert not (await opening).closed
     assert await writing
+
+
+async def test_a_name_is_nobody_elses_until_the_store_has_answered_who_hung_up(writer: Writer, attack: Attack) -> None:
+    """Else the session that was found is another owner's by the time that it is here."""
+    gate = Gate(writer, "create", done_first=True)
+    opening = asyncio.ensure_future(writer.open("a"))
+    await gate.begun.wait()
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    finding = asyncio.ensure_future(driver_of(writer).find("a"))
+    await turns()
+    assert not finding.done()
+    gate.go_on.set()
+    session = await finding
+    writer.step(session)
+    assert await writer.checkpoints.writer.write()
+    assert step_of(session) == 1, "it is its only owner's"
+    assert writer.checkpoints.taken_over == 0
+    attack("store", "cancelling OpenSession and stepping the session at once", "it waits until the session is open")
 
 
 async def test_an_id_is_not_free_while_the_store_cannot_be_told(writer: Writer) -> None:

@@ -110,8 +110,8 @@ class Ledger:
     def next_batch(self, most: BatchBound, until: float, *, hurried_only: bool = False) -> list[Change]:
         """What of that which has changed `until` then is to be saved at once: first what somebody waits for.
 
-        What does not fit any more is passed over, and so is all behind it of the same caller. Who has the turn is always
-        taken, and who was taken comes behind who was not the next time: so everybody has a turn.
+        What does not fit any more is passed over, and so is all behind it of the same caller. Who has the turn is
+        always taken, and who was taken comes behind who was not the next time: so everybody has a turn.
 
         Args:
             most: What is one batch.
@@ -143,13 +143,13 @@ class Ledger:
         return chosen
 
     def next_alone(self, until: float) -> Change | None:
-        """What could not be saved before and is to be tried alone now, of what is due `until` then; see `Apart.next`."""
+        """What could not be saved before and is tried alone next, of what is due `until` then; see `Apart.next`."""
         return self._apart.next(until)
 
     def _by_turns(self, most: BatchBound, is_due: Callable[[Change], bool]) -> Iterator[Change]:
-        """What somebody waits for: something of the caller who has the turn, then of whoever has had least of the batch.
+        """What somebody waits for: one of the caller who has the turn, then of whoever has had least of the batch.
 
-        Of each caller what was hurried first is first. One may come twice.
+        Of each caller what was hurried first is first. The first one comes twice.
         """
 
         def with_shares(line: Iterable[Change]) -> Iterator[tuple[float, Change]]:
