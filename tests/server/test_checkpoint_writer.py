@@ -221,6 +221,26 @@ async def test_nothing_is_left_of_who_waits_no_more(
     attack("store", "resetting a SYNC session again and again while the store is away", "nothing is left of the calls")
 
 
+@pytest.mark.parametrize("gone", [True, False], ids=["hangs up", "gives up"])
+async def test_nothing_is_left_of_who_waits_no_more_for_a_name_to_be_free(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    session = await writer.open("a")
+    writer.owner.engine.close(session)
+    if not gone:
+        monkeypatch.setattr(checkpoints, "_PATIENCE", 0.0)
+    waiting = asyncio.ensure_future(writer.checkpoints.deleted(session))
+    await asyncio.sleep(0)
+    if gone:
+        (deletion,) = writer.owner.engine.ledger.deletions.values()
+        assert len(deletion.told) == 1
+        waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert waiting.cancelled() is gone
+    (deletion,) = writer.owner.engine.ledger.deletions.values()
+    assert deletion.told == []
+
+
 async def test_who_asks_for_steps_that_are_not_there_has_few_sessions_saved_at_a_time(
     writer: Writer, attack: Attack
 ) -> None:
