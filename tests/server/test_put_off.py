@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import pytest
 from recurra_server import checkpoint_writer
 from recurra_server.engine import handover
@@ -187,7 +188,7 @@ async def test_of_one_caller_the_small_ones_are_tried_first(writer: Writer) -> N
     good = [await writer.open(str(number)) for number in range(20)]
     time_out_with(writer, "bad")
     for session in bad:
-        writer.owner.ask(session, [[1.0]] * 300, number=1)  # its reply is kept
+        writer.owner.ask(session, np.ones((300, 1)), number=1)  # its reply is kept
     for session in good:
         writer.step(session)
     assert await writer.checkpoints.hand_over() == 20
@@ -243,9 +244,10 @@ async def test_a_drain_does_not_wait_for_a_store_that_never_answers(
 
     async def never(checkpoints: Sequence[Checkpoint]) -> list[bool]:
         try:
-            return await asyncio.Event().wait() or []
+            await asyncio.Event().wait()
         finally:
             stopped.set()
+        return []
 
     writer.store.save = never  # type: ignore[method-assign]
     monkeypatch.setattr(checkpoint_writer, "LAP_SECONDS", 0.01)

@@ -122,18 +122,20 @@ def test_what_is_large_and_hurried_takes_no_more_than_its_turns(owner: Owner, ro
 def test_what_is_large_and_hurried_has_its_turn_beside_small_ones_that_never_end(owner: Owner) -> None:
     noisy, quiet = (owner.engine.accounts.of(name, Quota()) for name in ("noisy", "quiet"))
     sessions = [owner.begin(session_id=str(number), caller=noisy) for number in range(600)]
-    large = owner.begin(session_id="large", caller=quiet)
-    owner.ask(large, np.ones((300, 1)), number=1)
-    told = heard(large)
-    batches = 0
-    while not told:
-        batches += 1
+    large, behind = (owner.begin(session_id=session_id, caller=quiet) for session_id in ("large", "behind"))
+    owner.ask(large, np.ones((300, 1)), number=1)  # its reply is kept
+    owner.ask(behind, ONE)
+    batches = []
+    for _ in range(3):
         for session in sessions:
             owner.ask(session, ONE)
+        for session in (*sessions, large, behind):
             heard(session)
-        for save in owner.take(hurried_only=True, most=1000, size=large.nbytes):
+        batch = owner.take(hurried_only=True, most=1000, size=large.nbytes)
+        batches.append({save.checkpoint.store_key for save in batch if save.durable.session.owner is quiet})
+        for save in batch:
             save.durable.saved(save, owner.now)
-    assert batches <= 2
+    assert batches == [set(), {"quiet/large"}, {"quiet/behind"}], "of one caller, who waits longer is first"
 
 
 def test_what_fails_keeps_its_place(owner: Owner) -> None:
