@@ -5,14 +5,16 @@ nobody who stops waiting takes with him what others wait for. All that has chang
 batches, one after the other; what somebody waits for is written at once, and between two of those batches.
 
 When a batch fails though the store is there, one of its sessions is at fault. So each is tried again alone, beside the
-batches, which go on with all others. Who fails alone is put off for longer each time.
+batches, which go on with all others (`engine/apart.py`). Who fails alone is put off for longer each time.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
+from math import inf
+from typing import Final
 
 import structlog
 
@@ -21,14 +23,15 @@ from recurra_server.engine.durability import Change, Save
 from recurra_server.engine.engine import Engine
 from recurra_server.engine.ledger import BatchBound
 from recurra_server.engine.ports import SessionStore, StoreError
-from recurra_server.engine.sessions import Session
 
 REMEMBERED = 300.0
 """Seconds for which whoever had a session that was closed cannot bring it back."""
 
+LAP_SECONDS: Final = 5.0
+"""For which whoever lets sessions go, or ends, waits for what can still be saved."""
+
 _log = structlog.get_logger(__name__)
 _BATCH = BatchBound(sessions=256, bytes=8 << 20)  # in one round trip
-_ALONE = BatchBound(sessions=1, bytes=1)
 _DELETIONS = 256  # in one round trip
 _LOOK_SECONDS = 1.0  # between two looks at the store, or at what was put off
 _PAUSES = (0.1, 0.2, 0.5, 1.0)  # after the first, second ... failure of the store in a row
@@ -54,9 +57,9 @@ class CheckpointWriter:
         self._interval = interval
         self._clock = clock
         self._hurried = asyncio.Event()
-        self._writing = asyncio.Lock()
-        self._apart = asyncio.Event()  # something was put off
-        self._retrying = asyncio.Lock()
+        self._writing = asyncio.Lock()  # one part at a time is written
+        self._put_off = asyncio.Event()  # something was
+        self._retrying = asyncio.Lock()  # one at a time is tried alone
         self._failures = 0
         self._identity = ""  # of the store
         engine.ledger.on_hurry = self._hurried.set
@@ -81,9 +84,10 @@ class CheckpointWriter:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._apart.wait()
-            self._apart.clear()
-            await self._retry()
+                    await self._put_off.wait()
+            self._put_off.clear()
+            while await self._try_alone(self._clock()):
+                pass
 
     async def watch_forever(self) -> None:
         """Look after the store: whether it can be used even where nothing is written, and whether it is the same."""
@@ -112,19 +116,28 @@ class CheckpointWriter:
         return True
 
     async def write(self) -> bool:
-        """Write all that has changed, delete what was closed, and try again what was put off until now.
+        """Write all that has changed, delete what was closed, and try again what was put off, each once.
 
-        It is done to its end even where the caller stops waiting: it is what others wait for.
+        That takes `LAP_SECONDS` at most, whatever the store does; what is not done then is left to the chores. Where
+        the caller stops waiting it goes on: it is what others wait for.
 
         Returns:
-            Whether the store is there. What could not be saved though it is stays in the ledger.
+            Whether the store was there to the end. What could not be saved though it was stays in the ledger.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._write_all()))
+        lap = asyncio.ensure_future(self._lap(self._clock() + LAP_SECONDS))
+        await asyncio.wait((lap,), timeout=LAP_SECONDS)
+        return lap.done() and lap.result()
 
-    async def _write_all(self) -> bool:
-        return await self._write(everything=True) and await self._retry()
+    async def _lap(self, end: float) -> bool:
+        """As `write`; nothing is begun after the end."""
+        if not await self._write(everything=True, end=end):
+            return False
+        until = self._clock()
+        while self._clock() < end and await self._try_alone(until):
+            pass
+        return self._ledger.store_up
 
-    async def _write(self, *, everything: bool) -> bool:
+    async def _write(self, *, everything: bool, end: float = inf) -> bool:
         """Write all that has changed by now, or only what somebody waits for, and delete what was closed by now.
 
         What changes or is closed meanwhile is for the next time: else there would be no end to it.
@@ -132,31 +145,29 @@ class CheckpointWriter:
         Returns:
             Whether the store is there.
         """
-        async with self._writing:
-            until, closed = self._clock(), len(self._ledger.deletions)
-            for part in count(1):
+        until, closed = self._clock(), len(self._ledger.deletions)
+        for part in count(1):
+            async with self._writing:
                 if not await self._delete():
                     return False
-                batch = self._next_batch(until, hurried_only=not everything)
+                batch = self._ledger.next_batch(_BATCH, until, hurried_only=not everything)
                 if not await self._save(batch):
                     return False
-                if not batch and part * _DELETIONS >= closed:
+                if (not batch and part * _DELETIONS >= closed) or self._clock() >= end:
                     break
-                if not await self._save(self._next_batch(self._clock(), hurried_only=True)):
+                if not await self._save(self._ledger.next_batch(_BATCH, self._clock(), hurried_only=True)):
                     return False
         return True
 
-    async def _retry(self) -> bool:
-        """Try again, one after the other, what was put off until now.
+    async def _try_alone(self, until: float) -> bool:
+        """Try again one of those that were put off until then.
 
         Returns:
-            Whether the store is there.
+            Whether there was one, and the store is there.
         """
         async with self._retrying:
-            while alone := self._next_batch(self._clock(), apart=True):
-                if not await self._save(alone):
-                    return False
-        return True
+            change = self._ledger.next_alone(until)
+            return change is not None and await self._save([change])
 
     # --- one part of it ------------------------------------------------------------------
 
@@ -182,27 +193,13 @@ class CheckpointWriter:
                 self._ledger.not_deleted(deletions)
         return True
 
-    def _next_batch(self, until: float, *, hurried_only: bool = False, apart: bool = False) -> list[Save]:
-        bound = _ALONE if apart else _BATCH
-        return self._ledger.next_batch(self._encode, bound, until, hurried_only=hurried_only, apart=apart)
-
-    def _encode(self, session: Session) -> bytes | None:
-        """A session as bytes; None where that cannot be done."""
-        try:
-            return handover.encode(session)
-        except Exception as error:  # whatever it is: it is of this one session
-            self.written["failed"] += 1
-            self._apart.set()
-            if session.durable is not None and session.durable.change is not None:
-                _cannot_be_saved(session.durable.change, error)
-            return None
-
-    async def _save(self, batch: list[Save]) -> bool:
-        """Save a batch. One that the store does not take though it is there is put off.
+    async def _save(self, changes: Sequence[Change]) -> bool:
+        """Save what is one batch. One that the store does not take though it is there is put off.
 
         Returns:
             Whether the store is there.
         """
+        batch = self._begin(changes)
         if not batch:
             return True
         owned: list[bool] = []
@@ -222,27 +219,44 @@ class CheckpointWriter:
                 self._failed(batch, at_fault=there)
         return there
 
-    def _saved(self, batch: list[Save], owned: list[bool]) -> None:
+    def _begin(self, changes: Sequence[Change]) -> list[Save]:
+        """Begin to save them; what cannot be made bytes is put off, as that is its own fault."""
+        begun: list[Save] = []
+        failed: list[Save] = []
+        for change in changes:
+            try:
+                data = handover.encode(change.durable.session)
+            except Exception as error:  # whatever it is: it is of this one session
+                _cannot_be_saved(change, error)
+                failed.append(change.durable.take(b""))
+            else:
+                begun.append(change.durable.take(data))
+        self._failed(failed, at_fault=True)  # only now: whoever is told may change other sessions
+        return begun
+
+    def _saved(self, batch: Sequence[Save], owned: Sequence[bool]) -> None:
         """Tell the sessions that the store has answered: whether they are still this server's."""
         now = self._clock()
         for save, still_owned in zip(batch, owned, strict=True):
-            if still_owned:
-                self.written["saved"] += 1
-                save.durable.saved(save, now)
-            else:
-                self.written["stale"] += 1
-                session = save.durable.session
-                _log.info("session_moved", session=session.id, epoch=save.durable.epoch)
-                self._engine.let_go(session)
+            with _on_its_own(save):
+                if still_owned:
+                    self.written["saved"] += 1
+                    save.durable.saved(save, now)
+                else:
+                    self.written["stale"] += 1
+                    session = save.durable.session
+                    _log.info("session_moved", session=session.id, epoch=save.durable.epoch)
+                    self._engine.let_go(session)
 
-    def _failed(self, batch: list[Save], *, at_fault: bool) -> None:
+    def _failed(self, batch: Sequence[Save], *, at_fault: bool) -> None:
         """Tell the sessions that it is not known whether the store has their checkpoints."""
         now = self._clock()
         for save in batch:
             self.written["failed"] += 1
-            save.durable.failed(save, now, at_fault=at_fault)
-        if at_fault:
-            self._apart.set()
+            with _on_its_own(save):
+                save.durable.failed(save, now, at_fault=at_fault)
+        if batch and at_fault:
+            self._put_off.set()
 
     def _heard(self, trouble: StoreError | None) -> None:
         """The store has answered, or not."""
@@ -256,6 +270,15 @@ class CheckpointWriter:
         if bool(before) != bool(trouble):
             for tell in self.on_store:
                 tell(trouble is None)
+
+
+@contextmanager
+def _on_its_own(save: Save) -> Iterator[None]:
+    """What goes wrong where a session tells who waits for it is no matter of the others of its batch."""
+    try:
+        yield
+    except Exception:
+        _log.exception("session_not_told", session=save.durable.session.id)
 
 
 def _cannot_be_saved(change: Change, error: Exception) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -63,19 +62,19 @@ class Checkpoints:
             StoreUnavailableError, SessionExistsError: The store is away, or has a session of this id.
             Exception: As `Engine.open`.
         """
-        async with self._alone(session_id and self._store_key(session_id, caller)):
-            first = handover.first_checkpoint(
-                self._engine,
-                standing,
-                self._clock(),
-                session_id=session_id,
-                idle_timeout=idle_timeout,
-                durability=durability,
-                caller=caller,
-            )
-            await self._deleted(first.store_key)
 
-            async def begin() -> Session:
+        async def begin() -> Session:
+            async with self._alone(session_id and self._store_key(session_id, caller)):
+                first = handover.first_checkpoint(
+                    self._engine,
+                    standing,
+                    self._clock(),
+                    session_id=session_id,
+                    idle_timeout=idle_timeout,
+                    durability=durability,
+                    caller=caller,
+                )
+                await self._deleted(first.store_key)
                 epoch = await self._store.create(first)
                 if epoch is None:
                     raise SessionExistsError(
@@ -88,7 +87,7 @@ class Checkpoints:
                     await self._store.delete([(first.store_key, epoch, REMEMBERED)])
                     raise
 
-            return await self._ask(caller, begin)
+        return await self._ask(caller, begin)
 
     async def take_over(self, session_id: str, caller: Account | None = None) -> Session | None:
         """Go on here with a session that the store has; None where the caller has none of this id there.
@@ -99,22 +98,26 @@ class Checkpoints:
         if not is_id(session_id):
             return None
         key = self._store_key(session_id, caller)
-        async with self._alone(key):
-            here = self._engine.find([session_id], self._clock(), caller)
-            if here is not None:  # another call was quicker
-                return here[0]
-            if key in self._engine.ledger.deletions:
-                return None
-            if self._engine.draining:
-                raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
-            self._engine.room.check(caller or self._engine.accounts.nobody)
-            checkpoint = await self._ask(caller, partial(self._store.take_over, key))
-            if checkpoint is None:
-                return None
-            session = handover.adopt(self._engine, checkpoint, self._clock(), caller)
-            self.taken_over += 1
-            _log.info("session_taken_over", session=session_id, epoch=checkpoint.epoch, step=session.applied)
-            return session
+
+        async def take() -> Session | None:
+            async with self._alone(key):
+                here = self._engine.find([session_id], self._clock(), caller)
+                if here is not None:  # another call was quicker
+                    return here[0]
+                if key in self._engine.ledger.deletions:
+                    return None
+                if self._engine.draining:
+                    raise DrainingError("the server shuts down; go on elsewhere", retry_after=0.1)
+                self._engine.room.check(caller or self._engine.accounts.nobody)
+                checkpoint = await self._store.take_over(key)
+                if checkpoint is None:
+                    return None
+                session = handover.adopt(self._engine, checkpoint, self._clock(), caller)
+                self.taken_over += 1
+                _log.info("session_taken_over", session=session_id, epoch=checkpoint.epoch, step=session.applied)
+                return session
+
+        return await self._ask(caller, take)
 
     async def saved(self, session: Session) -> None:
         """Wait until a session is in the store as it stands.
@@ -219,7 +222,8 @@ class Checkpoints:
 
         Where that are many calls, as of somebody who asks for sessions that are nowhere, they wait for one another:
         neither checkpoints nor other callers have to wait behind them. What was begun is done to its end, even for a
-        caller who does not wait for it: the store must not have sessions that are nobody's.
+        caller who does not wait for it: the store must not have sessions that are nobody's, and whoever has a name to
+        itself (`_alone`) keeps it until the store has answered.
         """
         asking = self._asking.setdefault(caller or self._engine.accounts.nobody, asyncio.Semaphore(_MOST_OF_ONE))
         await asking.acquire()

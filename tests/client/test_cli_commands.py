@@ -73,7 +73,7 @@ def test_a_session_is_exported_to_a_file_and_imported(recurra: Run, server: Serv
     file.write_bytes(b"nothing")
     code, _, err = recurra("sessions", "import", str(file), *at)
     assert code == 1
-    assert err == "recurra: these bytes are not a snapshot of format RCS1\n"
+    assert err == "recurra: these bytes are not a snapshot of format RCS2\n"
     code, _, err = recurra("sessions", "import", str(tmp_path / "none"), *at)
     assert (code, err) == (1, f"recurra: {tmp_path / 'none'}: No such file or directory\n")
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import kubernetes_validate
+from recurra_server.checkpoint_writer import LAP_SECONDS
 from recurra_server.settings import Settings
 
 from tests.deploy.manifests import Resources
@@ -43,7 +44,8 @@ def test_pods_have_no_rights(resources: Resources, attack: Attack) -> None:
 def test_a_server_has_time_to_drain(resources: Resources) -> None:
     pod = resources["Deployment", "recurra-servers"]["spec"]["template"]["spec"]
     before = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] >= before + Settings().drain_seconds + 10
+    last_checkpoints = LAP_SECONDS + 1 + LAP_SECONDS  # calls are ended between the two
+    assert pod["terminationGracePeriodSeconds"] >= before + Settings().drain_seconds + last_checkpoints + 3
 
 
 def test_what_is_named_is_there(resources: Resources) -> None:

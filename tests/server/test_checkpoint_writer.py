@@ -2,19 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any, cast
 
 import pytest
 from recurra.v1.sessions_pb2 import CloseSessionRequest
 from recurra_server import checkpoint_writer, checkpoints
 from recurra_server.driver import Driver
-from recurra_server.engine import handover
 from recurra_server.engine.accounts import Quota
 from recurra_server.engine.durability import Durability
 from recurra_server.engine.errors import EngineError, StepGapError, StoreUnavailableError
 from recurra_server.engine.ledger import BatchBound
-from recurra_server.engine.ports import Checkpoint, StoreError
+from recurra_server.engine.ports import StoreError
 from recurra_server.engine.sessions import Session
 from recurra_server.rpc.sessions import SessionsServicer
 from recurra_server.runtimes.onnx import OnnxRuntime
@@ -47,17 +45,19 @@ def step_of(session: Session) -> int:
 
 
 class Gate:
-    """The store does not answer requests of a kind before it is told to."""
+    """The store does not begin requests of a kind before it is told to; or does not answer, though it is done."""
 
-    def __init__(self, writer: Writer, request: str) -> None:
+    def __init__(self, writer: Writer, request: str, *, done_first: bool = False) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self._done_first = done_first
         self._request = getattr(writer.store, request)
         setattr(writer.store, request, self._wait)
 
     async def _wait(self, argument: object) -> object:
         self.begun.set()
+        answer = await self._request(argument) if self._done_first else None
         await self.go_on.wait()
-        return await self._request(argument)
+        return answer if self._done_first else await self._request(argument)
 
 
 async def _close(writer: Writer) -> None:
@@ -97,117 +97,6 @@ async def test_who_hangs_up_takes_nobodys_checkpoint_with_him(
     attack("store", "closing sessions, opening them again, draining, and cancelling the calls", "others are saved")
 
 
-@pytest.mark.parametrize("why", ["timed out", "cannot be sent", "cannot be encoded"])
-async def test_a_session_that_cannot_be_saved_keeps_no_other_from_it(
-    writer: Writer, monkeypatch: pytest.MonkeyPatch, why: str, attack: Attack
-) -> None:
-    """One that takes more than two seconds to send, for one."""
-    sessions = [await writer.open(str(number)) for number in range(40)]
-    bad, sync = sessions[7], await writer.open("sync", Durability.SYNC)
-    save, encode = writer.store.save, handover.encode
-    is_bad, tries = True, 0
-
-    async def refuse(checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        nonlocal tries
-        if is_bad and any(checkpoint.store_key == "7" for checkpoint in checkpoints):
-            tries += 1
-            raise StoreError(why) if why == "timed out" else MemoryError(why)
-        return await save(checkpoints)
-
-    def cannot(session: Session) -> bytes:
-        nonlocal tries
-        if is_bad and session is bad:
-            tries += 1
-            raise MemoryError
-        return encode(session)
-
-    if why == "cannot be encoded":
-        monkeypatch.setattr(handover, "encode", cannot)
-    else:
-        writer.store.save = refuse  # type: ignore[method-assign]
-    for session in [*sessions, sync]:
-        writer.step(session)
-    told: dict[str, EngineError | None] = {}
-    for session in (bad, sessions[8]):
-        assert session.durable is not None
-        session.durable.when_saved(partial(told.__setitem__, session.id or ""))
-    assert await writer.checkpoints.writer.write(), "the store is there"
-    assert told.pop("8") is None
-    assert isinstance(told.pop("7"), StoreUnavailableError)
-    assert writer.owner.engine.ledger.store_up
-    assert [step_of(session) for session in sessions] == [int(session is not bad) for session in sessions]
-    assert step_of(sync) == 1
-    assert tries == 2, "with the others, and alone"
-
-    for number in range(2, 12):
-        for session in [*sessions, sync]:
-            writer.step(session)
-        writer.store.saves.clear()
-        assert await writer.checkpoints.writer.write()
-        assert step_of(sync) == step_of(sessions[0]) == number
-        assert len(writer.store.saves) == 1, "the others go in one batch still"
-        writer.owner.now += 1.0
-    assert step_of(bad) == 0
-    assert tries <= 2 + 4, "less and less often"
-
-    is_bad = False
-    writer.owner.now += 30.0
-    assert await writer.checkpoints.writer.write()
-    assert step_of(bad) == bad.applied == 11
-    attack(
-        "store", "a session that cannot be saved", "it is put off; other sessions are saved, and SYNC steps answered"
-    )
-
-
-async def test_nobody_waits_while_one_is_tried_again(writer: Writer) -> None:
-    sync, bad = await writer.open("sync", Durability.SYNC), await writer.open("bad")
-    begun, save = asyncio.Event(), writer.store.save
-
-    async def refuse(checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        if all(checkpoint.store_key != "bad" for checkpoint in checkpoints):
-            return await save(checkpoints)
-        if len(checkpoints) == 1:
-            begun.set()
-            await asyncio.Event().wait()
-        raise StoreError("timed out")
-
-    writer.store.save = refuse  # type: ignore[method-assign]
-    for session in (sync, bad):
-        writer.step(session)
-    assert bad.durable is not None
-    bad.durable.when_saved(lambda _: None)
-    forever = (writer.checkpoints.writer.write_forever, writer.checkpoints.writer.retry_forever)
-    running = [asyncio.create_task(each()) for each in forever]
-    async with asyncio.timeout(20):
-        await begun.wait()
-        assert step_of(sync) == 1
-        for number in (2, 3):
-            writer.step(sync)
-            await writer.checkpoints.saved(sync)
-            assert step_of(sync) == number
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-    assert step_of(bad) == 0
-    assert not bad.durable.is_saved
-
-
-async def test_what_is_too_much_at_once_for_a_slow_store_goes_one_by_one(writer: Writer) -> None:
-    sessions = [await writer.open(str(number)) for number in range(100)]
-    save = writer.store.save
-
-    async def slowly(checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        if len(checkpoints) > 10:
-            raise StoreError("timed out")
-        return await save(checkpoints)
-
-    writer.store.save = slowly  # type: ignore[method-assign]
-    for session in sessions:
-        writer.step(session)
-    assert await writer.checkpoints.writer.write()
-    assert [step_of(session) for session in sessions] == [1] * 100
-
-
 async def test_an_opening_that_fails_is_no_trouble_of_the_store(writer: Writer) -> None:
     """It may be that session's own size."""
     sync = await writer.open("sync", Durability.SYNC)
@@ -242,6 +131,25 @@ async def test_the_id_of_what_was_closed_is_free_once_the_store_is_told(writer: 
     gate.go_on.set()
     assert not (await opening).closed
     assert await writing
+
+
+async def test_a_name_is_nobody_elses_until_the_store_has_answered_who_hung_up(writer: Writer, attack: Attack) -> None:
+    """Else the session that was found is another owner's by the time that it is here."""
+    gate = Gate(writer, "create", done_first=True)
+    opening = asyncio.ensure_future(writer.open("a"))
+    await gate.begun.wait()
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    finding = asyncio.ensure_future(driver_of(writer).find("a"))
+    await turns()
+    assert not finding.done()
+    gate.go_on.set()
+    session = await finding
+    writer.step(session)
+    assert await writer.checkpoints.writer.write()
+    assert step_of(session) == 1, "it is its only owner's"
+    assert writer.checkpoints.taken_over == 0
+    attack("store", "cancelling OpenSession and stepping the session at once", "it waits until the session is open")
 
 
 async def test_an_id_is_not_free_while_the_store_cannot_be_told(writer: Writer) -> None:
@@ -311,6 +219,26 @@ async def test_nothing_is_left_of_who_waits_no_more(
     assert session.durable.change is not None
     assert session.durable.change.told == []
     attack("store", "resetting a SYNC session again and again while the store is away", "nothing is left of the calls")
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["hangs up", "gives up"])
+async def test_nothing_is_left_of_who_waits_no_more_for_a_name_to_be_free(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    session = await writer.open("a")
+    writer.owner.engine.close(session)
+    if not gone:
+        monkeypatch.setattr(checkpoints, "_PATIENCE", 0.0)
+    waiting = asyncio.ensure_future(writer.checkpoints.deleted(session))
+    await asyncio.sleep(0)
+    if gone:
+        (deletion,) = writer.owner.engine.ledger.deletions.values()
+        assert len(deletion.told) == 1
+        waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert waiting.cancelled() is gone
+    (deletion,) = writer.owner.engine.ledger.deletions.values()
+    assert deletion.told == []
 
 
 async def test_who_asks_for_steps_that_are_not_there_has_few_sessions_saved_at_a_time(

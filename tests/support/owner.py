@@ -28,8 +28,17 @@ class Owner(Harness):
 
     def take(self, *, hurried_only: bool = False, most: int = 100, size: int = 1 << 20) -> list[Save]:
         """What would be sent to the store."""
-        bound = BatchBound(most, size)
-        return self.engine.ledger.next_batch(handover.encode, bound, self.now, hurried_only=hurried_only)
+        batch = self.engine.ledger.next_batch(BatchBound(most, size), self.now, hurried_only=hurried_only)
+        return [change.durable.take(handover.encode(change.durable.session)) for change in batch]
+
+    def fail_alone(self) -> str | None:
+        """Have the store refuse what is tried alone next; its name there, if there is one."""
+        change = self.engine.ledger.next_alone(self.now)
+        if change is None:
+            return None
+        save = change.durable.take(b"")
+        save.durable.failed(save, self.now, at_fault=True)
+        return save.checkpoint.store_key
 
     def save(self) -> list[Checkpoint]:
         """Save all there is; return it."""

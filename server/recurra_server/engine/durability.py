@@ -208,8 +208,7 @@ class Durable:
             self._ledger.forget(newer)
             change.told += newer.told
         self.change = change
-        if change.told:
-            self._ledger.hurry(change)
+        self._ledger.put_back(change)
         for told in waiting:
             told(away(self._ledger.trouble))
 
@@ -231,6 +230,11 @@ class Change:
     told: list[Told] = field(default_factory=list)
     failures: int = 0
     not_before: float = 0.0
+
+    @property
+    def has_failed_alone(self) -> bool:
+        """Whether it could not be saved in a try of its own: the first was with others."""
+        return self.failures > 1
 
     def put_off(self, now: float) -> None:
         """It could not be saved, alone or with others: it waits apart from them, for longer each time."""

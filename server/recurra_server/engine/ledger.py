@@ -1,17 +1,20 @@
 """All that is not in the store yet, of all sessions: what goes there next, and what has to be deleted there.
 
 Somebody who has a store empties it part by part. What somebody waits for goes before the rest, and there callers take
-turns. What cannot be saved though the store is there (`Change.put_off`) waits apart from all others.
+turns. What cannot be saved though the store is there waits apart from all others (`apart.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, zip_longest
+from heapq import merge
+from itertools import chain, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from recurra_server.engine.durability import Change, Durable, Save, Told, away
+from recurra_server.engine.apart import Apart
+from recurra_server.engine.durability import Change, Durable, Told, away
 
 if TYPE_CHECKING:
     from recurra_server.engine.accounts import Account
@@ -24,11 +27,15 @@ class BatchBound:
 
     Attributes:
         sessions: At most so many.
-        bytes: As many of them as first make up so many bytes, and one at least.
+        bytes: Together at most so many bytes that they remember, but one session at least.
     """
 
     sessions: int
     bytes: int
+
+    def share_of(self, session: Session) -> float:
+        """How much of a batch a session takes up, of its places and of its bytes."""
+        return 1 / self.sessions + session.nbytes / self.bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +74,7 @@ class Ledger:
         self.trouble = ""
         self.on_hurry: Callable[[], object] = lambda: None
         self._hurried: dict[Account, dict[Change, None]] = {}  # in the order of their turns
+        self._apart = Apart()
 
     @property
     def store_up(self) -> bool:
@@ -76,65 +84,84 @@ class Ledger:
     # --- changes -------------------------------------------------------------------------
 
     def hurry(self, change: Change) -> None:
-        """Somebody waits for this one."""
-        self._hurried.setdefault(change.durable.session.owner, {})[change] = None
-        self.on_hurry()
+        """Somebody waits for this one. What waits apart has turns of its own."""
+        if not change.failures:
+            self._hurried.setdefault(change.durable.session.owner, {})[change] = None
+            self.on_hurry()
+
+    def put_back(self, change: Change) -> None:
+        """It was not saved: it has to wait again, apart from others where it may be at fault."""
+        if change.failures:
+            self._apart.add(change)
+        elif change.told:
+            self.hurry(change)
 
     def forget(self, change: Change) -> None:
         """It is saved, or is part of another one now, or its session has ended."""
         self.changed.pop(change, None)
         self._calm(change)
+        self._apart.remove(change)
 
     def lag(self, now: float) -> float:
         """Seconds since the oldest change that is not in the store."""
         oldest = next(iter(self.changed), None)
         return 0.0 if oldest is None else max(0.0, now - oldest.at)
 
-    def next_batch(
-        self,
-        encode: Callable[[Session], bytes | None],
-        most: BatchBound,
-        until: float,
-        *,
-        hurried_only: bool = False,
-        apart: bool = False,
-    ) -> list[Save]:
-        """Begin to save what has changed `until` then, as many as are one batch: first what somebody waits for.
+    def next_batch(self, most: BatchBound, until: float, *, hurried_only: bool = False) -> list[Change]:
+        """What of that which has changed `until` then is to be saved at once: first what somebody waits for.
+
+        What does not fit any more is passed over, and so is all behind it of the same caller. Who has the turn is
+        always taken, and who was taken comes behind who was not the next time: so everybody has a turn.
 
         Args:
-            encode: Gives a session as bytes; None where that cannot be done: then it is put off.
             most: What is one batch.
-            until: What changed later is left, and what was put off for longer.
+            until: What changed later is left.
             hurried_only: Only what somebody waits for.
-            apart: Only what was put off before, else nothing of that.
-        """
-        source = chain(self._by_turns(), () if hurried_only else self.changed)
-        due = (
-            change
-            for change in source
-            if change.durable.saving is None
-            and max(change.at, change.not_before) <= until
-            and bool(change.failures) is apart
-        )
-        encoded: dict[Change, bytes | None] = {}
-        left = most.bytes
-        for change in dict.fromkeys(islice(due, most.sessions)):
-            data = encoded[change] = encode(change.durable.session)
-            left -= len(data or b"")
-            if left <= 0:
-                break
-        for change in encoded:
-            self._calm(change)
-        saves = [change.durable.take(data) for change, data in encoded.items() if data is not None]
-        for change, data in encoded.items():
-            if data is None:  # only now: whoever is told may change other sessions
-                change.durable.failed(change.durable.take(b""), until, at_fault=True)
-        return saves
 
-    def _by_turns(self) -> Iterator[Change]:
-        """What somebody waits for: of several callers by turns, of each what was hurried first."""
-        for turn in zip_longest(*self._hurried.values()):
-            yield from (change for change in turn if change is not None)
+        Returns:
+            The changes, each to be taken (`Durable.take`) before anything else happens; none where nothing is due.
+        """
+
+        def is_due(change: Change) -> bool:
+            return change.durable.saving is None and change.at <= until and not change.failures
+
+        source = chain(self._by_turns(most, is_due), () if hurried_only else filter(is_due, self.changed))
+        chosen: list[Change] = []
+        passed_over: set[Account] = set()
+        left = most.bytes
+        for change in dict.fromkeys(islice(source, most.sessions)):
+            session = change.durable.session
+            if session.owner in passed_over:
+                continue
+            if chosen and session.nbytes > left:
+                passed_over.add(session.owner)
+            else:
+                left -= session.nbytes
+                chosen.append(change)
+        for change in chosen[1:] + chosen[:1]:  # last of all who had the turn: the others had what was left
+            self._calm(change)
+        return chosen
+
+    def next_alone(self, until: float) -> Change | None:
+        """What could not be saved before and is tried alone next, of what is due `until` then; see `Apart.next`."""
+        return self._apart.next(until)
+
+    def _by_turns(self, most: BatchBound, is_due: Callable[[Change], bool]) -> Iterator[Change]:
+        """What somebody waits for: one of the caller who has the turn, then of whoever has had least of the batch.
+
+        Of each caller what was hurried first is first. The first one comes twice.
+        """
+
+        def with_shares(line: Iterable[Change]) -> Iterator[tuple[float, Change]]:
+            share = 0.0
+            for change in filter(is_due, line):
+                share += most.share_of(change.durable.session)
+                yield share, change
+
+        lines = self._hurried.values()
+        yield from islice(filter(is_due, chain.from_iterable(lines)), 1)
+        for _, change in merge(*map(with_shares, lines), key=itemgetter(0)):
+            yield change
 
     def _calm(self, change: Change) -> None:
         """Nobody has to wait for it in line any more; the next turns are those of others."""

@@ -121,6 +121,11 @@ class Session:
         """Where it stands."""
         return Place(self.era, self.applied)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it remembers: what is in its slot, and the reply kept for a retry where that is not small."""
+        return self.model.slots.row_bytes + self._reply_bytes
+
     def check_open(self) -> None:
         """Make sure that it has not ended.
 

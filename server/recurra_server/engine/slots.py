@@ -37,11 +37,13 @@ class SlotTable(Generic[Owner]):
 
     Attributes:
         stamp: Hash of how a slot is laid out: two that are equal hold the same bytes in the same places.
+        row_bytes: Bytes of a slot.
     """
 
     def __init__(self, specs: Sequence[Kept], capacity: int) -> None:
         self.specs = tuple(specs)
         self.stamp = _stamp_of(self.specs)
+        self.row_bytes = sum(spec.row_bytes for spec in self.specs)
         self.owners: list[Owner | None] = []  # as many as there are slots that were handed out at least once
         self.last_used: Array
         self.idle_timeout: Array
@@ -70,7 +72,7 @@ class SlotTable(Generic[Owner]):
     @property
     def nbytes(self) -> int:
         """Bytes that states take or have taken; they are kept for the sessions to come."""
-        return len(self.owners) * sum(spec.row_bytes for spec in self.specs)
+        return len(self.owners) * self.row_bytes
 
     def allocate(self) -> int:
         """Hand out a slot. Its states are whatever its last owner left; nobody owns it and it does not expire."""

@@ -1,9 +1,10 @@
 """A session as bytes: to keep it, to go on with it on another server, or to come back to it.
 
 A snapshot says which model it is of and how what it holds is laid out, and fits only where both are the same. It
-is data: every field is checked when it is read, and what does not fit is refused, never reshaped.
+is data: every field is checked when it is read, and what does not fit is refused, never reshaped. Nor is more read than
+its model can have: a reply has as many outputs as whoever made the bytes says.
 
-The layout, little-endian: `RCS1`; model name and digest, each a length of one byte and UTF-8; SHA-256 of the
+The layout, little-endian: `RCS2`; model name and digest, each a length of one byte and UTF-8; SHA-256 of the
 layout of the states; u64 steps applied; u32 length of the states, and the states one after the other; u8 1 where
 the last reply is kept, then u64 its number, u32 its steps, u32 number of outputs, each with a u32 length, and u32
 number of those asked for by name, each a u32 length and UTF-8; CRC-32 of all before it.
@@ -11,7 +12,8 @@ number of those asked for by name, each a u32 length and UTF-8; CRC-32 of all be
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +24,7 @@ from recurra_server.engine.served_model import Array, ServedModel
 from recurra_server.engine.sessions import KeptReply, Session
 from recurra_server.engine.standing import Standing
 
-_MAGIC = b"RCS1"
+_MAGIC, _OLD_MAGIC = b"RCS2", b"RCS1"
 _LARGEST_STEP = 2**63 - 1
 
 
@@ -35,7 +37,7 @@ class Snapshot:
         stamp: Hash of how the states are laid out.
         applied: Number of time steps applied.
         values: All that is kept of the session, one after the other.
-        last_reply: The last step's reply, for a retry; None where that step had no number.
+        reply: The last step's reply, for a retry, where that step had a number: as it stands in the bytes.
     """
 
     model: str
@@ -43,23 +45,22 @@ class Snapshot:
     stamp: bytes
     applied: int
     values: bytes
-    last_reply: KeptReply | None
+    reply: bytes
 
     @classmethod
     def of(cls, standing: Standing) -> "Snapshot":
         """Take a session that stands there."""
         model = standing.model
         values = b"".join(standing.values[spec.name].tobytes() for spec in model.slots.specs)
-        return cls(model.name, model.digest, model.slots.stamp, standing.applied, values, standing.last_reply)
+        return cls(model.name, model.digest, model.slots.stamp, standing.applied, values, _written(standing.last_reply))
 
-    def values_for(self, model: ServedModel) -> dict[str, Array]:
-        """What is kept of the session, each `[*dims]` by its name.
+    def standing(self, model: ServedModel) -> Standing:
+        """Where the session stood.
 
         Raises:
             SnapshotMismatchError: It is of another model.
             SnapshotInvalidError: It holds what no session can hold.
         """
-        specs = model.slots.specs
         if self.digest != model.digest or self.stamp != model.slots.stamp:
             raise SnapshotMismatchError(
                 f"the snapshot is of model {shown(self.model)} with digest {self.digest[:19]}…; {model.name} version "
@@ -68,12 +69,14 @@ class Snapshot:
                 digest=self.digest[:80],
                 expected_digest=model.digest,
             )
-        if len(self.values) != sum(spec.row_bytes for spec in specs):
+        return Standing(model, self._values(model), self.applied, self._last_reply(model))
+
+    def _values(self, model: ServedModel) -> dict[str, Array]:
+        if len(self.values) != model.slots.row_bytes:
             raise SnapshotInvalidError("the snapshot's states have another length than its model's")
-        self._check_kept(model)
         values: dict[str, Array] = {}
         begin = 0
-        for spec in specs:
+        for spec in model.slots.specs:
             array = np.frombuffer(self.values, spec.np_dtype, spec.row_bytes // spec.np_dtype.itemsize, begin)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise SnapshotInvalidError(f"the snapshot's {spec.name!r} holds NaN or infinity")
@@ -81,10 +84,11 @@ class Snapshot:
             begin += spec.row_bytes
         return values
 
-    def _check_kept(self, model: ServedModel) -> None:
-        kept = self.last_reply
+    def _last_reply(self, model: ServedModel) -> KeptReply | None:
+        with _checked():
+            kept = _read_reply(_Reader(self.reply), len(model.signature.outputs))
         if kept is None:
-            return
+            return None
         try:
             choice = model.choose(kept.names)
         except InvalidRequestError as error:
@@ -97,6 +101,7 @@ class Snapshot:
         )
         if not fits:
             raise SnapshotInvalidError("the reply that the snapshot keeps is not that of its last step")
+        return kept
 
     def encode(self) -> bytes:
         """As bytes."""
@@ -104,36 +109,38 @@ class Snapshot:
         for text in (self.model, self.digest):
             raw = text.encode()
             parts += [struct.pack("<B", len(raw)), raw]
-        parts += [self.stamp, struct.pack("<QI", self.applied, len(self.values)), self.values]
-        reply = self.last_reply
-        if reply is None:
-            parts.append(b"\0")
-        else:
-            parts.append(struct.pack("<BQII", 1, reply.number, reply.steps, len(reply.outputs)))
-            for data in reply.outputs:
-                parts += [struct.pack("<I", len(data)), data]
-            parts.append(struct.pack("<I", len(reply.names)))
-            for name in reply.names:
-                raw = name.encode()
-                parts += [struct.pack("<I", len(raw)), raw]
+        parts += [self.stamp, struct.pack("<QI", self.applied, len(self.values)), self.values, self.reply]
         body = b"".join(parts)
         return body + struct.pack("<I", zlib.crc32(body))
 
     @classmethod
     def decode(cls, data: bytes) -> "Snapshot":
-        """Read bytes; what they mean is only known beside a model (`values_for`).
+        """Read bytes; what they mean is only known beside a model (`standing`).
 
         Raises:
-            SnapshotInvalidError: They are no snapshot, or a damaged one.
+            SnapshotInvalidError: They are no snapshot, one of an older version, or a damaged one.
         """
+        if data[:4] == _OLD_MAGIC:
+            raise SnapshotInvalidError("the snapshot was made by an older version, in format RCS1; this one reads RCS2")
         if data[:4] != _MAGIC:
-            raise SnapshotInvalidError("these bytes are not a snapshot of format RCS1")
+            raise SnapshotInvalidError("these bytes are not a snapshot of format RCS2")
         if len(data) < 8 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise SnapshotInvalidError("the snapshot is damaged: its checksum is wrong")
-        try:
+        with _checked():
             return _read(_Reader(data[4:-4]))
-        except (struct.error, ValueError) as error:
-            raise SnapshotInvalidError(f"the snapshot cannot be read: {error}") from None
+
+
+@contextmanager
+def _checked() -> Iterator[None]:
+    """Read what may be anything.
+
+    Raises:
+        SnapshotInvalidError: It cannot be read.
+    """
+    try:
+        yield
+    except (struct.error, ValueError) as error:
+        raise SnapshotInvalidError(f"the snapshot cannot be read: {error}") from None
 
 
 class _Reader:
@@ -163,6 +170,10 @@ class _Reader:
         """A short text."""
         return self.take(self.unpack("<B")[0]).decode()
 
+    def rest(self) -> bytes:
+        """All that is left."""
+        return self.take(len(self._data) - self._at)
+
     def end(self) -> None:
         """Nothing may be left."""
         if self._at != len(self._data):
@@ -174,16 +185,37 @@ def _read(reader: _Reader) -> Snapshot:
     applied, size = reader.unpack("<QI")
     if applied > _LARGEST_STEP:
         raise ValueError(f"{applied} steps are more than there can be")
-    values = reader.take(size)
+    return Snapshot(model, digest, stamp, applied, reader.take(size), reader.rest())
+
+
+def _read_reply(reader: _Reader, most: int) -> KeptReply | None:
+    """The last reply, of a model with so many outputs."""
+
+    def parts() -> tuple[bytes, ...]:
+        (count,) = reader.unpack("<I")
+        if count > most:
+            raise ValueError(f"it has a reply of {count} outputs, and its model has {most}")
+        return tuple(reader.take(reader.unpack("<I")[0]) for _ in range(count))
+
     (has_kept,) = reader.unpack("<B")
     kept = None
     if has_kept:
-        number, count, outputs = reader.unpack("<QII")
-        answered = tuple(reader.take(reader.unpack("<I")[0]) for _ in range(outputs))
-        names = tuple(reader.take(reader.unpack("<I")[0]).decode() for _ in range(*reader.unpack("<I")))
-        kept = KeptReply(number, count, answered, names)
+        number, steps = reader.unpack("<QI")
+        kept = KeptReply(number, steps, parts(), tuple(name.decode() for name in parts()))
     reader.end()
-    return Snapshot(model, digest, stamp, applied, values, kept)
+    return kept
+
+
+def _written(reply: KeptReply | None) -> bytes:
+    """A reply as `_read_reply` reads it."""
+    if reply is None:
+        return b"\0"
+    parts = [struct.pack("<BQI", 1, reply.number, reply.steps)]
+    for some in (reply.outputs, [name.encode() for name in reply.names]):
+        parts.append(struct.pack("<I", len(some)))
+        for data in some:
+            parts += [struct.pack("<I", len(data)), data]
+    return b"".join(parts)
 
 
 def take(session: Session, now: float) -> bytes:
@@ -205,7 +237,7 @@ def read(engine: Engine, data: bytes) -> Standing:
     newest = engine.model(snapshot.model)
     versions = [model for model in engine.models() if model.name == snapshot.model]
     model = next((model for model in versions if model.digest == snapshot.digest), newest)
-    return Standing(model, snapshot.values_for(model), snapshot.applied, snapshot.last_reply)
+    return snapshot.standing(model)
 
 
 def rewind(session: Session, data: bytes, now: float) -> None:
@@ -216,13 +248,13 @@ def rewind(session: Session, data: bytes, now: float) -> None:
         SnapshotInvalidError, SnapshotMismatchError: The snapshot is not of such a session; it is as it was.
     """
     session.check_open()
-    snapshot, slots = Snapshot.decode(data), session.model.slots
-    states, held = snapshot.values_for(session.model), slots.read(session.slot)
+    then, slots = Snapshot.decode(data).standing(session.model), session.model.slots
+    held = slots.read(session.slot)
     for spec in slots.specs:
-        if spec.constant and not np.array_equal(held[spec.name], states[spec.name]):
+        if spec.constant and not np.array_equal(held[spec.name], then.values[spec.name]):
             raise SnapshotMismatchError(
                 f"the snapshot was taken of a session with another {spec.name!r}: import it as a session of its own"
             )
-    slots.begin(session.slot, states)
+    slots.begin(session.slot, then.values)
     slots.touch(session.slot, now)
-    session.count_from(snapshot.applied, snapshot.last_reply, now)
+    session.count_from(then.applied, then.last_reply, now)

@@ -2,6 +2,8 @@
 
 import struct
 import zlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from recurra_server.engine.errors import (
     SnapshotInvalidError,
     SnapshotMismatchError,
 )
+from recurra_server.engine.served_model import ServedModel
 from recurra_server.engine.sessions import KeptReply, Session
 from recurra_server.engine.snapshots import Snapshot
+from recurra_server.engine.standing import Standing
 from recurra_server.runtimes.onnx import OnnxRuntime
 
 from tests.server.engine.test_promises import TOLERANCE, sequence
@@ -62,12 +66,37 @@ def test_a_sequence_goes_on_in_another_server(
     np.testing.assert_allclose(np.concatenate(answers), whole(runtimes[model], x), atol=TOLERANCE, rtol=0)
 
 
-def test_a_reply_of_many_outputs_is_kept() -> None:
-    """As many as a model can have."""
-    names = tuple(f"y{number}" for number in range(1000))
-    kept = KeptReply(7, 1, tuple(name.encode() for name in names), names)
-    snapshot = Snapshot("m", "sha256:m", bytes(32), 7, b"", kept)
-    assert Snapshot.decode(snapshot.encode()) == snapshot
+def test_a_reply_of_many_outputs_is_kept(runtimes: Runtimes) -> None:
+    """As many as the model has."""
+    harness, signature = Harness(runtimes), runtimes["counter"].signature
+    outputs = tuple(replace(signature.outputs[0], name=f"y{number}") for number in range(1000))
+    many = ServedModel(
+        "many", "1", "sha256:many", replace(signature, outputs=outputs), runtimes["counter"], harness.engine.limits
+    )
+    kept = KeptReply(7, 1, (bytes(4),) * 1000, tuple(spec.name for spec in outputs))
+    values = {spec.name: np.ones(spec.dims, spec.np_dtype) for spec in many.slots.specs}
+    data = Snapshot.of(Standing(many, values, 7, kept)).encode()
+    assert Snapshot.decode(data).standing(many).last_reply == kept
+
+
+@pytest.mark.parametrize("part", ["outputs", "names"])
+def test_no_more_outputs_are_read_than_the_model_has(runtimes: Runtimes, part: str, attack: Attack) -> None:
+    """Four bytes each: a snapshot could say millions, and everybody would wait while they are read."""
+    victim = Victim(runtimes, "counter")
+    snapshot = Snapshot.decode(victim.data)
+    millions = struct.pack("<I", 2**20) + bytes(4 << 20)
+    before = b"" if part == "outputs" else struct.pack("<II4s", 1, 4, b"")
+    forged = replace(snapshot, reply=struct.pack("<BQI", 1, 2, 1) + before + millions)
+    with pytest.raises(SnapshotInvalidError, match="a reply of 1048576 outputs, and its model has 1"):
+        victim.harness.restore(forged.encode())
+    assert not victim.suffer(forged.encode())
+    attack("gRPC port", "a snapshot that keeps a reply of a million outputs", "refused before any is read")
+
+
+def test_one_of_an_older_version_is_refused_by_name(runtimes: Runtimes) -> None:
+    data = Victim(runtimes, "counter").data
+    with pytest.raises(SnapshotInvalidError, match="older version, in format RCS1"):
+        Snapshot.decode(b"RCS1" + data[4:])
 
 
 def test_it_is_small(runtimes: Runtimes) -> None:
@@ -191,11 +220,10 @@ def test_forged_snapshots_are_refused_or_harmless(victims: dict[str, Victim], se
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=400))
-def test_any_bytes_are_refused(data: bytes, attack: Attack) -> None:
-    for forged in (data, b"RCS1" + data + struct.pack("<I", zlib.crc32(b"RCS1" + data))):
-        with pytest.raises(SnapshotInvalidError):
-            Snapshot.decode(forged)
-    attack("gRPC port", "snapshots of any bytes", "INVALID_ARGUMENT SNAPSHOT_INVALID")
+def test_any_bytes_are_refused(victims: dict[str, Victim], data: bytes, attack: Attack) -> None:
+    for forged in (data, b"RCS2" + data + struct.pack("<I", zlib.crc32(b"RCS2" + data))):
+        assert not victims["counter"].suffer(forged)
+    attack("gRPC port", "snapshots of any bytes", "refused; nothing else changes")
 
 
 @pytest.fixture(scope="module")
@@ -209,19 +237,19 @@ def victims(runtimes: Runtimes) -> dict[str, Victim]:
         ({"values": np.array([np.nan], "<f4").tobytes()}, "NaN or infinity"),
         ({"values": b"\0" * 8}, "another length"),
         ({"applied": 9}, "not that of its last step"),
-        ({"last_reply": "outputs"}, "not that of its last step"),
+        ({"reply": struct.pack("<BQIII9sI", 1, 1, 2, 1, 9, b"", 0)}, "not that of its last step"),
+        ({"reply": b"\0\0"}, "1 bytes too many"),
+        ({"reply": b""}, "1 bytes too early"),
     ],
 )
 def test_what_no_session_can_hold_is_refused(
-    runtimes: Runtimes, change: dict[str, object], message: str, attack: Attack
+    runtimes: Runtimes, change: dict[str, Any], message: str, attack: Attack
 ) -> None:
     victim = Victim(runtimes, "counter")
-    fields = {name: getattr(Snapshot.decode(victim.data), name) for name in Snapshot.__slots__}
-    if change.get("last_reply"):
-        change = {"last_reply": type(fields["last_reply"])(1, 2, (b"\0" * 9,))}
+    forged = replace(Snapshot.decode(victim.data), **change).encode()
     with pytest.raises(SnapshotInvalidError, match=message):
-        victim.harness.restore(Snapshot(**{**fields, **change}).encode())
-    assert not victim.suffer(Snapshot(**{**fields, **change}).encode())
+        victim.harness.restore(forged)
+    assert not victim.suffer(forged)
     attack(
         "gRPC port",
         "a snapshot with NaN, of another length, of a step that was not",
