@@ -42,6 +42,7 @@ class Server:
         breaks: What the stream ends with instead of the next answers.
         refusals: What the next messages are answered with, unread.
         resets_unanswered: How many resets will be done and not answered.
+        reset_trouble, asking_trouble: What the next reset, or question how far it is, ends with instead.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,8 @@ class Server:
         self.breaks: list[Any] = []
         self.refusals: list[Any] = []
         self.resets_unanswered = 0
+        self.reset_trouble: Any = None
+        self.asking_trouble: Any = None
         self._kept = 0
 
     def is_taken_over(self) -> None:
@@ -79,6 +82,9 @@ class Server:
 
     async def reset_session(self, _: sessions_pb2.ResetSessionRequest, **__: Any) -> sessions_pb2.ResetSessionResponse:
         """Begin anew, which is durable then."""
+        trouble, self.reset_trouble = self.reset_trouble, None
+        if trouble is not None:
+            raise trouble
         self.steps.clear()
         self.durable = self._kept = 0
         if self.resets_unanswered:
@@ -88,6 +94,9 @@ class Server:
 
     async def get_session(self, request: sessions_pb2.GetSessionRequest, **_: Any) -> sessions_pb2.GetSessionResponse:
         """How far it is."""
+        trouble, self.asking_trouble = self.asking_trouble, None
+        if trouble is not None:
+            raise trouble
         if request.after_step > len(self.steps):
             raise StepGapError(
                 "",
@@ -173,6 +182,7 @@ async def test_the_status_of_a_stream_is_no_answer_to_a_step(code: grpc.StatusCo
 
 
 CAPACITY = _Response(error=error_pb2.Error(code=8, reason="CAPACITY", retry_after=Duration(nanos=1)))
+MOVED = _Response(error=error_pb2.Error(code=14, reason="SESSION_MOVED"))
 FOREVER = _Response(error=error_pb2.Error(code=8, reason="CAPACITY"))
 REFUSALS = [
     pytest.param(CAPACITY, CapacityError, id="no room"),
@@ -298,3 +308,42 @@ async def test_what_was_sent_before_a_reset_is_not_sent_again_after_it() -> None
     server.is_taken_over()
     await send(delivery, 15)
     assert server.steps == [11, 12, 13, 14, 15]
+
+
+async def test_what_is_told_of_a_reset_takes_the_step_behind_it_out_of_the_line() -> None:
+    """As the documents say of such an error that the step was not applied, and may be sent again."""
+    server = Server()
+    delivery = delivery_to(server, reconnect=0)
+    server.resets_unanswered = 1
+    with pytest.raises(UnavailableError):
+        await delivery.reset()
+    server.reset_trouble = status(grpc.StatusCode.UNKNOWN)
+    with pytest.raises(RecurraError, match="by a proxy"):
+        await send(delivery, 1)
+    await send(delivery, 1)
+    assert server.steps == [1]
+
+
+async def test_a_message_that_says_unavailable_is_no_answer() -> None:
+    """A SYNC step is applied and waits for the store when another server takes the session over."""
+    server = Server()
+    delivery = delivery_to(server)
+    server.breaks = [MOVED]
+    server.refusals = [CAPACITY, CAPACITY]
+    with pytest.raises(StepNotHeldError):
+        await send(delivery, 1)
+    assert not (await send(delivery, 2)).result.replayed, "that was the reply to another"
+    assert server.steps == [1, 2]
+
+
+async def test_a_step_stays_in_the_sequence_where_its_number_cannot_be_asked() -> None:
+    server = Server()
+    delivery = delivery_to(server, reconnect=0)
+    async with delivery.standstill(changes=True):
+        pass
+    for value in (1, 2):
+        server.asking_trouble = status(grpc.StatusCode.UNKNOWN)
+        with pytest.raises(UnavailableError, match="cannot be asked: by a proxy"):
+            await send(delivery, value)
+    await send(delivery, 3)
+    assert server.steps == [1, 2, 3]

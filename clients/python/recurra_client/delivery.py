@@ -162,8 +162,10 @@ class Delivery:
             try:
                 while step.outcome is None:
                     await self._answer_first()
-            except CapacityError:
-                if step.request is not None:  # those before it stay, as nobody waits for them who could send them again
+            except RecurraError as error:
+                # What is told of one before it is told as of this one: it is not applied, unless it stays. Those before
+                # it stay, as nobody waits for them who could send them again.
+                if step.request is not None and not isinstance(error, NO_ANSWER):
                     self._line.remove(step)
                 raise
 
@@ -175,9 +177,9 @@ class Delivery:
         """Find out what becomes of the first in line, which then leaves it.
 
         Raises:
-            UnavailableError, DeadlineExceededError, UnauthenticatedError, ForbiddenError: Nobody knows.
-            CapacityError: There is no room for now: it is not applied, and stays in line.
-            RecurraError: It is a reset, and nobody knows.
+            UnavailableError, DeadlineExceededError, UnauthenticatedError, ForbiddenError: Nobody knows; it stays.
+            CapacityError: There is no room for now: it is not applied, and stays.
+            RecurraError: It is a reset, and nobody knows; it stays.
         """
         step = self._line[0]
         try:

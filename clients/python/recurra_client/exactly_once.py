@@ -87,7 +87,7 @@ class ExactlyOnce:
                     raise self._not_held(request.step, error) from error
                 if self.sure:
                     raise
-                is_applied, is_asked = await self._is_applied(request.step), False
+                is_applied, is_asked = await self._next_number() > request.step, False
                 if is_again and not is_applied:  # what is refused twice is a message that nobody takes
                     raise
                 is_again = True
@@ -137,20 +137,6 @@ class ExactlyOnce:
 
     # --- inside --------------------------------------------------------------------------
 
-    async def _is_applied(self, number: int) -> bool:
-        """Whether a step is applied that was sent and not answered."""
-        try:
-            return await self._next_number() > number
-        except (*NO_ANSWER, SessionNotFoundError):
-            raise
-        except RecurraError as error:
-            raise UnavailableError(
-                f"whether step {number} is applied cannot be asked: {error.message}",
-                reason=error.reason,
-                code=error.code,
-                retry_after=error.retry_after,
-            ) from error
-
     def _not_held(self, number: int, why: RecurraError) -> StepNotHeldError:
         return StepNotHeldError(
             f"step {number} is applied and its output is lost: its answer did not come, and now {why.message}",
@@ -160,16 +146,35 @@ class ExactlyOnce:
         )
 
     async def _next_number(self) -> int:
+        """The number of the next step; the server is asked where it is not known.
+
+        Raises:
+            SessionNotFoundError, StepGapError: There will be none.
+            UnavailableError, DeadlineExceededError, UnauthenticatedError, ForbiddenError: Nobody knows.
+        """
         while not self.sure:
-            # With what is known, as a server that has just taken the session over may not be that far.
-            known, route = self.applied, self._route
             try:
-                session = await get_session(self._connection, self._session_id, after_step=known, route=route)
-            except StepGapError as gap:
-                await self.bring(gap)
-            else:
-                self.applied, self.sure = session.steps, True
+                await self._ask()
+            except (*NO_ANSWER, SessionNotFoundError, StepGapError):
+                raise
+            except RecurraError as error:  # it is about the question, not about a step
+                raise UnavailableError(
+                    f"how far session {self._session_id} is cannot be asked: {error.message}",
+                    reason=error.reason,
+                    code=error.code,
+                    retry_after=error.retry_after,
+                ) from error
         return self.applied + 1
+
+    async def _ask(self) -> None:
+        # With what is known, as a server that has just taken the session over may not be that far.
+        known, route = self.applied, self._route
+        try:
+            session = await get_session(self._connection, self._session_id, after_step=known, route=route)
+        except StepGapError as gap:
+            await self.bring(gap)
+        else:
+            self.applied, self.sure = session.steps, True
 
     async def _apply(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
         """Send one message; and before it, if the session was taken over, what was lost with the server before."""
@@ -193,10 +198,11 @@ class ExactlyOnce:
     async def _exchange(self, request: inference_pb2.StreamStepsRequest) -> inference_pb2.StepResult:
         sure, self.sure = self.sure, False  # until it is answered, nobody knows whether it is applied
         reply = await self._stream.exchange(request)
-        self.sure = sure
-        if not reply.HasField("error"):
+        error = from_message(reply.error) if reply.HasField("error") else None
+        if not isinstance(error, NO_ANSWER):
+            self.sure = sure
+        if error is None:
             return reply.result
-        error = from_message(reply.error)
         if isinstance(error, UnavailableError):
             self._stream.leave()  # lest the next attempt meets a server again that cannot do it
         raise error
