@@ -166,6 +166,7 @@ class CheckpointWriter:
             Whether there was one, and the store is there.
         """
         async with self._retrying:
+            await asyncio.sleep(0)  # what cannot be made bytes waits for nothing, and there may be many
             change = self._ledger.next_alone(until)
             return change is not None and await self._save([change])
 

@@ -109,6 +109,23 @@ async def test_a_session_that_cannot_be_saved_keeps_no_other_from_it(
     )
 
 
+async def test_others_have_turns_of_the_loop_while_many_are_tried_that_cannot_be_made_bytes(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_: Session) -> bytes:
+        raise MemoryError
+
+    for number in range(40):
+        writer.step(await writer.open(str(number)))
+    monkeypatch.setattr(handover, "encode", cannot)
+    written, turns = asyncio.create_task(writer.checkpoints.writer.write()), 0
+    while not written.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert writer.checkpoints.writer.written["failed"] == 2 * 40, "with the others, and alone"
+    assert turns >= 40
+
+
 async def test_nobody_waits_while_one_is_tried_again(writer: Writer) -> None:
     sync, bad = await writer.open("sync", Durability.SYNC), await writer.open("bad")
     begun, save = asyncio.Event(), writer.store.save
