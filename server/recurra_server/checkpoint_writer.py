@@ -10,8 +10,8 @@ batches, which go on with all others (`engine/apart.py`). Who fails alone is put
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from math import inf
 from typing import Final
@@ -239,23 +239,26 @@ class CheckpointWriter:
         """Tell the sessions that the store has answered: whether they are still this server's."""
         now = self._clock()
         for save, still_owned in zip(batch, owned, strict=True):
-            with _on_its_own(save):
+            self.written["saved" if still_owned else "stale"] += 1
+            try:
                 if still_owned:
-                    self.written["saved"] += 1
                     save.durable.saved(save, now)
                 else:
-                    self.written["stale"] += 1
                     session = save.durable.session
                     _log.info("session_moved", session=session.id, epoch=save.durable.epoch)
                     self._engine.let_go(session)
+            except Exception:
+                _not_told(save)
 
     def _failed(self, batch: Sequence[Save], *, at_fault: bool) -> None:
         """Tell the sessions that it is not known whether the store has their checkpoints."""
         now = self._clock()
         for save in batch:
             self.written["failed"] += 1
-            with _on_its_own(save):
+            try:
                 save.durable.failed(save, now, at_fault=at_fault)
+            except Exception:
+                _not_told(save)
         if batch and at_fault:
             self._put_off.set()
 
@@ -273,13 +276,9 @@ class CheckpointWriter:
                 tell(trouble is None)
 
 
-@contextmanager
-def _on_its_own(save: Save) -> Iterator[None]:
+def _not_told(save: Save) -> None:
     """What goes wrong where a session tells who waits for it is no matter of the others of its batch."""
-    try:
-        yield
-    except Exception:
-        _log.exception("session_not_told", session=save.durable.session.id)
+    _log.exception("session_not_told", session=save.durable.session.id)
 
 
 def _cannot_be_saved(change: Change, error: Exception) -> None:

@@ -99,8 +99,10 @@ class Ledger:
     def forget(self, change: Change) -> None:
         """It is saved, or is part of another one now, or its session has ended."""
         self.changed.pop(change, None)
-        self._calm(change)
-        self._apart.remove(change)
+        if change.failures:
+            self._apart.remove(change)
+        else:
+            self._calm(change)
 
     def lag(self, now: float) -> float:
         """Seconds since the oldest change that is not in the store."""
@@ -159,9 +161,11 @@ class Ledger:
                 yield share, change
 
         lines = self._hurried.values()
-        yield from islice(filter(is_due, chain.from_iterable(lines)), 1)
-        for _, change in merge(*map(with_shares, lines), key=itemgetter(0)):
-            yield change
+        if len(lines) == 1:
+            yield from filter(is_due, *lines)
+        else:
+            yield from islice(filter(is_due, chain.from_iterable(lines)), 1)
+            yield from map(itemgetter(1), merge(*map(with_shares, lines), key=itemgetter(0)))
 
     def _calm(self, change: Change) -> None:
         """Nobody has to wait for it in line any more; the next turns are those of others."""
