@@ -1,7 +1,6 @@
 """The blocking client and a real server."""
 
 import inspect
-import os
 import subprocess
 import sys
 import threading
@@ -216,7 +215,6 @@ else:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 def test_a_fork_leaves_the_client_to_the_process_that_made_it(server: ServerProcess) -> None:
     assert run_python(FORKED, server.target) == "0 9 [0.0]\n"
     assert run_python(FORKED_BEFORE, server.target) == "0 True\n"

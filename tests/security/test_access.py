@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from tests.security.conftest import Caller, ask, outcome, refused, scraped, wait
 from tests.support.attacks import Attack
 from tests.support.authority import TOKENS, Authority, Issuer, write_access_file
 from tests.support.http2 import Rude
-from tests.support.server import Samples, ServerProcess, running_server
+from tests.support.server import ServerProcess, running_server
 from tests.support.wire import Stubs, tensor
 
 SERVICES = (
@@ -281,18 +280,15 @@ def test_calls_that_are_not_read_end_when_their_token_is_taken_back(
     ):
 
         def told(name: str, **labels: str) -> float:
-            header = {"Authorization": f"Bearer {TOKENS['max']}"}
-            request = urllib.request.Request(server.metrics_url, headers=header)  # noqa: S310
-            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-                return Samples(answer.read().decode()).get(name, **labels) or 0.0
+            return server.metrics(TOKENS["max"]).get(name, **labels) or 0.0
 
         for number, (method, message) in zip((1, 3), calls.items(), strict=True):
             data = message.SerializeToString()
             path, last = f"/recurra.v1.InferenceService/{method}", ["END_STREAM"] if method == "Generate" else []
             rude.send(rude.call(number, path, authorization=f"Bearer {TOKENS['alice']}"))
             rude.send(DataFrame(number, b"\0" + struct.pack(">I", len(data)) + data, flags=last))
-        for model in ("counter", "echo"):
-            assert wait_until(lambda name=model: told("recurra_timesteps_total", model=name, version="1") > 0)  # type: ignore[misc]
+        steps, of = "recurra_timesteps_total", [{"model": model, "version": "1"} for model in ("counter", "echo")]
+        assert wait_until(lambda: all(told(steps, **labels) > 0 for labels in of))
         assert told("recurra_streams") == 1
         write_access_file(access_file, issuer, tokens=[{"name": "max", "roles": ["metrics"], "token": TOKENS["max"]}])
         assert wait_until(lambda: told("recurra_streams") == 0, BUSY_SECOND), "StreamSteps"

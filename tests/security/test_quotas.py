@@ -170,6 +170,13 @@ def opened(stubs: Stubs, model: str = "counter") -> str:
     return stubs.sessions.OpenSession(OpenSessionRequest(model=model)).session.session_id
 
 
+def spend_all(way: Callable[[], object]) -> None:
+    """Make a call until its steps are more than one may have."""
+    error = failure(lambda: [way() for _ in range(20)])
+    assert reason_of(error) == "RESOURCE_EXHAUSTED CAPACITY"
+    assert bound_of(error) == "identity_steps_per_second"
+
+
 def bound_of(error: object) -> str:
     assert isinstance(error, grpc.RpcError)
     return str(error_info(error).metadata["bound"])
@@ -205,9 +212,7 @@ def test_steps_are_bounded_for_each(alice: Stubs, bob: Stubs, attack: Attack) ->
         lambda: alice.open_inference.ModelInfer(request(chunk)),
     )
     for way in ways:
-        error = failure(lambda: [way() for _ in range(20)])  # noqa: B023
-        assert reason_of(error) == "RESOURCE_EXHAUSTED CAPACITY"
-        assert bound_of(error) == "identity_steps_per_second"
+        spend_all(way)
     bob.inference.Step(StepRequest(session_id=others, inputs=[tensor([1.0])]))
     for stubs, each in ((alice, session_id), (bob, others)):
         stubs.sessions.CloseSession(CloseSessionRequest(session_id=each))
@@ -225,9 +230,7 @@ def test_steps_are_bounded_of_who_has_a_certificate_and_keeps_no_session(gateway
         lambda: gateway.open_inference.ModelInfer(request(chunk)),
     )
     for way in ways:
-        error = failure(lambda: [way() for _ in range(20)])  # noqa: B023
-        assert reason_of(error) == "RESOURCE_EXHAUSTED CAPACITY"
-        assert bound_of(error) == "identity_steps_per_second"
+        spend_all(way)
     attack(
         "gRPC port",
         "more steps a second than one's own bound, with a certificate and no session",

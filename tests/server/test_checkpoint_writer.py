@@ -178,7 +178,7 @@ async def test_what_was_closed_is_deleted_in_parts_with_what_somebody_waits_for_
         if len(order) == 1:
             writer.step(sync)
 
-    writer.store.delete = note  # type: ignore[method-assign]
+    monkeypatch.setattr(writer.store, "delete", note)
     writer.store.on_save = lambda: order.append("save")
     assert await writer.checkpoints.writer.write()
     assert order == ["0 1", "save", "2 3", "4"]

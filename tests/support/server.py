@@ -119,9 +119,11 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.kill()
 
-    def metrics(self) -> "Samples":
-        """Scrape it."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:  # noqa: S310
+    def metrics(self, token: str = "") -> "Samples":
+        """Scrape it, as who has a token where that is needed."""
+        header = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(self.metrics_url, headers=header)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             return Samples(answer.read().decode())
 
     def _find(self, pattern: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from recurra.v1.sessions_pb2 import (
     CloseSessionRequest,
     DrainSessionsRequest,
@@ -52,7 +53,7 @@ def test_what_is_no_duration_is_refused(stubs: Stubs, snapshot: bytes, why: str)
 
 
 def test_durations_are_taken_as_they_are(stubs: Stubs) -> None:
-    request = OpenSessionRequest(model="counter", idle_timeout={"seconds": 7, "nanos": 999_999_999})  # type: ignore[arg-type]
+    request = OpenSessionRequest(model="counter", idle_timeout=Duration(seconds=7, nanos=999_999_999))
     session = stubs.sessions.OpenSession(request).session
     assert (session.idle_timeout.seconds, session.idle_timeout.nanos) == (7, 999_999_999)
     stubs.sessions.CloseSession(CloseSessionRequest(session_id=session.session_id))
